@@ -1,0 +1,90 @@
+"""What ``fit`` returns: everything that is needed to score, rank, save and go on training."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxrec._types import Batch, Features, Params, Prior
+from jaxrec.data import Dataset, Encoder, Interactions
+from jaxrec.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommender:
+    """A model, its parameters, the encoder of its data and what its users have touched. A frozen value.
+
+    Args:
+      model: hyper-parameters and pure functions.
+      params: nested dict of arrays.
+      encoder: ids, features and scaling of the domain.
+      seen: interactions of the training part, then those added since; never recommended again by default.
+      num_trained: how many of ``seen`` the parameters were trained on.
+      link: what turns a score into a prediction in the (scaled) unit of the target.
+      log: one row per epoch of the training.
+    """
+
+    model: Model
+    params: Params
+    encoder: Encoder
+    seen: Interactions
+    num_trained: int
+    link: Literal["identity", "sigmoid"] = "identity"
+    log: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The training's log as a table: epoch, loss, seconds and the validation metric where it was computed."""
+        return pd.DataFrame(list(self.log))
+
+    @functools.cached_property
+    def features(self) -> Features:
+        """The encoder's features on the device."""
+        return on_device(self.encoder.features)
+
+    @property
+    def factorises(self) -> bool:
+        """Whether scores are inner products of user and item vectors."""
+        return hasattr(self.model, "user_vectors") and hasattr(self.model, "item_vectors")
+
+    @property
+    def pooled_history(self) -> int:
+        """Length of the history that the model reads of a user; 0 if it reads none."""
+        return getattr(self.model, "history", 0)
+
+    @functools.cached_property
+    def prior(self) -> Prior:
+        """Spread of the trained vectors, for folding in; computed when it is first needed."""
+        from jaxrec.ranking._vectors import measure
+
+        return measure(self)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises unless the dataset's entity indices mean the same as this recommender's."""
+        for name, ours, theirs in (
+            ("users", self.encoder.users, dataset.encoder.users),
+            ("items", self.encoder.items, dataset.encoder.items),
+        ):
+            if theirs is not ours and not np.array_equal(theirs.ids, ours.ids[: len(theirs)]):
+                raise ValueError(
+                    f"The dataset's {name} were numbered by another encoder ({theirs!r}) than the recommender's "
+                    f"({ours!r}). Encode the frame with recommender.encoder, or encode all parts together."
+                )
+
+    def batch(self, users: np.ndarray, context: np.ndarray | None = None) -> Batch:
+        """What a model is told of these users (entity indices): ids and the latest of their histories."""
+        history = self.seen.latest(users, self.pooled_history) if self.pooled_history else None
+        return Batch(user=users.astype(np.int32), history=history, context=context)
+
+    def __repr__(self) -> str:
+        count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(self.params))
+        return f"Recommender({self.model}, {count:,} parameters, {self.encoder!r}, seen: {self.seen!r})"
+
+
+def on_device(features: Features) -> Features:
+    """Features as device arrays."""
+    return jax.tree.map(jnp.asarray, features)

@@ -1,0 +1,108 @@
+"""The one path language. A leaf of a parameter tree is called by its path, ``item/embedding``.
+
+Patterns are shell-style and cover the whole path: ``*`` also crosses ``/``, so ``item/*`` is the whole subtree.
+Everything that selects, splits, copies or prints parameters by name goes through this file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from jaxrec._types import Params
+
+Patterns = str | Sequence[str]
+
+
+def flatten(params: Mapping[Any, Any]) -> dict[str, Any]:
+    """Leaves by path, in the order of the tree. Empty subtrees vanish."""
+    leaves: dict[str, Any] = {}
+
+    def walk(tree: Mapping[Any, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            if not isinstance(name, str) or not name or "/" in name:
+                raise ValueError(
+                    f"Expected non-empty string keys without '/' in a parameter tree, got {name!r} under "
+                    f"'{prefix}'. Rename the key; '/' separates the parts of a path."
+                )
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}/")
+            else:
+                leaves[f"{prefix}{name}"] = value
+
+    walk(params, "")
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+    """The nested dict whose leaves by path are ``leaves``."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def covers(pattern: str, path: str) -> bool:
+    """Whether the shell-style pattern covers the whole path."""
+    return fnmatchcase(path, pattern)
+
+
+def match(paths: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
+    """The paths that any pattern covers, in their own order. A pattern that covers none is an error."""
+    paths = tuple(paths)
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in patterns:
+        if not any(covers(pattern, path) for path in paths):
+            raise ValueError(
+                f"Pattern {pattern!r} matches no parameter, so it selects nothing. Parameter paths: "
+                f"{', '.join(paths)}. Patterns are shell-style and cover the whole path, for example 'item/*'."
+            )
+    return tuple(path for path in paths if any(covers(pattern, path) for pattern in patterns))
+
+
+def split(params: Params, patterns: Patterns) -> tuple[Params, Params]:
+    """``(rest, matched)``: two trees that have no leaf in common and make up ``params``."""
+    leaves = flatten(params)
+    chosen = set(match(leaves, patterns))
+    rest = {path: leaf for path, leaf in leaves.items() if path not in chosen}
+    return unflatten(rest), unflatten({path: leaf for path, leaf in leaves.items() if path in chosen})
+
+
+def merge(*trees: Params) -> Params:
+    """One tree with the leaves of all; the inverse of ``split``. A path in two trees is an error."""
+    leaves: dict[str, Any] = {}
+    for tree in trees:
+        for path, leaf in flatten(tree).items():
+            if path in leaves:
+                raise ValueError(f"Parameter {path!r} stands in two of the trees to be merged. Split them first.")
+            leaves[path] = leaf
+    return unflatten(leaves)
+
+
+def get(params: Params, path: str) -> Any:
+    """The leaf at ``path``."""
+    leaves = flatten(params)
+    if path not in leaves:
+        raise ValueError(f"No parameter {path!r}. Parameter paths: {', '.join(leaves)}.")
+    return leaves[path]
+
+
+def replace(params: Params, leaves: Mapping[str, Any]) -> Params:
+    """A new tree with some leaves exchanged; the paths must exist."""
+    old = flatten(params)
+    match(old, tuple(path for path in leaves if path not in old))
+    return unflatten({**old, **leaves})
+
+
+def drop(params: Params, paths: Iterable[str]) -> Params:
+    """A new tree without the leaves at ``paths``; paths that are not there are ignored."""
+    gone = set(paths)
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if path not in gone})
+
+
+def map_with_path(function: Callable[[str, Any], Any], params: Params) -> Params:
+    """``function(path, leaf)`` at every leaf."""
+    return unflatten({path: function(path, leaf) for path, leaf in flatten(params).items()})

@@ -1,0 +1,85 @@
+"""The named tuples that cross room borders: what a batch holds and what is known of each entity."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, Int32
+
+Array = jax.Array | np.ndarray
+Params = dict[str, Any]
+"""Nested dict of arrays; a leaf is named by its path, for example ``item/embedding``."""
+
+
+class Batch(NamedTuple):
+    """Examples that are scored together. Fields that a model or loss does not use are None.
+
+    ``user``, ``item``, ``shared_negatives`` and ``history`` hold *entity indices* (rows of the catalogue); 0 is
+    the unknown entity, which is also the padding. A model scores ``columns`` = the columns of ``item`` followed
+    by ``shared_negatives``.
+    """
+
+    user: Int[Array, " batch"] | None = None
+    item: Int[Array, "batch own"] | None = None  # a positive first, then its own negatives
+    shared_negatives: Int[Array, " shared"] | None = None  # scored for every user of the batch
+    target: Float[Array, " batch"] | None = None  # as trained on, that is after the encoder's scaling
+    weight: Float[Array, " batch"] | None = None  # non-negative; 0 marks padding
+    log_q: Float[Array, "#batch columns"] | None = None  # log of each column's sampling probability
+    history: Int[Array, "batch length"] | None = None  # items the user touched, 0 where there are fewer
+    context: Float[Array, "batch features"] | None = None  # of the interaction: time, price, a plain matrix's row
+
+
+class Features(NamedTuple):
+    """What is known of every entity, by entity index. Neither parameters nor constants of a model.
+
+    ``*_row`` maps an entity to its row in the embedding tables, 0 where nothing was trained. ``*_dense`` holds
+    numbers and vectors, ``*_codes`` one array per categorical or multi-label feature (0 = unknown or padding).
+    """
+
+    user_row: Int32[Array, " users"]
+    item_row: Int32[Array, " items"]
+    user_dense: Float[Array, "users user_width"] | None = None
+    item_dense: Float[Array, "items item_width"] | None = None
+    user_codes: dict[str, Int32[Array, "users length"]] = {}
+    item_codes: dict[str, Int32[Array, "items length"]] = {}
+
+
+class FoldIn(NamedTuple):
+    """What folding in one side needs to know of the trained vectors, float32.
+
+    With :math:`S` the mean square of this side's vectors around what the model gives an unknown one, and :math:`C` the
+    covariance of the other side's as training met them, :math:`S^{1/2} C S^{1/2} = Q L Q^T`.
+    """
+
+    met: Float[Array, " dim"]  # mean of the other side's vectors, each weighing as often as training met it
+    root: Float[Array, "dim dim"]  # S^(1/2)
+    basis: Float[Array, "dim dim"]  # S^(1/2) Q
+    curvature: Float[Array, " dim"]  # diagonal of L
+
+
+class Prior(NamedTuple):
+    """What is known of vectors before a single interaction."""
+
+    user: FoldIn
+    item: FoldIn
+    noise: float  # mean squared error of the training targets
+
+
+class Sizes(NamedTuple):
+    """What a model must know of the data to allocate its parameters: rows of tables and widths of features."""
+
+    user_rows: int
+    item_rows: int
+    context: int = 0
+    user_dense: int = 0
+    item_dense: int = 0
+    user_codes: tuple[tuple[str, int], ...] = ()
+    item_codes: tuple[tuple[str, int], ...] = ()
+
+
+@runtime_checkable
+class HasSizes(Protocol):
+    """A dataset, an encoder: whatever knows its sizes."""
+
+    @property
+    def sizes(self) -> Sizes: ...

@@ -1,0 +1,172 @@
+"""New users and items without retraining: add them, fold them in from a few interactions; the popularity baseline."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jaxrec._recommender import Recommender
+from jaxrec._types import Array, FoldIn, Prior
+from jaxrec.data import Dataset
+from jaxrec.models import Popularity
+
+__all__ = ["FoldIn", "Prior", "add", "fold_in", "fold_in_values", "popularity", "prepare"]
+
+
+def add(
+    recommender: Recommender,
+    *,
+    users: pd.DataFrame | Iterable[Any] | None = None,
+    items: pd.DataFrame | Iterable[Any] | None = None,
+    interactions: pd.DataFrame | None = None,
+) -> Recommender:
+    """A recommender that also knows these users, items and interactions. Nothing is trained.
+
+    A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
+    any other model that factorises is folded in (see ``fold_in``). Without either it is the unknown one. Within the
+    encoder's capacity nothing is compiled again.
+
+    Args:
+      recommender: stays as it is.
+      users: a frame with the schema's user column and features, or raw ids.
+      items: likewise.
+      interactions: with the schema's columns; users and items in it that are not known yet are added. They count
+        as seen: their items are not recommended again.
+
+    Raises:
+      ValueError: a column is missing, a feature or target is no finite number.
+      TypeError: ids of another type than the encoder's.
+    """
+    encoder = recommender.encoder.extend(users=users, items=items)
+    seen = recommender.seen
+    if interactions is not None:
+        schema = encoder.schema
+        encoder.encode(interactions)  # checks the frame before its ids are taken
+        encoder = encoder.extend(
+            users=None if schema.user is None else interactions[schema.user].unique(),
+            items=None if schema.item is None else interactions[schema.item].unique(),
+        )
+        seen = seen.append(encoder.encode(interactions).interactions)
+    sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
+    extended = dataclasses.replace(recommender, encoder=encoder, seen=dataclasses.replace(seen, **sizes))
+    if interactions is not None and extended.factorises and not extended.pooled_history:
+        # The trained vectors have not changed, so what was measured of them (once, it is cached) holds on.
+        extended.__dict__["prior"] = recommender.prior
+    return extended
+
+
+def popularity(train: Dataset) -> Recommender:
+    """The baseline that recommends what was touched most often, the same to everybody."""
+    model = Popularity.for_data(train)
+    count = np.zeros((train.sizes.item_rows, 1), np.float32)
+    row = train.features.item_row
+    np.add.at(count[:, 0], row[train.interactions.item], 1.0)
+    count[0] = 0.0
+    return Recommender(
+        model=model,
+        params={"item": {"count": jnp.asarray(count)}},
+        encoder=train.encoder,
+        seen=train.interactions,
+        num_trained=len(train.interactions),
+    )
+
+
+def prepare(
+    errors: Float[Array, "entities dim"], others: Float[Array, "others dim"], share: Float[Array, " others"]
+) -> FoldIn:
+    """Measures trained vectors for folding in.
+
+    Args:
+      errors: of this side's trained entities: their vector minus what the model would give them if they were unknown.
+      others: of the other side's.
+      share: of the training interactions that each of ``others`` has; sums to 1.
+    """
+    errors, others, share = (np.asarray(values, np.float64) for values in (errors, others, share))
+    met = share @ others
+    values, axes = np.linalg.eigh(errors.T @ errors / max(len(errors), 1))
+    root = (axes * np.sqrt(np.maximum(values, 0.0))) @ axes.T
+    spread = (others - met).T @ ((others - met) * share[:, None])
+    curvature, turn = np.linalg.eigh(root @ spread @ root)
+    arrays = (met, root, root @ turn, np.maximum(curvature, 0.0))
+    return FoldIn(*(array.astype(np.float32) for array in arrays))
+
+
+@jax.jit
+def fold_in(
+    vectors: Float[Array, "batch dim"],
+    prior: FoldIn,
+    others: Float[Array, "batch length dim"],
+    mask: Float[Array, "batch length"],
+) -> Float[jax.Array, "batch dim"]:
+    r"""Vectors of users from the items that they touched (or of items from their users), by a ridge regression.
+
+    The model says that a user with vector :math:`u` picks item :math:`i` with probability proportional to
+    :math:`\exp(u^\top v_i)`. One Newton step on the log-likelihood of the :math:`n` items picked, from the vector
+    :math:`u_0` that the model gives without them, with the mean square :math:`S` of what training added to such a guess
+    as prior covariance, is
+
+    .. math:: u = u_0 + (n C + S^{-1})^{-1} \textstyle\sum_{i} (v_i - \bar v)
+
+    where :math:`\bar v` and :math:`C` are mean and covariance of the items that training interactions met. Nothing is
+    to be tuned; without interactions :math:`u = u_0`, and a coordinate that training left alone stays.
+
+    Args:
+      vectors: what the model gives without the interactions.
+      prior: of this side.
+      others: vectors of the other side that were touched.
+      mask: 1 for an interaction, 0 for padding.
+
+    Returns:
+      float32.
+
+    References:
+      Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008 (folding in by a
+      regression on fixed item vectors; here with the softmax's curvature and an empirical prior instead of weights to
+      be tuned).
+    """
+    gap = jnp.einsum("bld,bl->bd", others - prior.met[None, None, :], mask)
+    count = mask.sum(axis=1, keepdims=True)
+    step = (gap @ prior.basis) / (1.0 + count * prior.curvature[None, :])
+    return jnp.asarray(vectors) + step @ prior.basis.T
+
+
+@jax.jit
+def fold_in_values(
+    vectors: Float[Array, "batch dim"],
+    prior: FoldIn,
+    others: Float[Array, "batch length dim"],
+    mask: Float[Array, "batch length"],
+    values: Float[Array, "batch length"],
+    *,
+    noise: float | Float[Array, ""],
+) -> Float[jax.Array, "batch dim"]:
+    r"""As ``fold_in`` for targets such as ratings: the posterior mean of a linear regression.
+
+    .. math:: u = u_0 + \Bigl(\tfrac{1}{\sigma^2} \sum_i v_i v_i^\top + S^{-1}\Bigr)^{-1}
+        \tfrac{1}{\sigma^2} \sum_i v_i (y_i - u_0^\top v_i)
+
+    Args:
+      vectors: what the model gives without the interactions.
+      prior: of this side.
+      others: vectors of the other side that were touched.
+      mask: 1 for an interaction, 0 for padding.
+      values: targets, scaled as in training.
+      noise: mean squared error of the training targets, positive.
+
+    Returns:
+      float32.
+    """
+    rooted = jnp.einsum("bld,de->ble", others * mask[..., None], prior.root) / jnp.sqrt(jnp.asarray(noise, jnp.float32))
+    residual = (values - jnp.einsum("bld,bd->bl", others, vectors)) * mask / jnp.sqrt(jnp.asarray(noise, jnp.float32))
+
+    def solve(rows: jax.Array, right: jax.Array) -> jax.Array:
+        # The unit matrix plus one of low rank is well conditioned, and conjugate gradients export to any platform.
+        return jax.scipy.sparse.linalg.cg(lambda x: x + rows.T @ (rows @ x), right, tol=1e-6, maxiter=right.size + 1)[0]
+
+    change = jax.vmap(solve)(rooted, jnp.einsum("ble,bl->be", rooted, residual))
+    return jnp.asarray(vectors) + change @ prior.root

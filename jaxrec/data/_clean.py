@@ -1,0 +1,129 @@
+"""Cleaning: every step says how many rows it touched."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.data._schema import Schema, need_columns, numbers, times, weights
+from jaxrec.data._vocabulary import Vocabulary
+
+
+class Cleaned(NamedTuple):
+    """The rows that are left, and what became of the others."""
+
+    frame: pd.DataFrame
+    report: pd.DataFrame  # columns: step, rows (touched), left (rows after the step)
+
+
+def clean(
+    frame: pd.DataFrame,
+    schema: Schema,
+    *,
+    missing: Literal["drop", "error"] = "drop",
+    target_range: tuple[float, float] | None = None,
+    out_of_range: Literal["drop", "error"] = "drop",
+    duplicates: Literal["last", "mean", "error", "keep"] = "last",
+    min_user: int = 1,
+    min_item: int = 1,
+) -> Cleaned:
+    """Rows fit for training, in the order in which they came.
+
+    The steps, in order: rows with a missing id, target, time or weight; targets that are infinite or outside
+    ``target_range``; repeated pairs of user and item; users and items with too few rows, repeatedly until none is
+    left (the k-core).
+
+    Args:
+      frame: interactions.
+      schema: names the columns.
+      missing: what to do with rows that lack a value.
+      target_range: lowest and highest allowed target.
+      out_of_range: what to do with targets outside, or infinite.
+      duplicates: keep the last row of a pair by time (by position without a time column), or the last row with the
+        mean of the pair's targets, or every row; ``"error"`` refuses them.
+      min_user: fewest rows per user, k of the k-core.
+      min_item: fewest rows per item.
+
+    Returns:
+      The frame and the report.
+
+    Raises:
+      ValueError: a column is missing, a target is no number, a weight is negative, a policy is ``"error"`` and finds
+        something, or no row is left.
+      TypeError: ids of mixed types.
+    """
+    need_columns(frame, schema.columns(), "interactions")
+    steps: list[tuple[str, int, int]] = []
+
+    def after(step: str, touched: int, kept: pd.DataFrame) -> pd.DataFrame:
+        steps.append((step, touched, len(kept)))
+        if not len(kept):
+            done = "; ".join(f"{name}: {rows}" for name, rows, _ in steps)
+            raise ValueError(
+                f"Cleaning filtered all {len(frame)} rows away (rows by step: {done}). Loosen the last step."
+            )
+        return kept
+
+    named = [name for name in (schema.user, schema.item, schema.target, schema.time, schema.weight) if name is not None]
+    lacking = frame[named].isna().any(axis=1).to_numpy()
+    if lacking.any() and missing == "error":
+        columns = [name for name in named if frame[name].isna().any()]
+        raise ValueError(
+            f"{int(lacking.sum())} rows lack a value in {', '.join(columns)}. Use missing='drop' or fill them."
+        )
+    kept = after("missing values", int(lacking.sum()), frame[~lacking])
+    for name in (schema.user, schema.item):
+        if name is not None:
+            Vocabulary.fit(kept[name])  # refuses mixed types
+    if schema.weight is not None:
+        weights(kept, schema.weight)
+
+    if schema.target is not None:
+        values = numbers(kept, schema.target, "target")
+        low, high = target_range or (-np.inf, np.inf)
+        wrong = ~((values >= low) & (values <= high) & np.isfinite(values))
+        if wrong.any() and out_of_range == "error":
+            raise ValueError(
+                f"{int(wrong.sum())} targets in {schema.target!r} are infinite or outside [{low}, {high}], such as "
+                f"{values[wrong][0]}. Use out_of_range='drop', or widen target_range."
+            )
+        kept = after("infinite or out of range", int(wrong.sum()), kept[~wrong])
+
+    if schema.user is not None and schema.item is not None:
+        pair = [schema.user, schema.item]
+        repeated = kept.duplicated(pair, keep=False)
+        count = int(kept.duplicated(pair).sum())
+        if count and duplicates == "error":
+            example = kept.loc[repeated, pair].iloc[0].tolist()
+            raise ValueError(
+                f"{count} rows repeat a pair of user and item, such as {example}. Use duplicates='last' or 'mean'."
+            )
+        if count and duplicates != "keep":
+            kept = _without_repetition(kept, schema, pair, mean=duplicates == "mean")
+        kept = after(f"duplicate pairs ({duplicates})", count, kept)
+        before = len(kept)
+        kept = _core(kept, schema.user, schema.item, min_user, min_item)
+        kept = after(f"fewer than {min_user} per user or {min_item} per item", before - len(kept), kept)
+    return Cleaned(kept, pd.DataFrame(steps, columns=["step", "rows", "left"]))
+
+
+def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *, mean: bool) -> pd.DataFrame:
+    order = np.arange(len(frame)) if schema.time is None else np.argsort(times(frame, schema.time), kind="stable")
+    last = frame.iloc[order].duplicated(pair, keep="last").to_numpy()
+    kept = frame.iloc[np.sort(order[~last])]
+    if mean and schema.target is not None:
+        of_pair = frame.groupby(pair, sort=False)[schema.target].mean()
+        index = pd.MultiIndex.from_frame(kept[pair])
+        kept = kept.assign(**{schema.target: of_pair.reindex(index).to_numpy()})
+    return kept
+
+
+def _core(frame: pd.DataFrame, user: str, item: str, min_user: int, min_item: int) -> pd.DataFrame:
+    while len(frame):
+        few = (frame.groupby(user)[user].transform("size") < min_user) | (
+            frame.groupby(item)[item].transform("size") < min_item
+        )
+        if not few.any():
+            break
+        frame = frame[~few]
+    return frame

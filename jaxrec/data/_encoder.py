@@ -1,0 +1,355 @@
+"""Frames to arrays: vocabularies and training statistics as one frozen value, saved with the model."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxrec import _values
+from jaxrec._types import Features, Sizes
+from jaxrec.data._features import FittedFeature, side_arrays
+from jaxrec.data._interactions import Interactions
+from jaxrec.data._scaling import Scaler
+from jaxrec.data._schema import Schema, finite, need_columns, times, weights
+from jaxrec.data._sides import Side, blank, capacity_for, entity_frame, fit_features, grown, write
+from jaxrec.data._vocabulary import Vocabulary
+
+
+class Parts(NamedTuple):
+    """What a split returns and ``encode`` keeps: three frames or three datasets; a part not asked for is None."""
+
+    train: Any
+    validation: Any
+    test: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """How a domain's frames become arrays. Everything in it was fitted on the training part.
+
+    Two numberings (see ``docs/design.md``): an *entity index* is a row of the catalogue and of its features, cold
+    entities included; a *table row*, ``features.user_row[entity]``, is a row of an embedding table, 0 for entities
+    that were not trained. Index 0 and row 0 are the unknown's. Arrays are allocated to a capacity, so that users
+    and items can be added without a change of shape.
+    """
+
+    schema: Schema
+    users: Vocabulary
+    items: Vocabulary
+    user_features: tuple[FittedFeature, ...]
+    item_features: tuple[FittedFeature, ...]
+    context: tuple[FittedFeature, ...]
+    target: Scaler | None
+    features: Features  # NumPy arrays by entity index, to capacity
+    user_rows: int  # capacity of the embedding tables
+    item_rows: int
+
+    __eq__ = _values.equal
+
+    @classmethod
+    def fit(
+        cls,
+        train: pd.DataFrame,
+        schema: Schema,
+        *,
+        users: pd.DataFrame | None = None,
+        items: pd.DataFrame | None = None,
+        also: Sequence[pd.DataFrame] = (),
+        like: "Encoder | None" = None,
+    ) -> "Encoder":
+        """Vocabularies and statistics.
+
+        Args:
+          train: interactions of the training part. Only these, and features of users and items in them, enter
+            statistics and get table rows.
+          schema: names the columns.
+          users: one row per user with the features; users without interactions are cold members of the catalogue.
+          items: likewise for items.
+          also: further interactions whose ids belong to the catalogue as cold entities (validation and test).
+          like: the encoder of a source domain, whose feature statistics and label numbering are taken over, so that
+            a model pretrained there reads the features here alike. New labels are appended.
+
+        Raises:
+          ValueError: a column is missing, a frame is empty, a number is not finite, a weight is negative, an id
+            repeats in ``users`` or ``items``, a feature is constant.
+          TypeError: ids of mixed types.
+        """
+        need_columns(train, schema.columns(), "training interactions")
+        features: dict[str, Any] = {"user_row": np.zeros(8, np.int32), "item_row": np.zeros(8, np.int32)}
+        found: dict[str, Any] = {
+            "users": Vocabulary.fit([]),
+            "items": Vocabulary.fit([]),
+            "user_rows": 8,
+            "item_rows": 8,
+        }
+        fitted: dict[str, tuple[FittedFeature, ...]] = {"user": (), "item": ()}
+        given: tuple[tuple[Side, str | None, pd.DataFrame | None], ...]
+        given = (("user", schema.user, users), ("item", schema.item, items))
+        for side, column, frame in given:
+            if column is None:
+                continue
+            specs = schema.user_features if side == "user" else schema.item_features
+            frame = entity_frame(frame, column, specs, side)
+            sources = [train, *also] + ([frame] if frame is not None else [])
+            vocabulary = Vocabulary.fit(pd.concat([source[column] for source in sources], ignore_index=True))
+            trained = np.unique(vocabulary.encode(train[column]))
+            if frame is not None:
+                inherited = () if like is None else (like.user_features if side == "user" else like.item_features)
+                known = frame[np.isin(vocabulary.encode(frame[column]), trained)]
+                fitted[side] = fit_features(specs, known, inherited)
+            size = capacity_for(len(vocabulary) + 1)
+            row = np.zeros(size, np.int32)
+            row[trained] = np.arange(1, len(trained) + 1)
+            features[f"{side}_row"] = row
+            features |= blank(side, fitted[side], size)
+            found[f"{side}s"], found[f"{side}_rows"] = vocabulary, capacity_for(len(trained) + 1)
+            if frame is not None:
+                write(features, side, fitted[side], vocabulary.encode(frame[column]), frame)
+        target = None
+        if schema.target is not None and schema.target_scale is not None:
+            values = finite(train, schema.target, "target")[:, None]
+            target = (
+                like.target
+                if like is not None and like.target
+                else Scaler.fit(values, schema.target_scale, schema.target)
+            )
+        return cls(
+            schema=schema,
+            user_features=fitted["user"],
+            item_features=fitted["item"],
+            context=fit_features(schema.context, train, () if like is None else like.context),
+            target=target,
+            features=Features(**features),
+            **found,
+        )
+
+    def encode(self, frame: pd.DataFrame, *, labelled: bool = True) -> "Dataset":
+        """Interactions as arrays. Unknown users and items become index 0; ``extend`` first to tell them apart.
+
+        Args:
+          frame: interactions with the schema's columns.
+          labelled: False where the target, weight and time columns are not needed, as for predicting.
+
+        Raises:
+          ValueError: a column is missing, the frame is empty, a target is not finite, a weight is negative.
+          TypeError: ids of another type than the vocabulary's.
+        """
+        schema = self.schema
+        columns = schema.columns()
+        if not labelled:
+            columns = tuple(name for name in columns if name not in (schema.target, schema.weight, schema.time))
+        need_columns(frame, columns, "interactions")
+        target = weight = time = None
+        if labelled and schema.target is not None:
+            target = finite(frame, schema.target, "target")
+            if self.target is not None:
+                target = self.target.transform(target[:, None], schema.target)[:, 0]
+            target = target.astype(np.float32)
+        if labelled and schema.weight is not None:
+            weight = weights(frame, schema.weight).astype(np.float32)
+        if labelled and schema.time is not None:
+            time = times(frame, schema.time)
+        context, _ = side_arrays(self.context, frame)
+        return Dataset(
+            encoder=self,
+            user=None if schema.user is None else self.users.encode(frame[schema.user]),
+            item=None if schema.item is None else self.items.encode(frame[schema.item]),
+            target=target,
+            weight=weight,
+            time=time,
+            context=context,
+        )
+
+    def extend(
+        self, *, users: pd.DataFrame | Iterable[Any] | None = None, items: pd.DataFrame | Iterable[Any] | None = None
+    ) -> "Encoder":
+        """An encoder that also knows these users and items, cold, with their features.
+
+        Nothing is fitted again. Shapes stay until the capacity is used up, which then doubles.
+
+        Args:
+          users: a frame with the user column and the feature columns, or plain raw ids (features unknown). Ids that
+            are known already keep their index; their features are replaced if a frame gives them.
+          items: likewise.
+        """
+        return self._extend_side("user", users)._extend_side("item", items)
+
+    def _extend_side(self, side: Side, new: pd.DataFrame | Iterable[Any] | None) -> "Encoder":
+        if new is None:
+            return self
+        column, specs = self._column(side), tuple(feature.feature for feature in self._fitted(side))
+        if column is None:
+            raise ValueError(f"The schema names no {side} column, so no {side}s can be added.")
+        frame = None
+        if isinstance(new, pd.DataFrame):
+            frame = entity_frame(new, column, specs, side)
+            new = new[column]
+        vocabulary = self.vocabulary(side).extend(new)
+        features = self.features._asdict()
+        size, needed = len(features[f"{side}_row"]), len(vocabulary) + 1
+        while size < needed:
+            size *= 2
+        for name in (f"{side}_row", f"{side}_dense"):
+            features[name] = grown(features[name], size)
+        features[f"{side}_codes"] = {name: grown(code, size) for name, code in features[f"{side}_codes"].items()}
+        if frame is not None:
+            write(features, side, self._fitted(side), vocabulary.encode(frame[column]), frame)
+        vocabularies = {"users": vocabulary} if side == "user" else {"items": vocabulary}
+        return dataclasses.replace(self, features=Features(**features), **vocabularies)
+
+    def with_rows(self, side: Side, entities: np.ndarray) -> "Encoder":
+        """An encoder in which these entities have a table row; those that have one keep it."""
+        row = (self.features.user_row if side == "user" else self.features.item_row).copy()
+        new = np.unique(entities[(entities > 0) & (row[entities] == 0)])
+        used = int(row.max())
+        row[new] = np.arange(used + 1, used + 1 + len(new))
+        rows = self.user_rows if side == "user" else self.item_rows
+        while rows < used + 1 + len(new):
+            rows *= 2
+        if side == "user":
+            return dataclasses.replace(self, features=self.features._replace(user_row=row), user_rows=rows)
+        return dataclasses.replace(self, features=self.features._replace(item_row=row), item_rows=rows)
+
+    def vocabulary(self, side: Side) -> Vocabulary:
+        return self.users if side == "user" else self.items
+
+    def original_target(self, values: np.ndarray) -> np.ndarray:
+        """Scaled targets or predictions ``[rows]`` back in the target's own unit."""
+        return values if self.target is None else self.target.inverse(np.asarray(values, np.float64)[:, None])[:, 0]
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a model must know to allocate its parameters."""
+
+        def codes(side: Side) -> tuple[tuple[str, int], ...]:
+            return tuple(
+                (each.name, len(each.vocabulary) + 1) for each in self._fitted(side) if each.vocabulary is not None
+            )
+
+        def dense(fitted: Iterable[FittedFeature]) -> int:
+            return sum(each.width for each in fitted if not each.is_code)
+
+        return Sizes(
+            user_rows=self.user_rows,
+            item_rows=self.item_rows,
+            context=dense(self.context),
+            user_dense=dense(self.user_features),
+            item_dense=dense(self.item_features),
+            user_codes=codes("user"),
+            item_codes=codes("item"),
+        )
+
+    def __repr__(self) -> str:
+        def side(name: Side) -> str:
+            row = self.features.user_row if name == "user" else self.features.item_row
+            known = [each.name for each in self._fitted(name)]
+            trained = int((row > 0).sum())
+            features = ", ".join(known) or "none"
+            return f"{len(self.vocabulary(name))} {name}s ({trained} with a table row; features: {features})"
+
+        return f"Encoder({side('user')}, {side('item')}, target: {self.target or self.schema.target or 'none'})"
+
+    def _column(self, side: Side) -> str | None:
+        return self.schema.user if side == "user" else self.schema.item
+
+    def _fitted(self, side: Side) -> tuple[FittedFeature, ...]:
+        return self.user_features if side == "user" else self.item_features
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Interactions of one domain as arrays of equal length. Made by ``data.encode`` or ``Encoder.encode``.
+
+    Args:
+      encoder: which encoded them.
+      user: int32 entity indices ``[rows]``, 0 where unknown; None for data without users.
+      item: likewise.
+      target: float32 ``[rows]``, scaled as the encoder says; None for implicit feedback.
+      weight: float32 ``[rows]``, non-negative; None for equal weights.
+      time: float64 ``[rows]``; None where the schema names no time.
+      context: float32 ``[rows, features]``; None where the schema names none.
+    """
+
+    encoder: Encoder
+    user: np.ndarray | None
+    item: np.ndarray | None
+    target: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    time: np.ndarray | None = None
+    context: np.ndarray | None = None
+
+    __eq__ = _values.equal
+
+    def __len__(self) -> int:
+        for values in (self.user, self.target, self.context):
+            if values is not None:
+                return len(values)
+        return 0
+
+    @property
+    def features(self) -> Features:
+        return self.encoder.features
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.encoder.sizes
+
+    @functools.cached_property
+    def interactions(self) -> Interactions:
+        """The pairs of known users and items, ordered by time (or as in the frame)."""
+        if self.user is None or self.item is None:
+            none = np.zeros(0, np.int32)
+            return Interactions(none, none, 1, 1)
+        order = np.arange(len(self)) if self.time is None else np.argsort(self.time, kind="stable")
+        order = order[(self.user[order] > 0) & (self.item[order] > 0)]
+        return Interactions(
+            self.user[order],
+            self.item[order],
+            len(self.features.user_row),
+            len(self.features.item_row),
+            None if self.target is None else self.target[order],
+        )
+
+    def subset(self, rows: np.ndarray) -> "Dataset":
+        """The chosen rows, by a mask or by row numbers."""
+        arrays = {
+            field.name: None if (values := getattr(self, field.name)) is None else values[rows]
+            for field in dataclasses.fields(self)
+            if field.name != "encoder"
+        }
+        return Dataset(encoder=self.encoder, **arrays)
+
+    def __repr__(self) -> str:
+        kind = "implicit" if self.target is None else "with a target"
+        return f"Dataset({len(self)} interactions, {kind}; {self.encoder!r})"
+
+
+def encode(
+    parts: Parts,
+    schema: Schema,
+    *,
+    users: pd.DataFrame | None = None,
+    items: pd.DataFrame | None = None,
+    like: Encoder | None = None,
+) -> Parts:
+    """A split's frames as datasets that share one encoder, fitted on the training part alone.
+
+    Args:
+      parts: frames of interactions; validation and test may be None. Their users and items belong to the catalogue,
+        as cold ones where the training part has not seen them.
+      schema: names the columns.
+      users: one row per user with the features, if there are any.
+      items: likewise.
+      like: the encoder of a source domain; see ``Encoder.fit``.
+
+    Returns:
+      Three datasets; a part that was None or empty stays None.
+    """
+    held_out = [part for part in parts[1:] if part is not None and len(part)]
+    for part in held_out:
+        need_columns(part, schema.columns(), "held-out interactions")
+    encoder = Encoder.fit(parts.train, schema, users=users, items=items, also=held_out, like=like)
+    return Parts(*(None if part is None or not len(part) else encoder.encode(part) for part in parts))

@@ -1,0 +1,137 @@
+"""Side features of entities and interactions: fitted on training rows, then turned into arrays."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxrec import _values
+from jaxrec.data._scaling import Scaler
+from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers
+from jaxrec.data._vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedFeature:
+    """A feature with its training statistics: a scaler for numbers, a vocabulary for categories and labels."""
+
+    feature: Feature
+    width: int  # numbers per entity; for codes the most labels of one entity, which may grow
+    scaler: Scaler | None = None
+    vocabulary: Vocabulary | None = None
+
+    __eq__ = _values.equal
+
+    @classmethod
+    def fit(cls, feature: Feature, frame: pd.DataFrame) -> "FittedFeature":
+        """Statistics of the rows of ``frame``, which are the training part's."""
+        if isinstance(feature, Numeric | Vector):
+            values = _numbers_of(feature, frame, width=None)
+            scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
+            return cls(feature, values.shape[1], scaler=scaler)
+        labels = _labels_of(feature, frame)
+        vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
+        if len(vocabulary) < 2:
+            raise ValueError(
+                f"The feature {feature.column!r} is constant in the training part ({vocabulary}), so it tells a model "
+                "nothing. Leave it out of the schema."
+            )
+        return cls(feature, max(map(len, labels)), vocabulary=vocabulary)
+
+    def encode(self, frame: pd.DataFrame) -> np.ndarray:
+        """float32 ``[rows, width]``, or int32 codes ``[rows, most labels]`` padded with 0."""
+        if isinstance(self.feature, Numeric | Vector):
+            values = _numbers_of(self.feature, frame, width=self.width)
+            if self.scaler is not None:
+                values = self.scaler.transform(values, self.feature.column)
+            return np.nan_to_num(values, nan=0.0).astype(np.float32)
+        labels = _labels_of(self.feature, frame)
+        lengths = np.array([len(of_one) for of_one in labels], dtype=np.int64)
+        codes = np.zeros((len(labels), max(self.width, int(lengths.max(initial=0)))), np.int32)
+        row = np.repeat(np.arange(len(labels)), lengths)
+        column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        codes[row, column] = self._vocabulary.encode([label for of_one in labels for label in of_one])
+        return codes
+
+    def extended(self, frame: pd.DataFrame) -> "FittedFeature":
+        """The same statistics, with labels that ``frame`` has and this lacks appended to the vocabulary."""
+        if self.vocabulary is None:
+            return self
+        labels = _labels_of(self.feature, frame)
+        vocabulary = self.vocabulary.extend([label for of_one in labels for label in of_one])
+        return dataclasses.replace(self, vocabulary=vocabulary, width=max([self.width, *map(len, labels)]))
+
+    @property
+    def name(self) -> str:
+        return self.feature.column
+
+    @property
+    def is_code(self) -> bool:
+        return self.vocabulary is not None
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        assert self.vocabulary is not None
+        return self.vocabulary
+
+
+def side_arrays(
+    fitted: Sequence[FittedFeature], frame: pd.DataFrame
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """All features of a frame's rows: the dense ones side by side, and the codes by name."""
+    dense = [feature.encode(frame) for feature in fitted if not feature.is_code]
+    codes = {feature.name: feature.encode(frame) for feature in fitted if feature.is_code}
+    return (np.concatenate(dense, axis=1) if dense else None), codes
+
+
+def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | None) -> np.ndarray:
+    """float64 ``[rows, width]``; missing numbers are NaN, a missing vector is all NaN."""
+    if isinstance(feature, Numeric):
+        values = numbers(frame, feature.column, "feature")[:, None]
+    else:
+        cells = frame[feature.column].tolist()
+        arrays = [None if _is_missing(cell) else np.asarray(cell, dtype=np.float64) for cell in cells]
+        shapes = {array.shape for array in arrays if array is not None}
+        expected = {(width,)} if width is not None else shapes
+        if len(expected) != 1 or shapes - expected or any(len(shape) != 1 for shape in shapes):
+            raise ValueError(
+                f"Expected vectors of one length in the column {feature.column!r}"
+                f"{'' if width is None else f', {width} as in training'}, got shapes {sorted(shapes)}."
+            )
+        blank = np.full(next(iter(expected)), np.nan)
+        values = (
+            np.stack([blank if array is None else array for array in arrays]) if arrays else np.zeros((0, *blank.shape))
+        )
+    if np.isinf(values).any():
+        raise ValueError(
+            f"The feature {feature.column!r} has {int(np.isinf(values).sum())} infinite values. Mend them."
+        )
+    return values
+
+
+def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
+    """Each row's labels without repetition; a missing value has none."""
+    cells = frame[feature.column].tolist()
+    if isinstance(feature, Categorical):
+        return [[] if _is_missing(cell) else [cell] for cell in cells]
+    assert isinstance(feature, Labels)
+    split = []
+    for cell in cells:
+        if _is_missing(cell):
+            split.append([])
+        elif isinstance(cell, str):
+            if feature.separator is None:
+                raise ValueError(
+                    f"The labels in the column {feature.column!r} are strings ({cell!r}) and no separator was given. "
+                    f"Say Labels({feature.column!r}, separator='|'), or use Categorical if each is one category."
+                )
+            split.append(list(dict.fromkeys(part.strip() for part in cell.split(feature.separator) if part.strip())))
+        else:
+            split.append(list(dict.fromkeys(cell)))
+    return split
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and cell != cell)

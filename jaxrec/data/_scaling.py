@@ -1,0 +1,118 @@
+"""Normalisation of numbers: statistics of the training part, kept, applied and undone."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxrec import _values
+from jaxrec.data._schema import Scale
+
+_QUANTILES = 1001
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaler:
+    """A fitted, invertible map of numbers; one column of ``statistics`` per column of numbers.
+
+    ========== ============================== =======================
+    scale      transformed value              statistics
+    ========== ============================== =======================
+    zscore     (x - mean) / deviation         mean, deviation
+    minmax     (x - low) / (high - low)       low, high - low
+    log1p      log(1 + x), x > -1             mean of log(1 + x)
+    quantile   share of training values <= x  1,001 quantiles
+    ========== ============================== =======================
+
+    Values outside the training range go on outside [0, 1] under ``minmax`` and end at 0 and 1 under
+    ``quantile``, which cannot be inverted beyond them. Missing values (NaN) take the middle: the training mean
+    under ``zscore`` and ``log1p``, 0.5 under ``minmax`` and ``quantile``.
+    """
+
+    scale: Scale
+    statistics: np.ndarray
+
+    @classmethod
+    def fit(cls, values: np.ndarray, scale: Scale, name: str) -> "Scaler":
+        """Statistics of ``values [rows, columns]``; NaN is left out.
+
+        Raises:
+          ValueError: a column is constant, so that it says nothing and its scale is 0, or has no value at all.
+        """
+        for column in values.T:
+            known = column[~np.isnan(column)]
+            if not len(known):
+                raise ValueError(f"The feature {name!r} has no value in the training part. Leave it out of the schema.")
+            if known.min() == known.max() and scale != "log1p":
+                raise ValueError(
+                    f"The feature {name!r} is constant ({known[0]:g}) in the training part, so it cannot be scaled and "
+                    "tells a model nothing. Leave it out of the schema, or give it scale=None."
+                )
+        if scale == "log1p":
+            _need_above_minus_one(values, name)
+            statistics = np.nanmean(np.log1p(values), axis=0)[None, :]
+        elif scale == "zscore":
+            statistics = np.stack([np.nanmean(values, axis=0), np.nanstd(values, axis=0)])
+        elif scale == "minmax":
+            low = np.nanmin(values, axis=0)
+            statistics = np.stack([low, np.nanmax(values, axis=0) - low])
+        elif scale == "quantile":
+            statistics = np.nanquantile(values, np.linspace(0, 1, _QUANTILES), axis=0)
+        else:
+            raise ValueError(f"Expected scale 'zscore', 'minmax', 'log1p', 'quantile' or None, got {scale!r}.")
+        return cls(scale, statistics)
+
+    def transform(self, values: np.ndarray, name: str) -> np.ndarray:
+        """``values [rows, columns]`` normalised, float64."""
+        if self.scale == "log1p":
+            _need_above_minus_one(values, name)
+        return forward(np, self.scale, self.statistics, values)
+
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        """Normalised ``values [rows, columns]`` back in the unit of the data, float64."""
+        return backward(np, self.scale, self.statistics, values)
+
+    __eq__ = _values.equal
+
+    def __repr__(self) -> str:
+        shown = self.statistics[:2, :3].round(4).tolist()
+        more = "..." if self.statistics.size > 6 else ""
+        return f"Scaler({self.scale}, {self.statistics.shape[1]} column(s), {shown}{more})"
+
+
+def forward(xp: Any, scale: Scale, statistics: Any, values: Any) -> Any:
+    """Normalises, with the array library ``xp``: NumPy, or jax.numpy inside an exported function."""
+    first = statistics[0]
+    if scale == "log1p":
+        return xp.where(xp.isnan(values), first[None, :], xp.log1p(values))
+    if scale == "quantile":
+        return xp.where(xp.isnan(values), 0.5, _by_column(xp, values, statistics, None))
+    middle = first if scale == "zscore" else first + 0.5 * statistics[1]
+    return (xp.where(xp.isnan(values), middle[None, :], values) - first[None, :]) / statistics[1][None, :]
+
+
+def backward(xp: Any, scale: Scale, statistics: Any, values: Any) -> Any:
+    """The inverse of ``forward``."""
+    if scale == "log1p":
+        return xp.expm1(values)
+    if scale == "quantile":
+        return _by_column(xp, values, None, statistics)
+    return values * statistics[1][None, :] + statistics[0][None, :]
+
+
+def _by_column(xp: Any, values: Any, knots: Any, heights: Any) -> Any:
+    """Linear interpolation in each column; a side that is None is the regular grid on [0, 1]."""
+    grid = xp.linspace(0.0, 1.0, _QUANTILES)
+    columns = [
+        xp.interp(values[:, j], grid if knots is None else knots[:, j], grid if heights is None else heights[:, j])
+        for j in range(values.shape[1])
+    ]
+    return xp.stack(columns, axis=1)
+
+
+def _need_above_minus_one(values: np.ndarray, name: str) -> None:
+    if np.nanmin(values, initial=0.0) <= -1:
+        raise ValueError(
+            f"Expected values above -1 for the log1p scale of {name!r}, got {np.nanmin(values):g}. Use 'zscore' for "
+            "numbers that can be negative."
+        )

@@ -1,0 +1,173 @@
+"""Which columns mean what, and the checks that every frame passes before any array is made of it."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+Scale = Literal["zscore", "minmax", "log1p", "quantile"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numeric:
+    """A number. Missing values take the middle of the scale (0 after z-score), infinite ones are an error.
+
+    Args:
+      column: name of the column.
+      scale: how training values are normalised (``"zscore"``, ``"minmax"`` to [0, 1], ``"log1p"``, ``"quantile"`` to
+        [0, 1]) or None to leave them.
+    """
+
+    column: str
+    scale: Scale | None = "zscore"
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+    """One of several values of any hashable type. Values that training did not see are unknown."""
+
+    column: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Any number of categories: a list in each cell, or a string to be cut at ``separator`` ("Comedy|Drama")."""
+
+    column: str
+    separator: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """A dense vector in each cell, from any encoder of text, images or graphs. A missing one is all zeros."""
+
+    column: str
+    scale: Literal["zscore"] | None = None
+
+
+Feature = Numeric | Categorical | Labels | Vector
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Names the columns of the interactions and of the frames of users and items.
+
+    Args:
+      user: column of raw user ids; None for data without users (a plain matrix in ``context``).
+      item: column of raw item ids, likewise.
+      target: column to predict (a rating, a click); None for implicit feedback, where every row is a positive.
+      target_scale: normalisation that the model trains on; predictions come back in the target's own unit.
+      time: column of numbers or datetimes, which orders rows.
+      weight: column of non-negative example weights.
+      user_features: columns of the frame of users.
+      item_features: columns of the frame of items.
+      context: columns of the interactions that the model may look at, numbers and vectors.
+
+    Raises:
+      ValueError: two features of one side have the same name, or one's name has a '/'.
+
+    Examples:
+      >>> Schema(user="user_id", item="movie_id", item_features=(Labels("genres", "|"),)).item
+      'movie_id'
+    """
+
+    user: str | None = "user"
+    item: str | None = "item"
+    target: str | None = None
+    target_scale: Scale | None = None
+    time: str | None = None
+    weight: str | None = None
+    user_features: tuple[Feature, ...] = ()
+    item_features: tuple[Feature, ...] = ()
+    context: tuple[Numeric | Vector, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("user_features", "item_features", "context"):
+            features = tuple(getattr(self, name))
+            object.__setattr__(self, name, features)
+            columns = [feature.column for feature in features]
+            wrong = [column for column in columns if columns.count(column) > 1 or "/" in column]
+            if wrong:
+                raise ValueError(
+                    f"Expected distinct columns without '/' in Schema.{name}, got {wrong[0]!r}. A feature is named by "
+                    "its column and the name becomes part of a parameter's path: rename the column."
+                )
+        for feature in self.context:
+            if not isinstance(feature, Numeric | Vector):
+                raise TypeError(
+                    f"Expected Numeric or Vector in Schema.context, got {feature!r}. Categories are features of a "
+                    "user or an item, or one-hot columns here."
+                )
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the frame of interactions must have."""
+        named = (self.user, self.item, self.target, self.time, self.weight)
+        return tuple(name for name in named if name is not None) + tuple(feature.column for feature in self.context)
+
+
+def need_columns(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
+    """Raises unless the frame is a non-empty DataFrame with these columns."""
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"Expected a pandas DataFrame of {what}, got {type(frame).__name__}.")
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"The frame of {what} lacks the column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}. Rename "
+            "the column or name the right one in the schema."
+        )
+    if len(frame) == 0:
+        raise ValueError(f"The frame of {what} is empty. Expected at least one row.")
+
+
+def numbers(frame: pd.DataFrame, column: str, what: str) -> np.ndarray:
+    """The column as float64; missing values are NaN. Anything that is no number is an error."""
+    values = frame[column]
+    if pd.api.types.is_bool_dtype(values):
+        values = values.astype("int8")
+    if not pd.api.types.is_numeric_dtype(values):
+        parsed = pd.to_numeric(values, errors="coerce")
+        wrong = parsed.isna() & values.notna()
+        if not pd.api.types.is_object_dtype(values) or wrong.any():
+            example = values[wrong].tolist()[0] if wrong.any() else values.tolist()[0]
+            raise ValueError(
+                f"Expected numbers in the {what} column {column!r}, got {example!r} (dtype {values.dtype}). Convert it "
+                f"first, for example with pandas.to_numeric."
+            )
+        values = parsed
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def finite(frame: pd.DataFrame, column: str, what: str) -> np.ndarray:
+    """``numbers`` without NaN or infinity."""
+    values = numbers(frame, column, what)
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        raise ValueError(
+            f"Expected finite numbers in the {what} column {column!r}, got {values[wrong][0]} in row "
+            f"{int(np.flatnonzero(wrong)[0])} and {int(wrong.sum())} such rows in all. Drop them with data.clean."
+        )
+    return values
+
+
+def weights(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """Finite, non-negative weights."""
+    values = finite(frame, column, "weight")
+    if (values < 0).any():
+        raise ValueError(
+            f"Expected weights >= 0 in the column {column!r}, got {values.min()}. A weight multiplies an example's "
+            "loss; for a dislike use a target instead."
+        )
+    return values
+
+
+def times(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """The time column as float64, from numbers or datetimes, without missing values."""
+    values = frame[column]
+    if pd.api.types.is_datetime64_any_dtype(values):
+        if values.isna().any():
+            raise ValueError(
+                f"The time column {column!r} has {int(values.isna().sum())} missing values. Drop those rows."
+            )
+        return values.astype("int64").to_numpy(dtype=np.float64)
+    return finite(frame, column, "time")

@@ -1,0 +1,77 @@
+"""The arrays of one side's entities: checked, fitted, allocated to a capacity and written."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.data._features import FittedFeature, side_arrays
+from jaxrec.data._schema import Feature, need_columns
+
+Side = Literal["user", "item"]
+
+
+def capacity_for(entries: int) -> int:
+    """Rows to allocate for ``entries``: an eighth to spare, rounded up so that similar sizes share shapes."""
+    wanted = entries + entries // 8 + 8
+    granule = 2 ** max(3, wanted.bit_length() - 4)
+    return -(-wanted // granule) * granule
+
+
+def entity_frame(frame: pd.DataFrame | None, column: str, specs: Sequence[Feature], side: str) -> pd.DataFrame | None:
+    if frame is None:
+        if specs:
+            raise ValueError(
+                f"The schema names {side} features ({', '.join(spec.column for spec in specs)}) and no frame of "
+                f"{side}s was given. Pass {side}s=, one row per {side}."
+            )
+        return None
+    need_columns(frame, (column, *(spec.column for spec in specs)), f"{side}s")
+    repeated = frame[column].duplicated()
+    if repeated.any():
+        example = frame[column][repeated].tolist()[0]
+        raise ValueError(
+            f"Expected one row per {side}, but {example!r} has several in the frame of {side}s "
+            f"({int(repeated.sum())} rows too many). Drop duplicates of {column!r}."
+        )
+    return frame
+
+
+def fit_features(
+    specs: Sequence[Feature], frame: pd.DataFrame, inherited: Sequence[FittedFeature]
+) -> tuple[FittedFeature, ...]:
+    by_feature = {each.feature: each for each in inherited}
+    return tuple(
+        by_feature[spec].extended(frame) if spec in by_feature else FittedFeature.fit(spec, frame) for spec in specs
+    )
+
+
+def blank(side: Side, fitted: Sequence[FittedFeature], size: int) -> dict[str, Any]:
+    width = sum(each.width for each in fitted if not each.is_code)
+    return {
+        f"{side}_dense": np.zeros((size, width), np.float32) if width else None,
+        f"{side}_codes": {each.name: np.zeros((size, each.width), np.int32) for each in fitted if each.is_code},
+    }
+
+
+def write(
+    features: dict[str, Any], side: Side, fitted: Sequence[FittedFeature], index: np.ndarray, frame: pd.DataFrame
+) -> None:
+    """Features of the frame's entities into the arrays, which a longer list of labels than any before widens."""
+    dense, codes = side_arrays(fitted, frame)
+    if dense is not None:
+        features[f"{side}_dense"][index] = dense
+    for name, code in codes.items():
+        old = features[f"{side}_codes"][name]
+        if code.shape[1] > old.shape[1]:
+            old = np.pad(old, ((0, 0), (0, code.shape[1] - old.shape[1])))
+        old[index] = np.pad(code, ((0, 0), (0, old.shape[1] - code.shape[1])))
+        features[f"{side}_codes"][name] = old
+
+
+def grown(values: np.ndarray | None, size: int) -> np.ndarray | None:
+    """A copy with ``size`` rows, the new ones zero."""
+    if values is None:
+        return None
+    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])

@@ -1,0 +1,148 @@
+"""Raw ids to indices. Index 0 is the unknown; ids stay on the host, where 64 bits are 64 bits."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from jaxrec import _values
+
+Kind = Literal["int", "str", "other"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A frozen numbering of raw ids, categories or labels from 1; 0 stands for everything unknown.
+
+    Ids that are fitted together are numbered in ascending order; ``extend`` appends.
+
+    Args:
+      kind: ``"int"``, ``"str"`` or ``"other"`` (any one hashable type).
+      ids: the known ids, int64, uint64 or object; ``ids[index - 1]`` has index ``index``.
+
+    Examples:
+      >>> vocabulary = Vocabulary.fit(["b", "a", "b"])
+      >>> vocabulary.encode(["a", "b", "z"])
+      array([1, 2, 0], dtype=int32)
+      >>> len(vocabulary), vocabulary
+      (2, Vocabulary(2 str ids: 'a' ... 'b'))
+    """
+
+    kind: Kind
+    ids: np.ndarray
+
+    @classmethod
+    def fit(cls, values: Iterable[Any]) -> "Vocabulary":
+        """The distinct values in ascending order. Mixed types and missing values are errors."""
+        kind, array = _typed(values)
+        return cls(kind or "int", _distinct(kind, array))
+
+    def extend(self, values: Iterable[Any]) -> "Vocabulary":
+        """This vocabulary with the unknown ones among ``values`` appended in ascending order."""
+        kind, array = _typed(values)
+        if kind is None:
+            return self
+        if not len(self):
+            return Vocabulary.fit(values)
+        self._need(kind)
+        new = _distinct(kind, array[self.encode(array) == 0])
+        if not len(new):
+            return self
+        joined = np.concatenate([self.ids, new.astype(np.promote_types(self.ids.dtype, new.dtype), copy=False)])
+        if joined.dtype.kind == "f":  # int64 and uint64 have no common integer type
+            raise ValueError("Ids from below 0 to above 2**63 do not fit one 64-bit integer type. Use strings.")
+        return Vocabulary(self.kind, joined)
+
+    def encode(self, values: Iterable[Any]) -> np.ndarray:
+        """int32 indices of the values, 0 where unknown.
+
+        Raises:
+          TypeError: the values are of another type than the vocabulary's, so none could ever match.
+        """
+        kind, array = _typed(values)
+        if kind is None:
+            return np.zeros(0, np.int32)
+        if not len(self):
+            return np.zeros(len(array), np.int32)
+        self._need(kind)
+        return (self._index.get_indexer(pd.Index(array, tupleize_cols=False)) + 1).astype(np.int32)
+
+    def decode(self, index: np.ndarray) -> np.ndarray:
+        """Raw ids by index; every index must be that of a known id."""
+        index = np.asarray(index)
+        if index.size and (index.min() < 1 or index.max() > len(self)):
+            raise ValueError(
+                f"Expected indices in 1 .. {len(self)}, got {index.min()} .. {index.max()}. 0 is the unknown, which "
+                "has no raw id."
+            )
+        return self.ids[index - 1]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self._index
+
+    __eq__ = _values.equal
+
+    def __repr__(self) -> str:
+        span = f": {self.ids[:1].tolist()[0]!r} ... {self.ids[-1:].tolist()[0]!r}" if len(self) else ""
+        return f"Vocabulary({len(self)} {self.kind} ids{span})"
+
+    @functools.cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.ids, tupleize_cols=False)
+
+    def _need(self, kind: Kind) -> None:
+        if kind != self.kind:
+            raise TypeError(
+                f"Expected ids of type {self.kind}, as the vocabulary was fitted on, got {kind}. Convert the column, "
+                "for example with frame['user'].astype('int64') or .astype(str), so that ids can match."
+            )
+
+
+def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
+    """The values as an array of one type: int64 or uint64, or objects. The kind of no values is None."""
+    if isinstance(values, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
+        if pd.isna(values).any():
+            raise ValueError(f"{int(pd.isna(values).sum())} ids are missing (None or NaN). Drop them with data.clean.")
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(values.dtype.categories.dtype)
+        array = np.asarray(values) if values.dtype.kind in "iu" else np.asarray(values, dtype=object)
+    elif isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        array = values
+    else:
+        listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        array = np.empty(len(listed), dtype=object)
+        array[:] = listed
+    if not len(array):
+        return None, array
+    if array.dtype.kind in "iu":
+        wide = np.uint64 if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max else np.int64
+        return "int", array.astype(wide, copy=False)
+    types = {int if issubclass(type(value), np.integer) else type(value) for value in array}
+    if len(types) > 1:
+        names = ", ".join(sorted(kind.__name__ for kind in types))
+        raise TypeError(f"Expected ids of one type, got a mixture of {names}. Convert the column, for example to str.")
+    (only,) = types
+    if only is int:
+        return "int", np.array([int(value) for value in array], dtype=np.uint64 if max(array) >= 2**63 else np.int64)
+    if only is float and any(value != value for value in array) or only is type(None):
+        raise ValueError("Some ids are missing (None or NaN). Drop them with data.clean.")
+    try:
+        hash(array[0])
+    except TypeError:
+        raise TypeError(f"Expected hashable ids, got {only.__name__}. Convert them, for example to tuples.") from None
+    return ("str" if issubclass(only, str) else "other"), array
+
+
+def _distinct(kind: Kind | None, array: np.ndarray) -> np.ndarray:
+    if kind in (None, "int"):
+        return np.unique(array.astype(np.int64) if kind is None else array)
+    ordered = sorted(set(array))
+    distinct = np.empty(len(ordered), dtype=object)
+    distinct[:] = ordered
+    return distinct

@@ -1,0 +1,345 @@
+"""The verb ``evaluate``: the full catalogue, cold and warm apart, with intervals; or row-wise errors."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxrec import coldstart
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset, Encoder, Interactions
+from jaxrec.evaluation import _pointwise
+from jaxrec.evaluation._intervals import bootstrap_means, bootstrap_statistic
+from jaxrec.evaluation._report import Report
+from jaxrec.evaluation._top_k_metrics import from_hits
+from jaxrec.ranking._recommend import candidate_items, columns, predict
+from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
+from jaxrec.ranking._vectors import Scorer, scorer
+
+Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+FEW = 10  # a user with 1 to 10 training interactions is few-shot, with more warm
+
+
+def evaluate(
+    model: Recommender | Scores,
+    test: Dataset | pd.DataFrame,
+    *,
+    ks: Sequence[int] = (10, 20),
+    task: Literal["ranking", "rating"] | None = None,
+    relevant_from: float | None = None,
+    seen: Dataset | None = None,
+    candidates: Iterable[Any] | None = None,
+    exclude: Dataset | pd.DataFrame | None = None,
+    exclude_seen: bool = True,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Report:
+    """How good is a model on held-out interactions?
+
+    Ranking: every candidate is scored for every test user; what the user has touched in training is left out.
+    ``recall``, ``precision``, ``hit``, ``ndcg``, ``mrr`` and ``map`` at each of ``ks``, as in the functions of this
+    module. A user without a relevant item among the candidates enters no mean. Slices: ``all``; ``cold users`` (no
+    training interaction), ``few-shot users`` (1 to 10), ``warm users``; ``cold items`` and ``warm items`` (only those
+    are relevant; all candidates are still ranked). Slices that are empty or the same as ``all`` are left out.
+
+    Rating: ``rmse``, ``mse``, ``mae`` over all rows and, where targets are 0 or 1, ``log_loss``, ``auc``, ``accuracy``
+    and ``calibration_error``; intervals by resampling users (rows, for data without users).
+
+    Args:
+      model: a recommender, or any function of raw user ids and raw item ids (arrays) that returns their scores
+        ``[users, items]``, so that other libraries pass through the same evaluator.
+      test: held-out interactions. A frame may hold users and items that a recommender does not know: they are added
+        as cold ones.
+      ks: cut-offs.
+      task: by default ``"rating"`` where the schema names a target, else ``"ranking"``.
+      relevant_from: ranking of data with a target: lowest target of a relevant row; None for every row.
+      seen: the training part, for a function; a recommender knows its own.
+      candidates: raw ids of the items that are ranked, by default the whole catalogue.
+      exclude: further interactions whose items are left out of their user's list.
+      exclude_seen: whether training interactions are left out.
+      level: of the intervals.
+      draws: of the bootstrap.
+      seed: of the bootstrap.
+
+    Returns:
+      Per-user values, means with intervals, coverage.
+
+    Raises:
+      ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, a
+        score is NaN.
+    """
+    subject, test = _prepared(model, test, seen)
+    if task is None:
+        task = "ranking" if test.target is None else "rating"
+    if task == "rating":
+        if not isinstance(subject.model, Recommender):
+            raise TypeError("Row-wise metrics need a recommender. A function can be evaluated with task='ranking'.")
+        return _rating(subject.model, test, level=level, draws=draws, seed=seed)
+    if task != "ranking":
+        raise ValueError(f"Expected task 'ranking' or 'rating', got {task!r}.")
+    lists = _ranked(
+        subject,
+        _relevant(test, relevant_from),
+        longest=max(ks),
+        candidates=candidate_items(subject.encoder, candidates),
+        excluded=[*([subject.seen] if exclude_seen else []), *_extra(subject.encoder, exclude)],
+    )
+    return _report(lists, subject, ks, level=level, draws=draws, seed=seed)
+
+
+class _Subject(NamedTuple):
+    """Who is evaluated."""
+
+    model: Recommender | Scores
+    encoder: Encoder
+    seen: Interactions
+    num_trained: int
+
+    def trained(self) -> Interactions:
+        """The interactions that were trained on, by which users and items are cold or warm."""
+        first = self.num_trained
+        size = len(self.encoder.features.user_row), len(self.encoder.features.item_row)
+        return Interactions(self.seen.user[:first], self.seen.item[:first], *size)
+
+    def scorer(self, candidates: np.ndarray) -> Scorer:
+        if isinstance(self.model, Recommender):
+            return scorer(self.model, candidates)
+        return _function_scorer(self.encoder, self.model, candidates)
+
+
+class _Lists(NamedTuple):
+    user: np.ndarray  # entity index
+    item: np.ndarray  # [users, longest], 0 where a list is shorter
+    hit: np.ndarray  # bool [users, longest]
+    relevant: Interactions  # distinct pairs that count
+    left_out: dict[str, int]
+    num_candidates: int
+
+
+def _prepared(
+    model: Recommender | Scores, test: Dataset | pd.DataFrame, seen: Dataset | None
+) -> tuple[_Subject, Dataset]:
+    if isinstance(model, Recommender):
+        if isinstance(test, pd.DataFrame):
+            schema = model.encoder.schema
+            ids = {"users": schema.user, "items": schema.item}
+            model = coldstart.add(
+                model, **{name: test[column].unique() for name, column in ids.items() if column in test.columns}
+            )
+            test = model.encoder.encode(test)
+        model.check(test)
+        return _Subject(model, model.encoder, model.seen, model.num_trained), test
+    if not callable(model):
+        raise TypeError(f"Expected a recommender or a function (users, items) -> scores, got {type(model).__name__}.")
+    if not isinstance(test, Dataset) or seen is None:
+        raise TypeError("For a function, give test and seen= (the training part) as datasets of one encoder.")
+    return _Subject(model, test.encoder, seen.interactions, len(seen.interactions)), test
+
+
+def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Interactions]:
+    if exclude is None:
+        return []
+    return [(encoder.encode(exclude, labelled=False) if isinstance(exclude, pd.DataFrame) else exclude).interactions]
+
+
+def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
+    if test.user is None or test.item is None:
+        raise ValueError("Ranking needs users and items. Name both columns in the schema, or use task='rating'.")
+    if not len(test):
+        raise ValueError("The test part is empty. Expected at least one held-out interaction.")
+    if (test.user == 0).any():
+        raise ValueError(
+            f"{int((test.user == 0).sum())} test rows have users that the encoder does not know, so they cannot be "
+            "told apart. Pass the test part as a frame, or encode all parts together with data.encode."
+        )
+    if relevant_from is None:
+        return test
+    if test.target is None:
+        raise ValueError("relevant_from needs a target. Name the column in the schema.")
+    return test.subset(test.encoder.original_target(test.target) >= relevant_from - 1e-6)
+
+
+def _ranked(
+    subject: _Subject,
+    test: Dataset,
+    *,
+    longest: int,
+    candidates: np.ndarray,
+    excluded: list[Interactions],
+) -> _Lists:
+    live = int((candidates > 0).sum())
+    if not 1 <= longest <= live:
+        raise ValueError(f"Expected cut-offs in 1 .. {live} (the number of candidates), got {longest}.")
+    column_of = columns(candidates, len(subject.encoder.features.item_row))
+    pairs, repeated = _distinct(test)
+    column = column_of[pairs.item]
+    counts = column < len(candidates)
+    gone = np.zeros(len(pairs), bool)
+    for each in excluded:
+        gone |= each.contains(pairs.user, pairs.item)
+    kept = counts & ~gone
+    left_out = {
+        "repeated pairs": repeated,
+        "items that are no candidates": int((~counts).sum()),
+        "excluded, having been seen": int((counts & gone).sum()),
+    }
+    relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
+    users = np.unique(relevant.user)
+    score_of = subject.scorer(candidates)
+    items, hits = [np.zeros((0, longest), np.int32)], [np.zeros((0, longest), bool)]
+    for block, size in user_blocks(len(users), len(candidates)):
+        found = [each.rows_of(users[block]) for each in excluded]
+        row = np.concatenate([position for position, _ in found]) if found else np.zeros(0, np.int64)
+        item = np.concatenate([each.item[rows] for each, (_, rows) in zip(excluded, found, strict=True)] or [row])
+        wanted_row, wanted = relevant.rows_of(users[block])
+        result = select(
+            score_of(users[block], size),
+            candidates > 0,
+            Pairs.padded(row, column_of[item], len(candidates)),
+            Pairs.padded(wanted_row, column_of[relevant.item[wanted]], len(candidates)),
+            k=longest,
+        )
+        if result.nan:
+            raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
+        position = np.asarray(result.top.position)[: len(block)]
+        items.append(np.where(position >= 0, candidates[position], 0))
+        hits.append(np.asarray(result.hit)[: len(block)])
+    return _Lists(users, np.concatenate(items), np.concatenate(hits), relevant, left_out, live)
+
+
+def _distinct(test: Dataset) -> tuple[Interactions, int]:
+    """Test pairs without repetition, items that are not known included as index 0."""
+    assert test.user is not None and test.item is not None
+    known = test.item > 0
+    keys = np.stack([test.user[known], test.item[known]])
+    unique = np.unique(keys, axis=1)
+    size = len(test.features.user_row), len(test.features.item_row)
+    unknown = np.stack([test.user[~known], test.item[~known]])
+    pairs = np.concatenate([unique, unknown], axis=1)
+    return Interactions(pairs[0], pairs[1], *size), keys.shape[1] - unique.shape[1]
+
+
+def _function_scorer(encoder: Encoder, function: Scores, candidates: np.ndarray) -> Scorer:
+    items = encoder.items.decode(candidates[candidates > 0])
+
+    def scores(users: np.ndarray, size: int) -> jax.Array:
+        values = np.asarray(function(encoder.users.decode(users), items), np.float32)
+        if values.shape != (len(users), len(items)):
+            raise ValueError(f"Expected scores of shape {(len(users), len(items))}, got {values.shape}.")
+        full = np.zeros((len(users), len(candidates)), np.float32)
+        full[:, candidates > 0] = values
+        return jnp.asarray(padded(full, size))
+
+    return scores
+
+
+def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float, draws: int, seed: int) -> Report:
+    trained = subject.trained()
+    by_user, cold_item = trained.user_count, trained.item_count == 0
+    everyone = np.ones(len(lists.user), bool)
+    count = by_user[lists.user]
+    every_item = np.ones_like(cold_item)
+    slices = {
+        "all": (everyone, every_item),
+        "cold users": (count == 0, every_item),
+        "few-shot users": ((count > 0) & (count <= FEW), every_item),
+        "warm users": (count > FEW, every_item),
+        "cold items": (everyone, cold_item),
+        "warm items": (everyone, ~cold_item),
+    }
+    tables, per_user = [], []
+    place = np.searchsorted(lists.user, lists.relevant.user)
+    for name, (chosen, items) in slices.items():
+        relevant = np.bincount(place[items[lists.relevant.item]], minlength=len(lists.user))
+        same = chosen.all() and relevant.sum() == len(lists.relevant)
+        chosen = chosen & (relevant > 0)
+        if name != "all" and (same or not chosen.any()):
+            continue
+        hit = jnp.asarray(lists.hit[chosen] & items[lists.item[chosen]])
+        values = {
+            f"{metric}@{k}": np.asarray(value, np.float64)
+            for k in ks
+            for metric, value in from_hits(hit, jnp.asarray(relevant[chosen]), k=k).items()
+        }
+        names = list(values)
+        matrix = np.stack([values[metric] for metric in names], axis=1)
+        means = bootstrap_means(matrix, draws=draws, seed=seed)
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        mean = matrix.mean(axis=0) if len(matrix) else np.full(len(names), np.nan)
+        tables.append(
+            pd.DataFrame({"slice": name, "metric": names, "mean": mean, "low": low, "high": high, "users": len(matrix)})
+        )
+        raw = subject.encoder.users.decode(lists.user[chosen])
+        per_user.append(pd.DataFrame({"slice": name, "user": raw, **values}))
+    coverage = {k: len(np.setdiff1d(lists.item[:, :k], [0])) / lists.num_candidates for k in ks}
+    return Report(
+        pd.concat(tables, ignore_index=True), pd.concat(per_user, ignore_index=True), coverage, lists.left_out
+    )
+
+
+def _rating(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
+    if test.target is None:
+        raise ValueError("Row-wise metrics need a target. Name the column in the schema, or use task='ranking'.")
+    predictions = predict(recommender, test)
+    targets = recommender.encoder.original_target(test.target.astype(np.float64))
+    names = ["rmse", "mse", "mae"]
+    if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
+        names += ["log_loss", "auc", "accuracy", "calibration_error"]
+    slices = {"all": np.ones(len(test), bool)}
+    trained = _Subject(recommender, recommender.encoder, recommender.seen, recommender.num_trained).trained()
+    for side, index, count in (("users", test.user, trained.user_count), ("items", test.item, trained.item_count)):
+        if index is not None:
+            known = count[index] * (index > 0)
+            slices[f"cold {side}"], slices[f"warm {side}"] = known == 0, known > 0
+    tables = []
+    for name, chosen in slices.items():
+        if name != "all" and (chosen.all() or not chosen.any()):
+            continue
+        tables.append(_row_table(name, names, predictions[chosen], targets[chosen], None if test.user is None else
+                                 test.user[chosen], level=level, draws=draws, seed=seed))  # fmt: skip
+    per_user = _user_errors(recommender, test, predictions, targets)
+    return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
+
+
+def _row_table(
+    name: str,
+    metrics: list[str],
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    users: np.ndarray | None,
+    *,
+    level: float,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    group = np.arange(len(targets)) if users is None else np.unique(users, return_inverse=True)[1]
+    rows = []
+    for metric in metrics:
+        function = getattr(_pointwise, metric)
+
+        def of_weight(weight: np.ndarray, function: Any = function) -> float:
+            return function(predictions, targets, weight=weight)
+
+        values = bootstrap_statistic(of_weight, group, draws=min(draws, 200), seed=seed)
+        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        rows.append((name, metric, function(predictions, targets), low, high, int(group.max()) + 1, len(targets)))
+    return pd.DataFrame(rows, columns=["slice", "metric", "mean", "low", "high", "users", "rows"])
+
+
+def _user_errors(recommender: Recommender, test: Dataset, predictions: np.ndarray, targets: np.ndarray) -> pd.DataFrame:
+    """Each known user's mean errors. The row-wise figures are not their means: users have unlike numbers of rows."""
+    if test.user is None:
+        return pd.DataFrame({"slice": [], "user": []})
+    known = test.user > 0
+    users, group = np.unique(test.user[known], return_inverse=True)
+    count = np.bincount(group)
+    error = (predictions - targets)[known]
+    square = np.bincount(group, error**2) / count
+    absolute = np.bincount(group, np.abs(error)) / count
+    raw = recommender.encoder.users.decode(users)
+    return pd.DataFrame({"slice": "all", "user": raw, "rmse": np.sqrt(square), "mse": square, "mae": absolute})

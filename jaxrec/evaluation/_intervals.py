@@ -1,0 +1,128 @@
+"""How sure is a mean? Bootstrap intervals and paired tests over users."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+_CELLS = 2**23  # most resampling counts held at once
+
+
+class Interval(NamedTuple):
+    """A mean and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """The difference of two models over the same users."""
+
+    difference: float  # mean of the first minus the second
+    low: float
+    high: float
+    p_value: float  # of no difference: signs of the users' differences flipped at random
+    users: int
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " users"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean over users with a percentile bootstrap interval.
+
+    Args:
+      values: one per user; NaN is left out.
+      level: probability that the interval covers, in (0, 1).
+      draws: resamplings of the users, with replacement.
+      seed: of ``numpy.random.default_rng``.
+
+    Returns:
+      All NaN without a value.
+
+    References:
+      Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13.
+    """
+    values = np.asarray(values, np.float64)
+    means = bootstrap_means(values[~np.isnan(values)][:, None], draws=draws, seed=seed)[:, 0]
+    if np.isnan(means).all():
+        return Interval(np.nan, np.nan, np.nan)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.nanmean(values)), float(low), float(high))
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "users columns"], *, draws: int, seed: int
+) -> Float[np.ndarray, "draws columns"]:
+    """Means of each column under ``draws`` resamplings of the users, the same ones for every column."""
+    users = len(values)
+    if not users:
+        return np.full((draws, values.shape[1]), np.nan)
+    return np.concatenate([counts @ values / users for counts in _counts(users, draws, seed)])
+
+
+def bootstrap_statistic(
+    statistic: Callable[[np.ndarray], float], group: np.ndarray, *, draws: int, seed: int
+) -> np.ndarray:
+    """A statistic of weighted rows under resamplings of the groups (users) that rows belong to.
+
+    Args:
+      statistic: of a weight per row.
+      group: number of each row's group, from 0.
+      draws: resamplings.
+      seed: of ``numpy.random.default_rng``.
+    """
+    groups = int(group.max()) + 1
+    return np.array([statistic(count[group]) for counts in _counts(groups, draws, seed) for count in counts])
+
+
+def _counts(users: int, draws: int, seed: int):
+    """How often each user is drawn, in blocks of draws."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _CELLS // users)
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        drawn = rng.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * users).reshape(size, users).astype(np.float64)
+
+
+def paired_test(
+    a: Float[np.ndarray, " users"],
+    b: Float[np.ndarray, " users"],
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Paired:
+    """Compares two models by the same users' values.
+
+    Args:
+      a: values of the first model; NaN in either leaves a user out.
+      b: values of the second, in the same order of users.
+      level: of the interval.
+      draws: resamplings for the interval, and sign flips for the p-value.
+      seed: of ``numpy.random.default_rng``.
+
+    Raises:
+      ValueError: the numbers of users differ.
+
+    References:
+      Smucker, Allan and Carterette, A comparison of statistical significance tests for information retrieval
+      evaluation, CIKM 2007 (randomisation test, two-sided).
+    """
+    if len(a) != len(b):
+        raise ValueError(
+            f"Expected values of the same users, got {len(a)} and {len(b)}. Evaluate both on one test part."
+        )
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    difference = difference[~np.isnan(difference)]
+    mean, low, high = bootstrap_interval(difference, level=level, draws=draws, seed=seed)
+    rng = np.random.default_rng([seed, 1])
+    size = max(1, _CELLS // max(len(difference), 1))
+    flipped = [
+        rng.choice([-1.0, 1.0], (min(size, draws - start), len(difference))) @ difference
+        for start in range(0, draws, size)
+    ]
+    extreme = np.abs(np.concatenate(flipped)) >= abs(difference.sum()) * (1 - 1e-12)
+    return Paired(mean, low, high, float((extreme.sum() + 1) / (draws + 1)), len(difference))

@@ -1,0 +1,125 @@
+"""``save`` and ``load``: one file with JSON and arrays, checked before anything is built, never unpickled."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrec._recommender import Recommender
+from jaxrec.export._pack import is_custom, pack, unpack
+
+_FORMAT, _VERSION = "jaxrec recommender", 1
+
+
+def save(recommender: Recommender, path: str | Path) -> None:
+    """Writes model, parameters, encoder and what users have seen to one file.
+
+    The file is a zip archive of ``manifest.json`` and ``.npy`` arrays. It is written under a temporary name and then
+    renamed, so that an interrupted call leaves an older file as it was.
+
+    Args:
+      recommender: from ``fit`` or ``transfer.adapt``.
+      path: of the file; a folder that does not exist is made.
+
+    Raises:
+      TypeError: ids are of a type that cannot be stored without pickle.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    tree = pack(recommender, arrays)
+    manifest = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "tree": tree,
+        "arrays": {name: _describe(array) for name, array in arrays.items()},
+    }
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        for number, array in enumerate(arrays.values()):
+            with archive.open(f"arrays/{number}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
+
+
+def load(path: str | Path, *, model: Any = None) -> Recommender:
+    """The recommender that ``save`` wrote.
+
+    Names, shapes, dtypes and a checksum of every array are checked before anything is built.
+
+    Args:
+      path: of the file.
+      model: the model, if it is of a class of your own, which a file cannot hold.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no saved recommender, of another version, truncated or changed; or ``model`` is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}. Expected one that jaxrec.save wrote.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("manifest.json"))
+            if manifest.get("format") != _FORMAT:
+                raise ValueError(f"{path} is {manifest.get('format')!r}, expected {_FORMAT!r}.")
+            if manifest["version"] != _VERSION:
+                raise ValueError(
+                    f"{path} has version {manifest['version']} of the file format and this jaxrec reads {_VERSION}. "
+                    "Load it with the jaxrec that wrote it, or train again."
+                )
+            arrays = {
+                name: _read(archive.read(f"arrays/{number}.npy"), name, described)
+                for number, (name, described) in enumerate(manifest["arrays"].items())
+            }
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a file that jaxrec.save wrote, or it is truncated ({error}). Save it again."
+        ) from None
+    recommender = unpack(manifest["tree"], arrays, custom=model)
+    if not isinstance(recommender, Recommender):
+        raise ValueError(f"{path} holds a {type(recommender).__name__}, expected a recommender.")
+    if model is not None and not is_custom(recommender.model):
+        raise ValueError(f"{path} holds its model, {recommender.model}. Leave model= out.")
+    return recommender
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": _digest(array)}
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(array, order="C").tobytes()).hexdigest()
+
+
+def _read(data: bytes, name: str, described: dict[str, Any]) -> np.ndarray:
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"The array {name!r} cannot be read ({error}). The file is damaged: save it again.") from None
+    if _describe(array) != described:
+        raise ValueError(
+            f"The array {name!r} is {array.dtype.name}{list(array.shape)} and does not agree with the manifest's "
+            f"{described['dtype']}{described['shape']} and checksum. The file is damaged: save it again."
+        )
+    return array

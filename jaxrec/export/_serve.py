@@ -1,0 +1,164 @@
+"""Reads a jaxrec artefact and recommends, with jax and numpy alone. A copy of this file lies in every artefact.
+
+import serve
+artefact = serve.load("path/to/artefact")
+artefact.recommend(["user-1"], k=5)
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax.export
+import numpy as np
+
+FORMAT, VERSION = "jaxrec artefact", 1
+
+
+def load(folder):
+    """The artefact in ``folder``. Format, version and checksums are checked first."""
+    return Artefact(folder)
+
+
+class Artefact:
+    """Compiled functions with their arrays. Platforms: cpu, cuda and tpu."""
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        if not (folder / "manifest.json").is_file():
+            raise FileNotFoundError(f"No artefact in {folder}: expected a folder that jaxrec.export wrote.")
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(f"{folder} is {self.manifest.get('format')!r}, expected {FORMAT!r}.")
+        if self.manifest["version"] != VERSION:
+            raise ValueError(
+                f"The artefact has version {self.manifest['version']} and this reader reads {VERSION}. Use the "
+                "serve.py that lies in its folder, or export the model again."
+            )
+        for name, digest in self.manifest["sha256"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise ValueError(f"{folder / name} is damaged: its checksum does not agree. Export the model again.")
+        with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            flat = {name: archive[name] for name in archive.files}
+        for name, dtype in self.manifest["dtypes"].items():  # such as bfloat16, which .npz cannot name
+            flat[name] = flat[name].view(jax.numpy.dtype(dtype))
+        tree = {}
+        for name in self.manifest["device"]:
+            *parents, leaf = name.split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = jax.numpy.asarray(flat[name])
+        self._arrays = tree
+        self._functions = {
+            name: jax.export.deserialize(bytearray((folder / f"{name}.jaxexport").read_bytes()))
+            for name in self.manifest["functions"]
+        }
+        self._users, self._items = (_ids(flat, side) for side in ("user", "item"))
+        self._user_index, self._item_index = (
+            {raw: at for at, raw in enumerate(ids, 1)} for ids in (self._users, self._items)
+        )
+        self._seen = {
+            name: flat[f"seen/{name}"] for name in ("start", "item", "added_start", "added_item", "added_value")
+        }
+
+    def recommend(self, users, *, k=10, touched=None, values=None, exclude=(), exclude_seen=True):
+        """Lists of ``(item, score)``, best first, one list per user.
+
+        Args:
+          users: raw ids; one that is not known is the unknown user, whom ``touched`` makes known.
+          k: length of the lists, at most the artefact's.
+          touched: for each user a list of raw items touched since the artefact was made; unknown ones are ignored.
+          values: their targets, where the model was trained on targets.
+          exclude: raw items for nobody.
+          exclude_seen: whether to leave out what a user has touched.
+        """
+        if "recommend" not in self._functions:
+            raise ValueError("This artefact only scores: its model has no items to recommend.")
+        most = self.manifest["k"]
+        if not 1 <= k <= most:
+            raise ValueError(f"Expected k in 1 .. {most}, the length the artefact was made for, got {k}.")
+        inputs, lists = self._inputs(users, touched, values)
+        none = {self._item_index[item] for item in exclude if item in self._item_index}
+        gone = [sorted(none | (set(items) if exclude_seen else set())) for items in lists]
+        inputs["exclude"] = _grid(gone, np.int32, at_least=1)
+        found = self._functions["recommend"].call(self._arrays, inputs)
+        item, score = np.asarray(found["item"])[:, :k], np.asarray(found["score"])[:, :k]
+        return [
+            [(self._items[i - 1], float(s)) for i, s in zip(row, scores, strict=True) if i > 0]
+            for row, scores in zip(item, score, strict=True)
+        ]
+
+    def score(self, users=None, items=None, *, context=None, touched=None, values=None):
+        """Predictions for pairs, in the target's unit; ``context`` in the data's own unit, where the model has one."""
+        width = self.manifest["context"]
+        rows = np.zeros((0, 0), np.float32) if context is None else np.asarray(context, np.float32).reshape(-1, width)
+        inputs, _ = self._inputs([None] * len(rows) if users is None else users, touched, values)
+        if self.manifest["has_items"]:
+            inputs["item"] = np.array([self._item_index.get(item, 0) for item in items or ()], np.int32)
+        if width:
+            inputs["context"] = rows
+        sizes = {len(values) for name, values in inputs.items() if name in ("user", "item", "context")}
+        if len(sizes) != 1:
+            raise ValueError(f"Expected equally many users, items and rows of context, got {sorted(sizes)}.")
+        return np.asarray(self._functions["score"].call(self._arrays, inputs))
+
+    def _inputs(self, users, touched, values):
+        """What the functions are told of users, and everything that each has touched."""
+        index = np.array([self._user_index.get(user, 0) for user in users], np.int32)
+        length, folds = self.manifest["history"], self.manifest["folds"]
+        new_items, new_values = [], []
+        for at in range(len(index)):
+            raw = list(touched[at]) if touched is not None else []
+            given = list(values[at]) if values is not None else [0.0] * len(raw)
+            if len(given) != len(raw):
+                raise ValueError(f"Expected one value for each touched item, got {len(given)} for {len(raw)}.")
+            known = [
+                (self._item_index[item], value)
+                for item, value in zip(raw, given, strict=True)
+                if item in self._item_index
+            ]
+            new_items.append([item for item, _ in known])
+            new_values.append([value for _, value in known])
+        if folds == "values" and touched is not None and values is None:
+            raise ValueError("The model was trained on targets: give values= beside touched=.")
+        lists = [self._rows("", "item", user) + new for user, new in zip(index, new_items, strict=True)]
+        inputs: dict = {"user": index}
+        if length:
+            inputs["touched"] = _grid([items[-length:] for items in lists], np.int32, exactly=length)
+        elif folds:
+            added = [self._rows("added_", "item", user) + new for user, new in zip(index, new_items, strict=True)]
+            inputs["touched"] = _grid(added, np.int32, at_least=1)
+            if folds == "values":
+                of_added = [
+                    self._rows("added_", "value", user) + new for user, new in zip(index, new_values, strict=True)
+                ]
+                inputs["value"] = _grid(of_added, np.float32, at_least=1)
+                inputs["given"] = _grid(
+                    [
+                        [0.0] * (len(old) - len(new)) + [1.0] * len(new)
+                        for old, new in zip(of_added, new_values, strict=True)
+                    ],
+                    np.float32,
+                    at_least=1,
+                )
+        return inputs, lists
+
+    def _rows(self, prefix, name, user):
+        start = self._seen[f"{prefix}start"]
+        return [] if user == 0 else self._seen[f"{prefix}{name}"][start[user] : start[user + 1]].tolist()
+
+
+def _ids(flat, side):
+    if f"ids/{side}" in flat:
+        return flat[f"ids/{side}"].tolist()
+    data, ends = flat[f"ids/{side}_text"].tobytes(), flat[f"ids/{side}_ends"].tolist()
+    return [data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _grid(rows, dtype, *, at_least=0, exactly=None):
+    width = exactly if exactly is not None else max([at_least, *map(len, rows)])
+    grid = np.zeros((len(rows), width), dtype)
+    for at, row in enumerate(rows):
+        grid[at, : len(row)] = row
+    return grid

@@ -1,0 +1,242 @@
+"""Losses: weighted means over a batch, pure functions of arrays.
+
+``fit`` takes one by name or any function ``(scores, batch) -> scalar``; ``on_batch`` gives the named ones in that form.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from jaxrec._types import Array, Batch
+
+__all__ = ["bpr", "in_batch_softmax", "mse", "on_batch", "sampled_softmax", "sigmoid_cross_entropy"]
+
+Loss = Callable[[jax.Array, Batch], jax.Array]
+
+
+def mse(
+    predictions: Float[Array, "*batch"],
+    targets: Float[Array, "*batch"],
+    *,
+    weight: Float[Array, "*batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    """Mean squared error.
+
+    Args:
+      predictions: any float dtype; the sum runs in float32.
+      targets: in the same unit.
+      weight: non-negative; the mean is ``sum(weight * loss) / sum(weight)``.
+
+    Returns:
+      float32 scalar >= 0; 0 for an empty batch or zero weights.
+
+    Examples:
+      >>> print(f"{mse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])):.1f}")
+      2.0
+    """
+    return _mean(jnp.square(_float32(predictions) - _float32(targets)), weight)
+
+
+def sigmoid_cross_entropy(
+    logits: Float[Array, "*batch"], targets: Float[Array, "*batch"], *, weight: Float[Array, "*batch"] | None = None
+) -> Float[jax.Array, ""]:
+    r"""Cross-entropy of ``targets`` and ``sigmoid(logits)``.
+
+    .. math:: -t \log \sigma(s) - (1 - t) \log(1 - \sigma(s)) = \log(1 + e^s) - t s
+
+    Args:
+      logits: real scores; any size is safe.
+      targets: probabilities in [0, 1].
+      weight: non-negative.
+
+    Returns:
+      float32 scalar in nats; 0 for an empty batch or zero weights.
+
+    Examples:
+      >>> print(f"{sigmoid_cross_entropy(jnp.array([0.0]), jnp.array([1.0])):.4f}")
+      0.6931
+    """
+    logits = _float32(logits)
+    return _mean(jax.nn.softplus(logits) - _float32(targets) * logits, weight)
+
+
+def bpr(scores: Float[Array, "batch columns"], *, weight: Float[Array, " batch"] | None = None) -> Float[jax.Array, ""]:
+    r"""Bayesian personalised ranking: the positive should be above each of its negatives.
+
+    .. math:: -\log \sigma(s_{+} - s_{-}), \text{ averaged over the negatives}
+
+    Args:
+      scores: the positive in column 0, negatives in the others, of which there is at least one.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar; log 2 where all scores are equal, 0 for an empty batch or zero weights.
+
+    Raises:
+      ValueError: there is no column of negatives.
+
+    Examples:
+      >>> print(f"{bpr(jnp.array([[2.0, 2.0]])):.4f}")
+      0.6931
+
+    References:
+      Rendle et al., BPR: Bayesian personalized ranking from implicit feedback, UAI 2009 (the regulariser is left
+      to the optimiser's weight decay).
+    """
+    _need_negatives(scores)
+    scores = _float32(scores)
+    return _mean(jax.nn.softplus(scores[:, 1:] - scores[:, :1]).mean(axis=1), weight)
+
+
+def sampled_softmax(
+    scores: Float[Array, "batch columns"],
+    *,
+    log_q: Float[Array, "#batch columns"] | None = None,
+    hit: Array | None = None,
+    weight: Float[Array, " batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    """Softmax cross-entropy of the positive among sampled negatives.
+
+    Args:
+      scores: the positive in column 0, negatives in the others, of which there is at least one.
+      log_q: logarithm of each column's sampling probability, subtracted from the scores (log-Q correction).
+      hit: bool ``[batch, columns]``, columns that are the positive by accident and are left out; column 0 False.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar in nats; 0 for an empty batch or zero weights.
+
+    Raises:
+      ValueError: there is no column of negatives.
+
+    Examples:
+      >>> print(f"{sampled_softmax(jnp.zeros((1, 4))):.4f}")
+      1.3863
+
+    References:
+      Jean et al., On using very large target vocabulary for neural machine translation, ACL 2015 (the correction
+      is applied to the positive as well).
+    """
+    _need_negatives(scores)
+    logits = _corrected(scores, log_q)
+    if hit is not None:
+        logits = jnp.where(hit, -jnp.inf, logits)
+    return _mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0], weight)
+
+
+def in_batch_softmax(
+    scores: Float[Array, "batch batch"],
+    *,
+    item: Int[Array, " batch"] | None = None,
+    log_q: Float[Array, "#batch batch"] | None = None,
+    weight: Float[Array, " batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    """Softmax cross-entropy of each row's positive, on the diagonal, among the batch's positives.
+
+    Args:
+      scores: row ``b`` scores user ``b`` against every row's positive item.
+      item: the positives' entity indices. Columns that hold the row's own positive a second time are left out
+        (accidental hits), and so are columns of the unknown item 0, which pads a batch.
+      log_q: logarithm of each column's sampling probability, usually of item popularity; subtracted from the
+        scores, because popular items are met as negatives more often.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar in nats; 0 for an empty batch or zero weights.
+
+    Examples:
+      >>> print(f"{in_batch_softmax(jnp.zeros((2, 2))):.4f}")
+      0.6931
+
+    References:
+      Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019 (no
+      temperature, no normalisation; accidental hits removed).
+    """
+    logits = _corrected(scores, log_q)
+    own = jnp.eye(logits.shape[0], dtype=bool)
+    if item is not None:
+        item = jnp.asarray(item)
+        gone = (item[:, None] == item[None, :]) | (item[None, :] == 0)
+        logits = jnp.where(gone & ~own, -jnp.inf, logits)
+    return _mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits), weight)
+
+
+def on_batch(name: str) -> Loss:
+    """The loss called ``name`` as a function ``(scores, batch) -> scalar``, the form that training takes.
+
+    Where a batch has no targets, ``mse`` and ``sigmoid_cross_entropy`` take 1 for the positive in column 0 and 0
+    for the negatives.
+
+    Raises:
+      ValueError: no loss has that name.
+    """
+    if name not in _ON_BATCH:
+        raise ValueError(f"Expected a loss among {', '.join(_ON_BATCH)} or a function (scores, batch), got {name!r}.")
+    return _ON_BATCH[name]
+
+
+def _pointwise(loss: Callable[..., jax.Array]) -> Loss:
+    def of_batch(scores: jax.Array, batch: Batch) -> jax.Array:
+        if batch.target is None:
+            target = jnp.zeros_like(scores).at[:, 0].set(1.0)
+        else:
+            target = jnp.asarray(batch.target)[:, None]
+        weight = None if batch.weight is None else jnp.broadcast_to(jnp.asarray(batch.weight)[:, None], scores.shape)
+        return loss(scores, target, weight=weight)
+
+    return of_batch
+
+
+def _bpr(scores: jax.Array, batch: Batch) -> jax.Array:
+    return bpr(scores, weight=batch.weight)
+
+
+def _sampled_softmax(scores: jax.Array, batch: Batch) -> jax.Array:
+    own = jnp.asarray(batch.item)
+    columns = own
+    if batch.shared_negatives is not None:
+        shared = jnp.asarray(batch.shared_negatives)[None, :]
+        columns = jnp.concatenate([own, jnp.broadcast_to(shared, (own.shape[0], shared.shape[1]))], axis=1)
+    hit = (columns == own[:, :1]).at[:, 0].set(False)
+    return sampled_softmax(scores, log_q=batch.log_q, hit=hit, weight=batch.weight)
+
+
+def _in_batch_softmax(scores: jax.Array, batch: Batch) -> jax.Array:
+    return in_batch_softmax(scores, item=batch.shared_negatives, log_q=batch.log_q, weight=batch.weight)
+
+
+_ON_BATCH: dict[str, Loss] = {
+    "mse": _pointwise(mse),
+    "sigmoid_cross_entropy": _pointwise(sigmoid_cross_entropy),
+    "bpr": _bpr,
+    "sampled_softmax": _sampled_softmax,
+    "in_batch_softmax": _in_batch_softmax,
+}
+
+
+def _float32(x: Array) -> jax.Array:
+    return jnp.asarray(x).astype(jnp.float32)
+
+
+def _corrected(scores: Array, log_q: Array | None) -> jax.Array:
+    scores = _float32(scores)
+    return scores if log_q is None else scores - _float32(log_q)
+
+
+def _need_negatives(scores: Array) -> None:
+    if scores.shape[1] < 2:
+        raise ValueError(
+            f"Expected the positive and at least one negative per row, got {scores.shape[1]} column(s). Sample "
+            "negatives: fit(..., negatives=1)."
+        )
+
+
+def _mean(losses: jax.Array, weight: Array | None) -> jax.Array:
+    if weight is None:
+        return losses.sum() / max(losses.size, 1)
+    weight = _float32(weight)
+    # A row without weight is padding: whatever it scored, inf included, must not reach the sum or the gradient.
+    total = (weight * jnp.where(weight > 0, losses, 0.0)).sum()
+    return total / jnp.where(weight.sum() > 0, weight.sum(), 1.0)

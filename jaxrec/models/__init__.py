@@ -1,0 +1,20 @@
+"""Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
+
+from jaxrec.models._base import Lookup, Model, Scored, take
+from jaxrec.models._factorization import MatrixFactorization, Popularity
+from jaxrec.models._flax import from_linen, from_nnx
+from jaxrec.models._linear import Linear
+from jaxrec.models._two_tower import TwoTower
+
+__all__ = [
+    "Linear",
+    "Lookup",
+    "MatrixFactorization",
+    "Model",
+    "Popularity",
+    "Scored",
+    "TwoTower",
+    "from_linen",
+    "from_nnx",
+    "take",
+]

@@ -1,0 +1,175 @@
+"""What every model is: ``init``, ``lookups`` and ``score`` on a plain nested dict, composed to ``apply``."""
+
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int32, Key, Num
+
+from jaxrec import _tree
+from jaxrec._types import Array, Batch, Features, Params
+
+Gathered = dict[str, jax.Array]
+
+
+class Lookup(NamedTuple):
+    """Rows of one table that a batch touches; several lookups may share a table."""
+
+    path: str  # of the table, for example "item/embedding"
+    rows: Int32[jax.Array, "..."]  # 0 is the unknown's row, which training never changes
+
+
+class Scored(NamedTuple):
+    """What ``score`` may return instead of plain scores: with a term to add to the loss (a penalty, a KL)."""
+
+    scores: Float[jax.Array, "batch columns"]
+    penalty: Float[jax.Array, ""]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A frozen, hashable dataclass of hyper-parameters that holds no array.
+
+    ``score`` gets the tables' gathered rows and must not read a table from ``params``, which lacks them while
+    training. A model may also offer ``user_vectors(params, batch, features)`` and
+    ``item_vectors(params, items, features)`` whose inner products are its scores: then catalogues are ranked by
+    matrix products.
+
+    ``tables`` says by path what numbers the rows of each table: ``"user"``, ``"item"`` or, for the labels of a feature,
+    ``"user/NAME"`` and ``"item/NAME"``. ``unknown`` says what stands in row 0 of the first two after training: the
+    ``"mean"`` of the trained rows, or ``"zero"``.
+    """
+
+    @property
+    def tables(self) -> dict[str, str]: ...
+
+    @property
+    def unknown(self) -> Literal["mean", "zero"]: ...
+
+    def init(self, key: Key[jax.Array, ""]) -> Params: ...
+
+    def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]: ...
+
+    def score(
+        self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None
+    ) -> jax.Array | Scored: ...
+
+    def apply(self, params: Params, batch: Batch, features: Features, *, key: Any = None) -> jax.Array: ...
+
+
+def safe_index(index: Int32[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
+    """``index`` with everything outside ``0 .. size - 1`` turned to 0, the unknown.
+
+    An index past the end of an array would read its last row, another user's vector, without a word.
+    """
+    index = jnp.asarray(index)
+    return jnp.where((index >= 0) & (index < size), index, 0)
+
+
+def take(values: Num[Array, "entities ..."], index: Int32[Array, "..."]) -> Num[jax.Array, "..."]:
+    """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
+    values = jnp.asarray(values)
+    return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
+
+
+def gather(params: Params, lookups: dict[str, Lookup]) -> Gathered:
+    """The rows that each lookup names, in float32 where a table holds fewer bits or integers."""
+    leaves = _tree.flatten(params)
+    return {name: wide(take(leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
+
+
+def rows_of(params: Params, path: str, rows: Int32[Array, "..."]) -> jax.Array:
+    """One lookup outside training."""
+    return gather(params, {"rows": Lookup(path, jnp.asarray(rows))})["rows"]
+
+
+def users_of(batch: Batch) -> Int32[jax.Array, " batch"]:
+    """The batch's users, which this model needs."""
+    if batch.user is None:
+        raise ValueError("Expected a batch with `user` indices, got None. Name the user column in the schema.")
+    return jnp.asarray(batch.user)
+
+
+def wide(rows: jax.Array) -> jax.Array:
+    """Sums run in float32 whatever the tables hold."""
+    narrow = rows.dtype.itemsize < 4 or not jnp.issubdtype(rows.dtype, jnp.floating)
+    return rows.astype(jnp.float32) if narrow else rows
+
+
+def scored(output: jax.Array | Scored) -> Scored:
+    """``output`` with a zero penalty where the model returned none."""
+    return output if isinstance(output, Scored) else Scored(output, jnp.zeros((), jnp.float32))
+
+
+def apply(self: Model, params: Params, batch: Batch, features: Features, *, key: Any = None) -> jax.Array:
+    """Scores of the batch's columns: look up, gather, score.
+
+    Args:
+      params: the whole parameter tree.
+      batch: entity indices and whatever else the model reads; unknown, negative and out-of-range indices are
+        scored as the unknown entity.
+      features: arrays by entity.
+      key: for dropout; without it the model is deterministic.
+
+    Returns:
+      float32 ``[batch, columns]``, columns as in ``Batch``.
+    """
+    gathered = gather(params, self.lookups(batch, features))
+    return scored(self.score(params, gathered, batch, features, key=key)).scores
+
+
+def pair_scores(
+    user: Float[jax.Array, "batch dim"],
+    own: Float[jax.Array, "batch own dim"] | None,
+    shared: Float[jax.Array, "shared dim"] | None,
+) -> Float[jax.Array, "batch columns"]:
+    """Inner products of each user with its own items and with the items shared by the batch."""
+    parts = []
+    if own is not None and own.shape[1]:
+        parts.append(jnp.einsum("bd,bnd->bn", user, own))
+    if shared is not None:
+        parts.append(user @ shared.T)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def item_fields(batch: Batch) -> dict[str, Int32[jax.Array, "..."]]:
+    """The batch's item indices by lookup name: ``item`` (own columns) and ``shared``."""
+    fields = {}
+    if batch.item is not None and batch.item.shape[1]:
+        fields["item"] = jnp.asarray(batch.item)
+    if batch.shared_negatives is not None:
+        fields["shared"] = jnp.asarray(batch.shared_negatives)
+    if not fields:
+        raise ValueError("Expected a batch with `item` or `shared_negatives`, got neither: there is nothing to score.")
+    return fields
+
+
+def embedding(key: Key[jax.Array, ""], rows: int, dim: int, scale: float) -> Float[jax.Array, "rows dim"]:
+    """A table of normal rows with standard deviation ``scale``; the unknown's row 0 is zero."""
+    table = scale * jax.random.normal(key, (rows, dim), jnp.float32)
+    return table.at[0].set(0.0)
+
+
+def with_unknown_rows(model: Model, params: Params, features: Features) -> Params:
+    """``params`` with the unknown's row of each table set to the mean of the rows in use, where the model wants it.
+
+    The mean vector is the best single guess for somebody unknown (it minimises the expected squared error of
+    the vector). Tables that are not in ``params`` (because they are frozen) are left out.
+    """
+    if model.unknown == "zero":
+        return params
+    leaves = _tree.flatten(params)
+    rows = {"user": features.user_row, "item": features.item_row}
+    changed = {
+        path: _set_unknown(leaves[path], jnp.asarray(rows[numbering]))
+        for path, numbering in model.tables.items()
+        if path in leaves and numbering in rows
+    }
+    return _tree.replace(params, changed)
+
+
+@jax.jit
+def _set_unknown(table: jax.Array, row: jax.Array) -> jax.Array:
+    known = (row > 0).astype(jnp.float32)
+    total = known @ wide(table[row])
+    return table.at[0].set((total / jnp.maximum(known.sum(), 1.0)).astype(table.dtype))

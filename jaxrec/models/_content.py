@@ -1,0 +1,112 @@
+"""Side features as model input: dense numbers beside pooled embeddings of categories and labels."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int32, Key
+
+from jaxrec._types import Features, Params
+from jaxrec.models._base import Gathered, Lookup, embedding, take
+
+Codes = tuple[tuple[str, int], ...]
+"""Name and number of rows (the unknown's row 0 included) of each categorical feature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """One side's features: ``dense`` numbers and ``codes``, each category embedded in ``dim`` numbers.
+
+    The embeddings of an entity's labels are averaged; unknown labels do not count, and an entity with none gets
+    zeros.
+    """
+
+    side: str  # "user" or "item"
+    dense: int
+    codes: Codes
+    dim: int
+
+    @property
+    def width(self) -> int:
+        return self.dense + self.dim * len(self.codes)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        return {f"{self.side}/features/{name}/embedding": f"{self.side}/{name}" for name, _ in self.codes}
+
+    def init(self, key: Key[jax.Array, ""], scale: float) -> Params:
+        keys = jax.random.split(key, max(len(self.codes), 1))
+        return {
+            name: {"embedding": embedding(key, rows, self.dim, scale)}
+            for key, (name, rows) in zip(keys, self.codes, strict=False)
+        }
+
+    def lookups(self, prefix: str, index: jax.Array, features: Features) -> dict[str, Lookup]:
+        """``prefix`` tells several uses of the same features apart, as target and as history."""
+        return {
+            f"{prefix}/{name}": Lookup(f"{self.side}/features/{name}/embedding", self._code(name, index, features))
+            for name, _ in self.codes
+        }
+
+    def inputs(
+        self, prefix: str, gathered: Gathered, index: Int32[jax.Array, "*index"], features: Features
+    ) -> Float[jax.Array, "*index width"]:
+        parts = []
+        if self.dense:
+            dense = features.user_dense if self.side == "user" else features.item_dense
+            if dense is None or dense.shape[1] != self.dense:
+                came = "none" if dense is None else str(dense.shape[1])
+                raise ValueError(
+                    f"The model was built for {self.dense} dense {self.side} features and was given {came}. Use "
+                    "features of the encoder that the model was trained with."
+                )
+            parts.append(take(dense, index).astype(jnp.float32))
+        for name, _ in self.codes:
+            known = (self._code(name, index, features) > 0).astype(jnp.float32)
+            total = jnp.einsum("...ld,...l->...d", gathered[f"{prefix}/{name}"], known)
+            parts.append(total / jnp.maximum(known.sum(-1, keepdims=True), 1.0))
+        return jnp.concatenate(parts, axis=-1)
+
+    def _code(self, name: str, index: jax.Array, features: Features) -> Int32[jax.Array, "... length"]:
+        codes = features.user_codes if self.side == "user" else features.item_codes
+        if name not in codes:
+            raise ValueError(
+                f"The model was trained with the {self.side} feature {name!r} and was given "
+                f"{', '.join(codes) or 'none'}. Use features of the encoder that the model was trained with."
+            )
+        return take(codes[name], index)
+
+
+def init_mlp(key: Key[jax.Array, ""], widths: tuple[int, ...], scale: float) -> Params:
+    """Kernels of a multilayer perceptron; unit inputs give outputs of standard deviation about ``scale``.
+
+    Hidden layers have a bias (He et al., ICCV 2015, for the kernels); the last is linear without one.
+    """
+    layers: Params = {}
+    last = len(widths) - 2
+    for depth, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        key, key_layer = jax.random.split(key)
+        gain = scale if depth == last else 2.0**0.5
+        layers[str(depth)] = {
+            "kernel": gain * fan_in**-0.5 * jax.random.normal(key_layer, (fan_in, fan_out), jnp.float32)
+        }
+        if depth != last:
+            layers[str(depth)]["bias"] = jnp.zeros((fan_out,), jnp.float32)
+    return layers
+
+
+def mlp(
+    layers: Params,
+    x: Float[jax.Array, "*batch width"],
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
+) -> Float[jax.Array, "*batch out"]:
+    """The perceptron of ``init_mlp``."""
+    last = len(layers) - 1
+    for depth in range(len(layers)):
+        layer = layers[str(depth)]
+        x = jnp.einsum("...i,io->...o", x, layer["kernel"].astype(jnp.float32))
+        if depth != last:
+            bias = layer["bias"]
+            x = activation(x + bias.reshape((1,) * (x.ndim - 1) + bias.shape))
+    return x

@@ -1,0 +1,143 @@
+"""Which part of an optimiser's state belongs to which table, and may a table be updated by rows at all?"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrec import _tree
+from jaxrec._types import Params
+
+Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+
+
+class Layout(NamedTuple):
+    owners: tuple[str | None, ...]  # of each leaf of the state: the table whose rows it follows
+    linear: bool  # whether repeated rows may be given one by one instead of summed first
+
+
+def layout_of(
+    transformation: optax.GradientTransformation, params: Params, tables: tuple[str, ...], *, sparse: bool
+) -> Layout:
+    """The layout of the transformation's state for ``params``; ``sparse`` also checks that rows are independent.
+
+    Raises:
+      ValueError: ``sparse``, and the transformation mixes the rows of a table.
+    """
+    shapes = tuple((path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for path, leaf in _tree.flatten(params).items())
+    return _layout(transformation, shapes, tables, sparse)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(
+    transformation: optax.GradientTransformation, shapes: Shapes, tables: tuple[str, ...], sparse: bool
+) -> Layout:
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+        owners = _owners(transformation, dict(shapes), tables, sparse)
+        if not sparse or not tables:
+            return Layout(owners, linear=False)
+        return Layout(owners, _check_rows(transformation, dict(shapes), tables, owners))
+
+
+def _owners(
+    transformation: optax.GradientTransformation,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    tables: tuple[str, ...],
+    sparse: bool,
+) -> tuple[str | None, ...]:
+    """Found by giving one table one row more and looking at which leaves of the state grow with it."""
+
+    def state(shapes: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        return jax.eval_shape(transformation.init, _tree.unflatten(shapes))
+
+    before = jax.tree.leaves(state(shapes))
+    owners: list[str | None] = [None] * len(before)
+    for table in tables:
+        rows, *rest = shapes[table].shape
+        longer = {**shapes, table: jax.ShapeDtypeStruct((rows + 1, *rest), shapes[table].dtype)}
+        for number, (old, new) in enumerate(zip(before, jax.tree.leaves(state(longer)), strict=True)):
+            if old.shape == new.shape:
+                continue
+            if new.shape == (rows + 1, *old.shape[1:]):
+                owners[number] = table
+            elif sparse:
+                raise ValueError(_refusal(table, f"its state has the shape {old.shape}, which does not go by rows"))
+    return tuple(owners)
+
+
+def _check_rows(
+    transformation: optax.GradientTransformation,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    tables: tuple[str, ...],
+    owners: tuple[str | None, ...],
+) -> bool:
+    """Tries the transformation on a small copy of the tree: raises if it mixes rows, returns whether it is linear.
+
+    Two updates of tables whose first rows have no gradient must be the same as two updates of the other rows alone.
+    The copy keeps the tables' width and more than 128 rows, since some transformations treat small arrays apart.
+    """
+    rng = np.random.default_rng(0)
+    small = {
+        path: (160, *leaf.shape[1:]) if path in tables else (2,) * len(leaf.shape) for path, leaf in shapes.items()
+    }
+    rows = np.arange(20, 160)  # not the first ones, or random noise by position would pass
+    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in small.items()}
+    state = transformation.init(_tree.unflatten(params))
+    _refuse_accumulation(state, tables)
+    leaves, treedef = jax.tree.flatten(state)
+    part_state = treedef.unflatten(
+        [leaf if owner is None else leaf[rows] for leaf, owner in zip(leaves, owners, strict=True)]
+    )
+    part_params = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
+
+    def second(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, jax.Array]:
+        update = optax.with_extra_args_support(transformation).update
+        tree, value = _tree.unflatten(params), jnp.ones((), jnp.float32)
+        _, state = update(_tree.unflatten(grads), state, tree, value=value)
+        updates: Any = update(_tree.unflatten(grads), state, tree, value=value)[0]
+        return {path: leaf for path, leaf in _tree.flatten(updates).items() if path in tables}
+
+    second = jax.jit(second)
+    linear = all(owner is None for owner in owners)
+    for size in (1.0, 1e6):  # the large one is beyond any sensible clipping
+        grads = {path: jnp.asarray(size * rng.normal(size=shape), jnp.float32) for path, shape in small.items()}
+        grads |= {path: grads[path].at[: rows[0]].set(0.0) for path in tables}
+        part_grads = {path: leaf[rows] if path in tables else leaf for path, leaf in grads.items()}
+        whole, part = second(grads, state, params), second(part_grads, part_state, part_params)
+        for path in tables:
+            if not np.allclose(whole[path][rows], part[path], rtol=1e-4, atol=1e-6 * np.abs(whole[path]).max()):
+                raise ValueError(_refusal(path, "a row's update depends on rows that the batch did not touch"))
+        if linear:
+            halves = {
+                path: jnp.repeat(leaf / 2, 2, axis=0) if path in tables else leaf for path, leaf in part_grads.items()
+            }
+            twice = {
+                path: jnp.repeat(leaf, 2, axis=0) if path in tables else leaf for path, leaf in part_params.items()
+            }
+            split = second(halves, part_state, twice)
+            linear = all(
+                np.abs(part[path]).max() > 0
+                and np.allclose(
+                    split[path][0::2] + split[path][1::2], part[path], rtol=1e-4, atol=1e-6 * np.abs(part[path]).max()
+                )
+                for path in tables
+            )
+    return linear
+
+
+def _refuse_accumulation(state: Any, tables: tuple[str, ...]) -> None:
+    kinds = (optax.MultiStepsState, optax.ApplyEvery)
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kinds))
+    if any(isinstance(part, kinds) for part in parts):
+        raise ValueError(_refusal(tables[0], "gradients saved for a later step are lost for rows it does not touch"))
+
+
+def _refusal(table: str, reason: str) -> str:
+    return (
+        f"This optax transformation cannot train the table {table!r} by rows: {reason}. Elementwise transformations "
+        "(sgd, momentum, adagrad, adam, adamw, ...) and clip_by_global_norm can. Use optim.dense(...) to update the "
+        "whole table in every step, or optim.per_path to keep this transformation for the other parameters."
+    )

@@ -1,0 +1,208 @@
+"""Row-sparse optimisation: any elementwise optax transformation, applied only to the table rows a batch touched.
+
+A step of dense Adam over a table of a million rows moves gigabytes; the rows a batch touches are a few thousand. The
+transformation sees one tree: dense leaves as they are, and each table as its touched rows (gradients of repeated
+ids summed) with their slice of the optimiser's state. So step counts and schedules are shared, and a global norm is
+taken over everything. See docs/design.md for the measurements.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Bool, Float, Int32
+
+from jaxrec import _tree
+from jaxrec._types import Params
+from jaxrec.models._base import wide
+from jaxrec.optim._layout import layout_of
+
+OptState = Any
+
+
+class RowGrads(NamedTuple):
+    """Gradient of the loss with respect to some rows of one table; rows may repeat."""
+
+    rows: Int32[jax.Array, " touched"]
+    grads: Float[jax.Array, "touched dim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation and the way it treats tables; made by ``row_sparse`` or ``dense``."""
+
+    transformation: optax.GradientTransformation
+    sparse: bool
+
+    def init(self, params: Params, tables: tuple[str, ...]) -> OptState:
+        """The transformation's state for the trainable ``params``, of which ``tables`` are trained by rows.
+
+        Raises:
+          ValueError: the optimiser is row-sparse and the transformation would treat a row differently when it
+            does not see the whole table.
+        """
+        params = jax.tree.map(wide, params)
+        layout_of(self.transformation, params, tables, sparse=self.sparse)
+        with jax.numpy_dtype_promotion("standard"):
+            return self.transformation.init(params)
+
+    def update(
+        self,
+        params: Params,
+        state: OptState,
+        slots: Mapping[str, Int32[jax.Array, " _"]],
+        *,
+        grads: Params,
+        row_grads: Mapping[str, RowGrads],
+        frozen_rows: Mapping[str, Bool[jax.Array, " rows"]],
+        value: Float[jax.Array, ""],
+        ok: Bool[jax.Array, ""],
+    ) -> tuple[Params, OptState, dict[str, Int32[jax.Array, " _"]]]:
+        """One step.
+
+        Args:
+          params: the trainable parameters.
+          state: as from ``init``.
+          slots: scratch space by table path, an entry for each row; contents do not matter. Of tables that are given
+            the same array of rows only the first needs one.
+          grads: of the dense leaves, a tree without the tables.
+          row_grads: by table path.
+          frozen_rows: by table path, rows that must not move. Row 0, the unknown's, never does.
+          value: the loss, for transformations that look at it.
+          ok: where False, nothing moves: parameters and state come back as they were.
+
+        Returns:
+          The new parameters, state and scratch space.
+        """
+        tables = {path: _tree.get(params, path) for path in row_grads}
+        owners, linear = layout_of(self.transformation, params, tuple(tables), sparse=self.sparse)
+        touched, slots = self._touched(row_grads, tables, frozen_rows, slots, merge=not linear)
+        leaves, treedef = jax.tree.flatten(state)
+        parts = [
+            leaf if owner is None else _rows(leaf, touched[owner]) for leaf, owner in zip(leaves, owners, strict=True)
+        ]
+        small = _tree.replace(params, {path: wide(_rows(tables[path], touched[path])) for path in tables})
+        gradient = _tree.merge(grads, _tree.unflatten({path: touched[path].grads for path in tables}))
+        update = optax.with_extra_args_support(self.transformation).update
+        with jax.numpy_dtype_promotion("standard"):
+            updates: Any
+            updates, state = update(gradient, treedef.unflatten(parts), small, value=value)
+            applied: Any = optax.apply_updates(small, updates)
+            moved = _tree.flatten(applied)
+
+        new = {}
+        for path, old in _tree.flatten(params).items():
+            if path not in tables:
+                new[path] = jnp.where(ok, moved[path], old)
+            elif linear:
+                change = _tree.get(updates, path).astype(old.dtype)
+                new[path] = old.at[_target(touched[path], old, ok)].add(change, mode="drop")
+            else:
+                new[path] = _scatter(old, moved[path], touched[path], ok)
+        leaves = [
+            jnp.where(ok, part, old) if owner is None else _scatter(old, part, touched[owner], ok)
+            for old, part, owner in zip(leaves, jax.tree.leaves(state), owners, strict=True)
+        ]
+        return _tree.unflatten(new), treedef.unflatten(leaves), slots
+
+    def _touched(
+        self,
+        row_grads: Mapping[str, RowGrads],
+        tables: Mapping[str, jax.Array],
+        frozen_rows: Mapping[str, jax.Array],
+        slots: Mapping[str, jax.Array],
+        *,
+        merge: bool,
+    ) -> tuple[dict[str, "_Touched"], dict[str, jax.Array]]:
+        """What the transformation is to see of each table."""
+        touched, slots = {}, dict(slots)
+        merged: dict[int, tuple[jax.Array, jax.Array]] = {}  # tables looked up by the same rows share the merging
+        for path, (rows, grads) in row_grads.items():
+            table = tables[path]
+            if not self.sparse:
+                full = jnp.zeros(table.shape, grads.dtype).at[rows].add(grads)
+                rows, grads = jnp.arange(table.shape[0], dtype=jnp.int32), full
+                first = jnp.ones(rows.shape, bool)
+            elif not merge:
+                first = jnp.ones(rows.shape, bool)
+            else:
+                if id(rows) not in merged:
+                    representative, slots[path] = _representatives(rows, slots[path])
+                    merged[id(rows)] = representative, representative == _positions(rows)
+                representative, first = merged[id(rows)]
+                grads = jnp.zeros_like(grads).at[representative].add(grads)
+            frozen = rows == 0
+            if path in frozen_rows:
+                frozen |= frozen_rows[path][rows]
+            grads = jnp.where(_column(frozen, grads), 0.0, grads)
+            touched[path] = _Touched(rows, grads, first & ~frozen)
+        return touched, slots
+
+
+class _Touched(NamedTuple):
+    rows: Int32[jax.Array, " touched"]
+    grads: Float[jax.Array, "touched dim"]  # zero where not live
+    live: Bool[jax.Array, " touched"]  # False for repetitions and frozen rows, which are not written back
+
+
+def row_sparse(transformation: optax.GradientTransformation) -> Optimizer:
+    """The transformation, applied to the rows that a batch touched and nothing else.
+
+    Equal to the dense algorithm for plain gradient descent. Momentum, Adagrad, Adam and the like become their
+    *lazy* forms: a row moves, decays and ages only in steps that touch it. Dense Adam is a different algorithm,
+    which also moves rows whose gradient is zero; ``dense`` offers it. Clipping by global norm is exact.
+
+    Args:
+      transformation: treats every element of a parameter alike, whatever its neighbours are, up to one global
+        norm. Others (LAMB, Adafactor, adaptive clipping by unit, gradient accumulation) are refused when the
+        state is made.
+
+    Returns:
+      An optimiser for ``fit`` and ``train_step``.
+
+    Examples:
+      >>> row_sparse(optax.adagrad(0.05)).sparse
+      True
+
+    References:
+      Abadi et al., TensorFlow, OSDI 2016, and the sparse optimisers of PyTorch (lazy Adam as in ``SparseAdam``).
+    """
+    return Optimizer(transformation, sparse=True)
+
+
+def dense(transformation: optax.GradientTransformation) -> Optimizer:
+    """The transformation, applied to whole tables in every step: exact for all of optax, slow for large tables."""
+    return Optimizer(transformation, sparse=False)
+
+
+def _positions(rows: jax.Array) -> jax.Array:
+    return jnp.arange(rows.shape[0], dtype=jnp.int32)
+
+
+def _representatives(rows: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each position the one position that stands for all with the same row, and the used scratch space.
+
+    Every position writes itself to its row's slot and reads back the winner: O(touched), no sort.
+    """
+    slot = slot.at[rows].set(_positions(rows), mode="promise_in_bounds")
+    return slot.at[rows].get(mode="promise_in_bounds"), slot
+
+
+def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
+
+
+def _rows(leaf: jax.Array, touched: _Touched) -> jax.Array:
+    return leaf.at[touched.rows].get(mode="promise_in_bounds")
+
+
+def _target(touched: _Touched, table: jax.Array, ok: jax.Array) -> jax.Array:
+    """Where each touched row is written; whatever must not be written goes, each to its own place, past the end."""
+    return jnp.where(touched.live & ok, touched.rows, table.shape[0] + _positions(touched.rows))
+
+
+def _scatter(table: jax.Array, rows: jax.Array, touched: _Touched, ok: jax.Array) -> jax.Array:
+    return table.at[_target(touched, table, ok)].set(rows.astype(table.dtype), mode="drop", unique_indices=True)

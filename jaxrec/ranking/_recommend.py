@@ -1,0 +1,187 @@
+"""The verbs ``recommend`` and ``predict``: raw ids in, a frame or predictions out."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxrec import coldstart
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset, Encoder
+from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
+from jaxrec.ranking._vectors import apply, item_vectors, scorer, user_vectors
+
+_ROWS = 4096
+
+
+def recommend(
+    recommender: Recommender,
+    users: Iterable[Any] | None = None,
+    *,
+    k: int = 10,
+    new_users: pd.DataFrame | None = None,
+    new_items: pd.DataFrame | None = None,
+    interactions: pd.DataFrame | None = None,
+    candidates: Iterable[Any] | None = None,
+    exclude: Iterable[Any] | pd.DataFrame | None = None,
+    exclude_seen: bool = True,
+) -> pd.DataFrame:
+    """The best ``k`` items of each user, exactly: every candidate is scored.
+
+    A user that the recommender does not know, in ``users`` or ``new_users``, is scored from features and interactions
+    as far as they are given, else as the unknown user (see the model). So is an item of ``new_items``. Nothing is
+    trained and the recommender stays as it is; ``coldstart.add`` keeps them for good.
+
+    Args:
+      recommender: from ``fit``, ``load`` or ``transfer.adapt``.
+      users: raw ids, each once; by default those of ``new_users``, else every user known.
+      k: length of the lists; shorter where fewer candidates are left.
+      new_users: rows with the schema's user column and features.
+      new_items: rows with the schema's item column and features; they become candidates.
+      interactions: what (new) users touched since the training, with the schema's columns.
+      candidates: raw ids of the items that may be recommended; by default all.
+      exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns.
+      exclude_seen: whether to leave out what a user has touched, in training or in ``interactions``.
+
+    Returns:
+      A frame with the columns ``user``, ``item`` (raw ids), ``score`` (float32, the model's own, higher is better)
+      and ``rank`` (from 1), best first within each user; users in the order given. Equal scores: the item that the
+      encoder numbers lower, which is the smaller raw id.
+
+    Raises:
+      ValueError: ``k`` is larger than the number of candidates, an id of ``candidates`` or ``exclude`` is unknown, a
+        user is given twice, a score is NaN.
+    """
+    if new_users is not None or new_items is not None or interactions is not None:
+        recommender = coldstart.add(recommender, users=new_users, items=new_items, interactions=interactions)
+    encoder = recommender.encoder
+    if users is None:
+        users = encoder.users.ids if new_users is None else new_users[encoder.schema.user]
+    users = pd.Series(list(users), dtype=object)
+    if users.duplicated().any():
+        raise ValueError(f"Expected each user once, got {users[users.duplicated()].iloc[0]!r} twice.")
+    index = encoder.users.encode(users)
+    items = candidate_items(encoder, candidates)
+    live = int((items > 0).sum())
+    if not 1 <= k <= live:
+        raise ValueError(f"Expected k in 1 .. {live} (the number of candidates), got {k}. Lists cannot be longer.")
+    column_of = columns(items, len(encoder.features.item_row))
+    everywhere, excluded = _exclusions(recommender, exclude)
+    items = np.where(np.isin(items, everywhere), 0, items).astype(np.int32)
+    score_of = scorer(recommender, items)
+    found = []
+    for block, size in user_blocks(len(index), len(items)):
+        gone = [excluded.rows_of(index[block])] if excluded is not None else []
+        item_gone = [excluded.item[row] for _, row in gone] if excluded is not None else []
+        if exclude_seen:
+            position, row = recommender.seen.rows_of(index[block])
+            gone.append((position, row))
+            item_gone.append(recommender.seen.item[row])
+        row = np.concatenate([position for position, _ in gone]) if gone else np.zeros(0, np.int64)
+        column = column_of[np.concatenate(item_gone)] if gone else np.zeros(0, np.int64)
+        scores = score_of(index[block], size)
+        top, _, nan = select(scores, items > 0, Pairs.padded(row, column, len(items)), _NOTHING, k=k)
+        if nan:
+            raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
+        found.append((np.asarray(top.score)[: len(block)], np.asarray(top.position)[: len(block)]))
+    score = np.concatenate([score for score, _ in found]) if found else np.zeros((0, k), np.float32)
+    position = np.concatenate([position for _, position in found]) if found else np.zeros((0, k), np.int32)
+    user_at, rank = np.nonzero(position >= 0)
+    return pd.DataFrame(
+        {
+            "user": users.to_numpy()[user_at],
+            "item": encoder.items.decode(items[position[user_at, rank]]),
+            "score": score[user_at, rank],
+            "rank": rank + 1,
+        }
+    ).infer_objects()
+
+
+def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarray:
+    """Predictions for given rows, in the target's own unit.
+
+    Args:
+      recommender: from ``fit``, ``load`` or ``transfer.adapt``.
+      pairs: a frame with the schema's user, item and context columns (others are ignored), or a dataset. Unknown
+        users and items are scored as the unknown one (see the model).
+
+    Returns:
+      float64 ``[rows]``: ratings where the model was trained on (scaled) targets, probabilities after a sigmoid
+      cross-entropy, plain scores after a ranking loss.
+    """
+    data = pairs if isinstance(pairs, Dataset) else recommender.encoder.encode(pairs, labelled=False)
+    recommender.check(data)
+    scores = _row_scores(recommender, data).astype(np.float64)
+    if recommender.link == "sigmoid":
+        return np.where(scores >= 0, 1 / (1 + np.exp(-np.abs(scores))), 1 - 1 / (1 + np.exp(-np.abs(scores))))
+    return recommender.encoder.original_target(scores)
+
+
+def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.ndarray:
+    """Entity indices of the candidates in ascending order, padded with 0 to the catalogue's capacity."""
+    known = len(encoder.items)
+    if candidates is None:
+        chosen = np.arange(1, known + 1)
+    else:
+        chosen = known_items(encoder, list(candidates), "candidates")
+    return padded(np.unique(chosen), len(encoder.features.item_row)).astype(np.int32)
+
+
+def known_items(encoder: Encoder, ids: list[Any], what: str) -> np.ndarray:
+    """Entity indices of raw item ids, all of which must be known."""
+    index = encoder.items.encode(ids)
+    if not index.all():
+        unknown = ids[int(np.flatnonzero(index == 0)[0])]
+        raise ValueError(
+            f"{int((index == 0).sum())} of the {what} are unknown items, such as {unknown!r}. Add them first: "
+            "coldstart.add(recommender, items=...), or recommend(..., new_items=...)."
+        )
+    return index
+
+
+def columns(items: np.ndarray, num_items: int) -> np.ndarray:
+    """For each entity its column among the candidates, past the end where it is none."""
+    column = np.full(num_items, len(items), np.int64)
+    column[items[items > 0]] = np.flatnonzero(items > 0)
+    return column
+
+
+def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame | None) -> tuple[np.ndarray, Any]:
+    """Items excluded for everybody, and pairs."""
+    nobody = np.zeros(0, np.int32)
+    if exclude is None:
+        return nobody, None
+    if isinstance(exclude, pd.DataFrame):
+        return nobody, recommender.encoder.encode(exclude, labelled=False).interactions
+    return known_items(recommender.encoder, list(exclude), "excluded items"), None
+
+
+def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
+    """The model's score of each row, float32."""
+    vectors = recommender.factorises and data.context is None and data.item is not None
+    parts = []
+    for start in range(0, len(data), _ROWS):
+        size = min(_ROWS, len(data))
+        user, item, context = (
+            None if values is None else padded(values[start : start + size], size)
+            for values in (data.user, data.item, data.context)
+        )
+        if vectors and user is not None and item is not None:
+            scores = _inner(user_vectors(recommender, user), item_vectors(recommender, item))
+        else:
+            batch = recommender.batch(np.zeros(size, np.int32) if user is None else user, context)
+            batch = batch._replace(item=None if item is None else item[:, None])
+            scores = apply(recommender.model, recommender.params, batch, recommender.features)[:, 0]
+        parts.append(np.asarray(scores))
+    return np.concatenate(parts)[: len(data)] if parts else np.zeros(0, np.float32)
+
+
+@jax.jit
+def _inner(users: jax.Array, items: jax.Array) -> jax.Array:
+    return jnp.einsum("bd,bd->b", users, items)
+
+
+_NOTHING = Pairs(np.zeros(16, np.int32), np.full(16, np.iinfo(np.int32).max, np.int32))

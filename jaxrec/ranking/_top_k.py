@@ -1,0 +1,120 @@
+"""Exact top-k of masked scores, in blocks of users so that no users x items array is built."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+_SCORES = 2**25  # most scores held at once: 128 MiB in float32
+_USERS = 1024  # most users of a block
+
+
+class TopK(NamedTuple):
+    """Lists of candidates, best first. Where a user has fewer than ``k``, ``position`` is -1 and the score -inf."""
+
+    score: Float[jax.Array, "users k"]
+    position: Int32[jax.Array, "users k"]
+
+
+def top_k(
+    scores: Float[jax.Array, "users candidates"], *, k: int, exclude: Bool[jax.Array, "users candidates"] | None = None
+) -> TopK:
+    """The ``k`` best candidates of each user.
+
+    Args:
+      scores: any float dtype, compared in float32. Equal scores (0 and -0 included): lower position first. Minus
+        infinity ranks like the lowest finite number; NaN has no rank, check for it before.
+      k: length of the lists, static under ``jit``.
+      exclude: candidates never listed.
+
+    Returns:
+      Scores and positions along the second axis of ``scores``.
+
+    Raises:
+      ValueError: ``k`` is outside ``1 .. candidates``.
+
+    Examples:
+      >>> top_k(jnp.array([[1.0, 3.0, 3.0]]), k=2).position.tolist()
+      [[1, 2]]
+    """
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(
+            f"Expected k in 1 .. {scores.shape[1]} (the number of candidates), got {k}. Lists cannot be longer than "
+            "the catalogue."
+        )
+    scores = jnp.maximum(scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    scores = jnp.where(scores == 0, 0.0, scores)
+    if exclude is not None:
+        scores = jnp.where(exclude, -jnp.inf, scores)
+    best, position = jax.lax.top_k(scores, k)
+    return TopK(best, jnp.where(best == -jnp.inf, -1, position))
+
+
+class Pairs(NamedTuple):
+    """Cells of a users x candidates array, padded with positions outside it."""
+
+    row: np.ndarray
+    column: np.ndarray
+
+    @classmethod
+    def padded(cls, row: np.ndarray, column: np.ndarray, outside: int) -> "Pairs":
+        """Padded to a power of two, so that few shapes are compiled; ``outside`` is past the last column."""
+        missing = max(16, 1 << (max(len(row), 1) - 1).bit_length()) - len(row)
+        return cls(
+            np.pad(row.astype(np.int32), (0, missing)),
+            np.pad(column.astype(np.int32), (0, missing), constant_values=outside),
+        )
+
+
+class Block(NamedTuple):
+    """What ``select`` returns for a block of users."""
+
+    top: TopK
+    hit: Bool[jax.Array, "users k"]
+    nan: Bool[jax.Array, ""]  # whether a candidate that counts has no rank
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def select(
+    scores: Float[jax.Array, "users candidates"],
+    live: Bool[jax.Array, " candidates"],
+    exclude: Pairs,
+    relevant: Pairs,
+    *,
+    k: int,
+) -> Block:
+    """Top-k lists, and which of their members are relevant.
+
+    Args:
+      scores: of every candidate.
+      live: False for the padding of the candidates.
+      exclude: pairs never listed.
+      relevant: held-out positives.
+      k: length of the lists, static.
+    """
+    gone = jnp.zeros(scores.shape, bool).at[exclude.row, exclude.column].set(True, mode="drop") | ~live[None, :]
+    wanted = jnp.zeros(scores.shape, bool).at[relevant.row, relevant.column].set(True, mode="drop")
+    top = top_k(scores, k=k, exclude=gone)
+    hit = jnp.take_along_axis(wanted, jnp.maximum(top.position, 0), axis=1) & (top.position >= 0)
+    return Block(top, hit, (jnp.isnan(scores) & ~gone).any())
+
+
+def user_blocks(num_users: int, num_candidates: int) -> Iterator[tuple[np.ndarray, int]]:
+    """``(positions, size)``: users in blocks of one size, the last of which is shorter than ``size``.
+
+    Sizes are powers of two, so that few shapes are compiled, and bound the memory of a block's scores.
+    """
+    most = max(1, min(_USERS, _SCORES // max(num_candidates, 1)))
+    size = min(1 << (most.bit_length() - 1), 1 << (max(num_users, 1) - 1).bit_length())
+    for start in range(0, num_users, size):
+        yield np.arange(start, min(start + size, num_users)), size
+
+
+def padded(values: Any, size: int) -> np.ndarray:
+    """``values`` with zeros up to ``size`` rows."""
+    values = np.asarray(values)
+    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])

@@ -1,0 +1,192 @@
+"""User and item vectors of a recommender, and scores of candidates for blocks of users."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import coldstart
+from jaxrec._recommender import Recommender
+from jaxrec._types import Batch, Features, Params
+from jaxrec.data._interactions import Interactions
+from jaxrec.ranking._top_k import padded
+
+_ROWS = 2**16  # entities whose vectors are computed at once
+_SAMPLE = 20_000  # entities that stand for all in the statistics of fold-in
+
+Scorer = Callable[[np.ndarray, int], jax.Array]
+"""``(users, size)``: entity indices, to be padded to ``size`` rows -> scores ``[size, candidates]``."""
+
+
+def scorer(recommender: Recommender, candidates: np.ndarray) -> Scorer:
+    """Scores of ``candidates`` (entity indices, padded with 0) for any users: by inner products where the model
+    factorises, else by ``apply`` on blocks of users x items."""
+    if not recommender.factorises:
+        return functools.partial(_score_pairs, recommender, candidates)
+    items = item_vectors(recommender, candidates)
+    return lambda users, size: _product(user_vectors(recommender, padded(users, size)), items)
+
+
+def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
+    """Vectors ``[len(users), dim]`` by entity index; users with interactions added since the training are folded in."""
+    vectors = _user_vectors(recommender.model, recommender.params, recommender.batch(users), recommender.features)
+    added = _added(recommender)
+    if recommender.pooled_history or added is None:
+        return vectors
+    touched = _touched(added, users)
+    if touched is None:
+        return vectors
+    position, row, shape = touched
+    others = item_vectors(recommender, _grid(added.item[row], position, shape))
+    return _folded(recommender, "user", vectors, others, added, row, position)
+
+
+def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
+    """Vectors ``[*items.shape, dim]`` by entity index; untrained items with interactions are folded in."""
+    vectors = _plain_item_vectors(recommender, items)
+    added = _added(recommender)
+    if added is None:
+        return vectors
+    if items.ndim > 1:
+        return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
+    turned = Interactions(added.item, added.user, added.num_items, added.num_users, added.value)
+    untrained = np.where(recommender.encoder.features.item_row[items] == 0, items, 0)
+    touched = _touched(turned, untrained)
+    if touched is None:
+        return vectors
+    position, row, shape = touched
+    users = _grid(turned.item[row], position, shape)
+    others = _user_vectors(
+        recommender.model, recommender.params, recommender.batch(users.reshape(-1)), recommender.features
+    ).reshape(*shape, -1)
+    return _folded(recommender, "item", vectors, others, turned, row, position)
+
+
+def measure(recommender: Recommender) -> coldstart.Prior:
+    """What fold-in needs to know of the trained vectors. At most 20,000 users and items stand for all."""
+    rng = np.random.default_rng(0)
+    trained = Interactions(
+        recommender.seen.user[: recommender.num_trained],
+        recommender.seen.item[: recommender.num_trained],
+        recommender.seen.num_users,
+        recommender.seen.num_items,
+    )
+    samples = []
+    for count in (trained.user_count, trained.item_count):
+        known = np.flatnonzero(count)
+        known = known if len(known) <= _SAMPLE else np.sort(rng.choice(known, _SAMPLE, replace=False))
+        samples.append((known, count[known] / max(count[known].sum(), 1)))
+    (users, user_share), (items, item_share) = samples
+    model, params, features, batch = (
+        recommender.model,
+        recommender.params,
+        recommender.features,
+        recommender.batch(users),
+    )
+    user_vector = np.asarray(_user_vectors(model, params, batch, features))
+    item_vector = np.asarray(_plain_item_vectors(recommender, items))
+    # What the model would say of the same entities if it had not been trained on them.
+    unknown = features._replace(user_row=jnp.zeros_like(features.user_row), item_row=jnp.zeros_like(features.item_row))
+    user_guess = np.asarray(_user_vectors(model, params, batch, unknown))
+    item_guess = np.asarray(_item_vectors(model, params, items.astype(np.int32), unknown))
+    noise = 1.0
+    if recommender.seen.value is not None and recommender.num_trained:
+        rows = rng.integers(0, recommender.num_trained, min(recommender.num_trained, _SAMPLE))
+        batch = recommender.batch(recommender.seen.user[rows])._replace(item=recommender.seen.item[rows][:, None])
+        scores = np.asarray(apply(recommender.model, recommender.params, batch, recommender.features))[:, 0]
+        noise = max(float(np.mean((scores - recommender.seen.value[rows]) ** 2)), 1e-6)
+    return coldstart.Prior(
+        user=coldstart.prepare(user_vector - user_guess, item_vector, item_share),
+        item=coldstart.prepare(item_vector - item_guess, user_vector, user_share),
+        noise=noise,
+    )
+
+
+def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
+    """Without fold-in; ``items`` of any shape."""
+    flat = items.reshape(-1).astype(np.int32)
+    blocks = [
+        _item_vectors(recommender.model, recommender.params, flat[start : start + _ROWS], recommender.features)
+        for start in range(0, max(len(flat), 1), _ROWS)
+    ]
+    vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
+    return vectors.reshape(*items.shape, vectors.shape[-1])
+
+
+def _added(recommender: Recommender) -> Interactions | None:
+    """Interactions since the training, if there are any."""
+    seen, first = recommender.seen, recommender.num_trained
+    if len(seen) == first:
+        return None
+    value = None if seen.value is None else seen.value[first:]
+    return Interactions(seen.user[first:], seen.item[first:], seen.num_users, seen.num_items, value)
+
+
+def _touched(added: Interactions, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]] | None:
+    """Rows of the entities and the shape of the grid that holds them, powers of two to compile few shapes."""
+    position, row = added.rows_of(entities)
+    if not len(row):
+        return None
+    longest = int(np.bincount(position).max())
+    return position, row, (len(entities), 1 << (longest - 1).bit_length())
+
+
+def _grid(values: np.ndarray, position: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Values side by side in their position's row, padded with 0."""
+    count = np.bincount(position, minlength=shape[0])
+    column = np.arange(len(position)) - np.repeat(np.cumsum(count) - count, count)
+    grid = np.zeros(shape, values.dtype)
+    grid[position, column] = values
+    return grid
+
+
+def _folded(
+    recommender: Recommender,
+    side: str,
+    vectors: jax.Array,
+    others: jax.Array,
+    added: Interactions,
+    row: np.ndarray,
+    position: np.ndarray,
+) -> jax.Array:
+    shape = (others.shape[0], others.shape[1])
+    mask = _grid(np.ones(len(row), np.float32), position, shape)
+    prior = getattr(recommender.prior, side)
+    if added.value is None:
+        return coldstart.fold_in(vectors, prior, others, mask)
+    values = _grid(added.value[row], position, shape)
+    return coldstart.fold_in_values(vectors, prior, others, mask, values, noise=recommender.prior.noise)
+
+
+def _score_pairs(recommender: Recommender, candidates: np.ndarray, users: np.ndarray, size: int) -> jax.Array:
+    batch = recommender.batch(padded(users, size))
+    blocks = []
+    # A model that does not factorise holds users x items x width numbers, so its blocks are small.
+    for start in range(0, len(candidates), 512):
+        block = batch._replace(shared_negatives=candidates[start : start + 512])
+        blocks.append(apply(recommender.model, recommender.params, block, recommender.features))
+    return jnp.concatenate(blocks, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def apply(model: Any, params: Params, batch: Batch, features: Features) -> jax.Array:
+    """The model's scores of a batch, compiled once per model and shape."""
+    return model.apply(params, batch, features)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _item_vectors(model: Any, params: Params, items: jax.Array, features: Features) -> jax.Array:
+    return model.item_vectors(params, items, features)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _user_vectors(model: Any, params: Params, batch: Batch, features: Features) -> jax.Array:
+    return model.user_vectors(params, batch, features)
+
+
+@jax.jit
+def _product(users: jax.Array, items: jax.Array) -> jax.Array:
+    return users @ items.T

@@ -1,0 +1,18 @@
+"""Training: a pure step, a compiled loop of steps, and ``fit`` around them. The verb is ``fit``."""
+
+from jaxrec._recommender import Recommender
+from jaxrec.train._fit import Diverged, Progress, fit
+from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
+
+__all__ = [
+    "Diverged",
+    "EpochInfo",
+    "Progress",
+    "Recommender",
+    "StepInfo",
+    "TrainState",
+    "fit",
+    "init_state",
+    "train_epoch",
+    "train_step",
+]

@@ -1,0 +1,309 @@
+"""The verb ``fit``: batches in, a recommender out, with validation, early stopping and a guard against NaN."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrec import _tree, losses, optim
+from jaxrec._recommender import Recommender, on_device
+from jaxrec._types import Params
+from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.models import Model
+from jaxrec.models._base import with_unknown_rows
+from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
+
+Metric = str | Callable[[Recommender], float]
+
+_LOWER_IS_BETTER = ("rmse", "mse", "mae", "log_loss", "calibration_error")
+# Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
+# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero.
+_DEFAULT_OPTIMIZER = optim.row_sparse(
+    optim.per_path(
+        {
+            "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
+            "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
+            "*": optax.adam(3e-3),
+        }
+    )
+)
+_DEFAULT_WITHOUT_TABLES = optim.row_sparse(optax.adam(1e-2))
+_DEFAULT_NEGATIVES = {
+    "in_batch_softmax": Negatives(in_batch=True),
+    "sampled_softmax": Negatives(shared=256),
+    "bpr": Negatives(num=1),
+    "sigmoid_cross_entropy": Negatives(num=4),
+    "mse": Negatives(num=4),
+}
+
+_epoch = jax.jit(train_epoch, static_argnames=("model", "loss", "optimizer"), donate_argnums=(0,))
+
+
+class Progress(NamedTuple):
+    """What a callback is told after an epoch."""
+
+    epoch: int  # from 1
+    row: dict[str, Any]  # of the history
+    recommender: Recommender  # valid during the call: the next epoch reuses its arrays, so copy what you keep
+
+
+class Diverged(FloatingPointError):
+    """Loss or gradient became infinite or NaN. ``recommender`` has the parameters of the last good step."""
+
+    def __init__(self, message: str, recommender: Recommender) -> None:
+        super().__init__(message)
+        self.recommender = recommender
+
+
+def fit(
+    model: Model,
+    train: Dataset,
+    *,
+    loss: str | losses.Loss | None = None,
+    optimizer: optim.Optimizer | optax.GradientTransformation | None = None,
+    epochs: int = 20,
+    batch_size: int | None = 1024,
+    negatives: Negatives | None = None,
+    validation: Dataset | None = None,
+    metric: Metric | None = None,
+    patience: int | None = 5,
+    params: Params | None = None,
+    freeze: _tree.Patterns = (),
+    frozen_rows: dict[str, np.ndarray] | None = None,
+    callbacks: Sequence[Callable[[Progress], bool | None]] = (),
+    progress: bool | None = None,
+    seed: int = 0,
+) -> Recommender:
+    """Trains a model.
+
+    The same arguments give the same parameters, bit for bit, on one machine. Nothing is compiled twice for data of
+    the same shape, the same model and the same optimiser object.
+
+    Args:
+      model: for example ``TwoTower.for_data(train)``.
+      train: from ``data.encode``; every user and item in it must be known to its encoder.
+      loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"sampled_softmax"``, ``"in_batch_softmax"``, or a
+        function ``(scores, batch) -> scalar``. By default ``"mse"`` (``"sigmoid_cross_entropy"`` for a model with a
+        sigmoid link) where there is a target, else ``"in_batch_softmax"``.
+      optimizer: from ``jaxrec.optim``, or an optax transformation, which is made row-sparse. By default AdamW with a
+        rate of 0.01 and decay 1 for embeddings, 0.003 and 3 for kernels, Adam for biases; Adam with 0.01 for a model
+        without tables.
+      epochs: passes over the data, at most.
+      batch_size: examples per step; None for full-batch gradient descent.
+      negatives: by default what the loss needs.
+      validation: held-out interactions of the same encoder.
+      metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
+        default ``"ndcg@10"`` (``"rmse"`` where there is a target), or a function of the recommender, higher being
+        better. The best epoch's parameters are returned.
+      patience: stop after so many epochs without improvement; None for never.
+      params: where to start from; by default ``model.init``. They are copied, not consumed.
+      freeze: patterns of parameters that do not move, such as ``"item/*"``.
+      frozen_rows: by table path, a bool mask of rows that do not move.
+      callbacks: called after each epoch; one that returns True ends the training.
+      progress: whether to show a progress bar; by default where the error stream is a terminal.
+      seed: of the initial parameters, the order of examples, negatives and dropout.
+
+    Returns:
+      A recommender with the training's ``history``.
+
+    Raises:
+      ValueError: an option does not fit the data, a pattern matches nothing, everything is frozen.
+      Diverged: loss or gradient is not finite; the exception carries the last good parameters.
+    """
+    if epochs < 1:
+        raise ValueError(f"Expected epochs >= 1, got {epochs}.")
+    if not len(train):
+        raise ValueError("The training part is empty. Expected at least one row.")
+    name, loss_function, link = _loss(model, train, loss)
+    negatives = _negatives(train, name, negatives)
+    if optimizer is None:
+        optimizer = _DEFAULT_OPTIMIZER if model.tables else _DEFAULT_WITHOUT_TABLES
+    elif not isinstance(optimizer, optim.Optimizer):
+        optimizer = optim.row_sparse(optimizer)
+    batches = Batches(
+        train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
+    )
+    key_init, key_train = jax.random.split(jax.random.key(seed))
+    features = on_device(train.features)
+    state = init_state(
+        model,
+        model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
+        optimizer,
+        batches.example(),
+        features,
+        key=key_train,
+        freeze=freeze,
+        frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
+    )
+    blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
+    judge = _Judge(validation, metric, patience)
+    log: list[dict[str, Any]] = []
+    with _bar(progress, epochs * batches.steps) as advance:
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer)
+            recommender = dataclasses.replace(blank, params=_finished(model, state, train), log=tuple(log))
+            mean, failed = _summary(infos)
+            if failed is not None:
+                raise Diverged(
+                    f"Loss or gradient became {failed} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
+                    "and this exception's `recommender` has the parameters before that step. Try a smaller learning "
+                    "rate, optax.clip_by_global_norm, or look for extreme values in features and targets.",
+                    recommender,
+                )
+            row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
+            stop = judge.look(recommender, row)
+            log.append(row)
+            recommender = dataclasses.replace(recommender, log=tuple(log))
+            told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
+            if stop or any(told):
+                break
+    final = recommender.params if judge.best is None else judge.best
+    return dataclasses.replace(blank, params=final, log=tuple(log))
+
+
+def _run(
+    state: TrainState,
+    batches: Batches,
+    features: Any,
+    epoch: int,
+    advance: Callable[[int], None],
+    model: Model,
+    loss: losses.Loss,
+    optimizer: optim.Optimizer,
+) -> tuple[TrainState, list[EpochInfo]]:
+    """One epoch. The device works on a chunk while the host prepares the next."""
+    infos: list[EpochInfo] = []
+    for chunk, steps in batches.epoch(epoch):
+        if infos and not infos[-1].ok:
+            break
+        state, info = _epoch(state, chunk, features, steps, model=model, loss=loss, optimizer=optimizer)
+        infos.append(info)
+        advance(steps)
+    return state, infos
+
+
+def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
+    """Mean loss of the steps taken, and the loss of the step that failed, if one did."""
+    taken = np.concatenate([np.asarray(info.losses)[: int(info.steps)] for info in infos])
+    last = infos[-1]
+    failed = None if last.ok else float(last.losses[int(last.steps)])
+    return float(taken.mean()) if len(taken) else float("nan"), failed
+
+
+def _finished(model: Model, state: TrainState, train: Dataset) -> Params:
+    """All parameters, with the unknown's rows filled in where they follow the trained ones."""
+    return _tree.merge(with_unknown_rows(model, state.params, train.features), state.frozen)
+
+
+class _Judge:
+    """Computes the metric after each epoch and keeps a copy of the best parameters."""
+
+    def __init__(self, validation: Dataset | None, metric: Metric | None, patience: int | None) -> None:
+        if patience is not None and patience < 1:
+            raise ValueError(f"Expected patience >= 1 or None, got {patience}.")
+        if validation is None and isinstance(metric, str):
+            raise ValueError(f"The metric {metric!r} needs held-out data. Give fit(..., validation=...).")
+        if metric is None and validation is not None:
+            metric = "ndcg@10" if validation.target is None else "rmse"
+        self._validation, self._metric, self._patience = validation, metric, patience
+        self._lower = isinstance(metric, str) and metric.split("@")[0] in _LOWER_IS_BETTER
+        self._since, self._value = 0, -np.inf
+        self.best: Params | None = None
+
+    def look(self, recommender: Recommender, row: dict[str, Any]) -> bool:
+        """Writes the metric into the history's row; True if it is time to stop."""
+        if self._metric is None:
+            return False
+        name = self._metric if isinstance(self._metric, str) else getattr(self._metric, "__name__", "metric")
+        row[name] = value = self._compute(recommender)
+        if np.isnan(value):
+            raise ValueError(f"The metric {name!r} is NaN on the validation part, so there is nothing to stop on.")
+        signed = -value if self._lower else value
+        if signed > self._value:
+            self._value, self._since = signed, 0
+            self.best = jax.tree.map(jnp.copy, recommender.params)
+        else:
+            self._since += 1
+        return self._patience is not None and self._since >= self._patience
+
+    def _compute(self, recommender: Recommender) -> float:
+        if callable(self._metric):
+            return float(self._metric(recommender))
+        from jaxrec.evaluation import evaluate
+
+        assert self._metric is not None and self._validation is not None
+        name, _, k = self._metric.partition("@")
+        task: Literal["ranking", "rating"] = "ranking" if k else "rating"
+        ks = (int(k),) if k else (1,)
+        return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
+
+
+def _loss(
+    model: Model, train: Dataset, loss: str | losses.Loss | None
+) -> tuple[str | None, losses.Loss, Literal["identity", "sigmoid"]]:
+    """The loss's name if it has one, the function, and the link of its predictions."""
+    link = getattr(model, "link", None)
+    if loss is None:
+        fallback = "mse" if train.target is not None else "in_batch_softmax"
+        loss = "sigmoid_cross_entropy" if link == "sigmoid" else fallback
+    if not isinstance(loss, str):
+        return None, loss, link or "identity"
+    if (
+        link is not None
+        and (link == "sigmoid") != (loss == "sigmoid_cross_entropy")
+        and loss in ("mse", "sigmoid_cross_entropy")
+    ):
+        fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse"
+        raise ValueError(f"The model has the link {link!r}, which goes with the loss {fitting!r}, got {loss!r}.")
+    found = losses.on_batch(loss)
+    if loss == "sigmoid_cross_entropy" and train.target is not None:
+        low, high = float(train.target.min()), float(train.target.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Expected targets in [0, 1] for sigmoid_cross_entropy, got {low:g} .. {high:g}. Turn ratings into 0 "
+                "and 1, scale them with Schema(target_scale='minmax'), or use loss='mse'."
+            )
+    return loss, found, "sigmoid" if loss == "sigmoid_cross_entropy" else "identity"
+
+
+def _negatives(train: Dataset, loss: str | None, negatives: Negatives | None) -> Negatives | None:
+    pointwise = loss in ("mse", "sigmoid_cross_entropy")
+    if train.item is None:
+        if negatives is not None or (loss is not None and not pointwise):
+            raise ValueError("Negatives are items, and the data has none. Name the item column in the schema.")
+        return None
+    if pointwise and train.target is not None:
+        if negatives is not None:
+            raise ValueError(
+                "The data has a target, so rows say themselves what is negative; sampled negatives would be given the "
+                "row's target. Leave the target out of the schema to train on implicit feedback."
+            )
+        return None
+    if negatives is None:
+        return _DEFAULT_NEGATIVES.get(loss or "")
+    if loss is not None and negatives.in_batch != (loss == "in_batch_softmax"):
+        raise ValueError(f"Negatives(in_batch=True) and the loss 'in_batch_softmax' go together, got {loss!r}.")
+    return negatives
+
+
+@contextlib.contextmanager
+def _bar(show: bool | None, steps: int) -> Iterator[Callable[[int], None]]:
+    """A function that moves the progress bar by some steps."""
+    if not (sys.stderr.isatty() if show is None else show):
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, force_terminal=show), transient=True) as bar:
+        task = bar.add_task("training", total=steps)
+        yield lambda steps: bar.advance(task, steps)

@@ -1,0 +1,251 @@
+"""One training step and a loop of them: pure functions that the caller jits and donates to."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int32
+
+from jaxrec import _tree
+from jaxrec._types import Batch, Features, Params
+from jaxrec.losses import Loss
+from jaxrec.models._base import Lookup, Model, gather, safe_index, scored
+from jaxrec.optim import Optimizer, RowGrads
+
+
+class TrainState(NamedTuple):
+    """Everything a step reads and writes. Donate it: a step updates the tables in place."""
+
+    params: Params  # the trainable half of the tree
+    frozen: Params  # the other half: no gradient, no optimiser state
+    opt_state: Any  # of the optax transformation, for the trainable half
+    frozen_rows: dict[str, Bool[jax.Array, " rows"]]  # by table path: rows that do not move, though the table does
+    slots: dict[str, Int32[jax.Array, " rows"]]  # by table path: scratch space for summing gradients of repeated ids
+    key: jax.Array  # PRNG key; step t uses fold_in(key, t)
+    step: Int32[jax.Array, ""]  # updates made so far
+
+
+class StepInfo(NamedTuple):
+    """How a step went."""
+
+    loss: Float[jax.Array, ""]
+    ok: Bool[jax.Array, ""]  # False: loss or gradient was not finite, and the step changed nothing
+
+
+class EpochInfo(NamedTuple):
+    """How a loop of steps went; the entries of ``losses`` after ``steps`` are zero."""
+
+    losses: Float[jax.Array, " most_steps"]
+    steps: Int32[jax.Array, ""]  # taken; the loop ends early at a step that was not ok
+    ok: Bool[jax.Array, ""]
+
+
+def init_state(
+    model: Model,
+    params: Params,
+    optimizer: Optimizer,
+    batch: Batch,
+    features: Features,
+    *,
+    key: jax.Array,
+    freeze: _tree.Patterns = (),
+    frozen_rows: dict[str, Bool[jax.Array, " rows"]] | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      model: whose parameters these are.
+      params: the whole tree. Its arrays become part of the state, so a donating step consumes them.
+      optimizer: from ``optim.row_sparse`` or ``optim.dense``.
+      batch: an example of what will be trained on; only shapes count.
+      features: likewise.
+      key: for dropout.
+      freeze: patterns of leaves that do not move, such as ``"item/*"``.
+      frozen_rows: by table path, a mask of rows that do not move.
+
+    Raises:
+      ValueError: a pattern matches nothing, everything is frozen, or the optimiser cannot train a table by rows.
+    """
+    trainable, frozen = _tree.split(params, freeze)
+    leaves = _tree.flatten(trainable)
+    if not leaves:
+        raise ValueError(f"All parameters are frozen by {freeze!r}, so there is nothing to train. Freeze fewer.")
+    groups = _tables(model, params, batch, features, set(leaves))
+    tables = tuple(sorted(path for group in groups for path in group))
+    frozen_rows = dict(frozen_rows or {})
+    for path, mask in frozen_rows.items():
+        if path not in tables or mask.shape != leaves[path].shape[:1]:
+            shape = leaves[path].shape[:1] if path in leaves else "none"
+            raise ValueError(
+                f"Expected masks of rows of trainable tables ({', '.join(tables) or 'there is none'}), got one for "
+                f"{path!r} of shape {mask.shape} where the table has {shape}. Freeze a whole leaf by pattern instead."
+            )
+    return TrainState(
+        params=trainable,
+        frozen=frozen,
+        opt_state=optimizer.init(trainable, tables),
+        frozen_rows=frozen_rows,
+        slots={group[0]: jnp.zeros(leaves[group[0]].shape[:1], jnp.int32) for group in groups},
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def _tables(
+    model: Model, params: Params, batch: Batch, features: Features, trainable: set[str]
+) -> list[tuple[str, ...]]:
+    """Paths of the trainable tables, those that are looked up by the same rows together."""
+    groups: dict[int, list[str]] = {}
+
+    def trace(params: Params, batch: Batch, features: Features) -> None:
+        lookups = _checked(model.lookups(batch, features), params)
+        rows = _rows_by_table({name: lookup for name, lookup in lookups.items() if lookup.path in trainable})
+        for path, of_table in rows.items():
+            groups.setdefault(id(of_table), []).append(path)
+
+    jax.eval_shape(trace, params, batch, features)
+    return [tuple(paths) for paths in groups.values()]
+
+
+def train_step(
+    state: TrainState, batch: Batch, features: Features, *, model: Model, loss: Loss, optimizer: Optimizer
+) -> tuple[TrainState, StepInfo]:
+    """One update of the trainable parameters.
+
+    Gathers the rows of tables that the batch touches, differentiates the loss with respect to them and to the
+    trainable dense leaves, and writes the moved rows back. Cost and memory do not depend on the tables' size.
+
+    Args:
+      state: from ``init_state``; donate it under ``jit``.
+      batch: examples.
+      features: arrays by entity.
+      model: static under ``jit``, like ``loss`` and ``optimizer``.
+      loss: function ``(scores, batch) -> scalar``, for example from ``losses.on_batch``.
+      optimizer: the one that ``init_state`` was given.
+
+    Returns:
+      The next state and the loss before the update. If the loss or a gradient is not finite the parameters and
+      the optimiser's state are those that came in.
+    """
+    lookups = _checked(model.lookups(batch, features), _tree.merge(state.params, state.frozen))
+    trainable = _tree.flatten(state.params)
+    rows_of = {name: lookup for name, lookup in lookups.items() if lookup.path in trainable}
+    fixed = gather(state.frozen, {name: lookup for name, lookup in lookups.items() if name not in rows_of})
+    tables = {lookup.path for lookup in lookups.values()}
+    dense, fixed_dense = _tree.drop(state.params, tables), _tree.drop(state.frozen, tables)
+    key = jax.random.fold_in(state.key, state.step)
+
+    def objective(dense: Params, rows: dict[str, jax.Array]) -> jax.Array:
+        params = _tree.merge(dense, fixed_dense)
+        output = scored(model.score(params, {**fixed, **rows}, batch, features, key=key))
+        return loss(output.scores, batch) + output.penalty
+
+    value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(dense, gather(state.params, rows_of))
+    ok = jnp.isfinite(value)
+    for grad in jax.tree.leaves((grads, row_grads)):
+        ok &= jnp.isfinite(grad).all()
+    params, opt_state, slots = optimizer.update(
+        state.params,
+        state.opt_state,
+        state.slots,
+        grads=grads,
+        row_grads=_grads_by_table(rows_of, row_grads),
+        frozen_rows=state.frozen_rows,
+        value=value,
+        ok=ok,
+    )
+    step = state.step + ok.astype(jnp.int32)
+    return state._replace(params=params, opt_state=opt_state, slots=slots, step=step), StepInfo(value, ok)
+
+
+def train_epoch(
+    state: TrainState,
+    batches: Batch,
+    features: Features,
+    num_steps: Int32[jax.Array, ""] | int | None = None,
+    *,
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+) -> tuple[TrainState, EpochInfo]:
+    """A compiled loop of ``train_step`` over stacked batches. It ends at the first step that is not finite.
+
+    Args:
+      state: from ``init_state``; donate it under ``jit``.
+      batches: a batch whose arrays have one more leading axis, the steps.
+      features: arrays by entity.
+      num_steps: how many of the stacked batches to use, traced, so that a shorter loop compiles nothing; all by
+        default.
+      model: static under ``jit``, like ``loss`` and ``optimizer``.
+      loss: as for ``train_step``.
+      optimizer: as for ``train_step``.
+
+    Returns:
+      The state after the last good step, and how it went.
+    """
+    most = jax.tree.leaves(batches)[0].shape[0]
+    limit = jnp.asarray(most if num_steps is None else num_steps, jnp.int32)
+    # What no step changes stays out of the loop's carry.
+    constant = {"frozen": state.frozen, "frozen_rows": state.frozen_rows, "key": state.key}
+    start = (state._replace(frozen={}, frozen_rows={}), jnp.zeros((most,), jnp.float32), jnp.int32(0), jnp.bool_(True))
+
+    def unfinished(carry: tuple[TrainState, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        _, _, taken, ok = carry
+        return (taken < limit) & ok
+
+    def body(
+        carry: tuple[TrainState, jax.Array, jax.Array, jax.Array],
+    ) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
+        moving, losses, taken, _ = carry
+        batch = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, taken, keepdims=False), batches)
+        moved, info = train_step(
+            moving._replace(**constant), batch, features, model=model, loss=loss, optimizer=optimizer
+        )
+        moved = moved._replace(frozen={}, frozen_rows={})
+        return moved, losses.at[taken].set(info.loss), taken + info.ok.astype(jnp.int32), info.ok
+
+    moved, losses, taken, ok = jax.lax.while_loop(unfinished, body, start)
+    return moved._replace(**constant), EpochInfo(losses, taken, ok)
+
+
+def _checked(lookups: dict[str, Lookup], params: Params) -> dict[str, Lookup]:
+    """Rows outside a table turned to row 0. Lookups by the same rows keep sharing one array."""
+    leaves = _tree.flatten(params)
+    safe: dict[tuple[int, int], jax.Array] = {}
+    checked = {}
+    for name, lookup in lookups.items():
+        size = leaves[lookup.path].shape[0]
+        which = (id(lookup.rows), size)
+        if which not in safe:
+            safe[which] = safe_index(lookup.rows, size)
+        checked[name] = lookup._replace(rows=safe[which])
+    return checked
+
+
+def _names_by_table(lookups: dict[str, Lookup]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, lookup in lookups.items():
+        names.setdefault(lookup.path, []).append(name)
+    return names
+
+
+def _rows_by_table(lookups: dict[str, Lookup]) -> dict[str, jax.Array]:
+    """All rows looked up of each table; tables that are looked up by the same rows share one array."""
+    joined: dict[tuple[int, ...], jax.Array] = {}
+    rows = {}
+    for path, names in _names_by_table(lookups).items():
+        which = tuple(id(lookups[name].rows) for name in names)
+        if which not in joined:
+            joined[which] = jnp.concatenate([lookups[name].rows.reshape(-1) for name in names])
+        rows[path] = joined[which]
+    return rows
+
+
+def _grads_by_table(lookups: dict[str, Lookup], grads: dict[str, jax.Array]) -> dict[str, RowGrads]:
+    """All lookups of a table as one."""
+    rows = _rows_by_table(lookups)
+    tables = {}
+    for path, names in _names_by_table(lookups).items():
+        flat = [grads[name].reshape(-1, *grads[name].shape[lookups[name].rows.ndim :]) for name in names]
+        tables[path] = RowGrads(rows[path], jnp.concatenate(flat))
+    return tables

@@ -1,0 +1,23 @@
+"""Transfer: align vocabularies, copy the parameter tree, freeze a part, fine-tune, and say whether it helped."""
+
+from jaxrec.transfer._adapt import Adapted, Comparison, adapt, compare
+from jaxrec.transfer._align import Alignment, Rows, align
+from jaxrec.transfer._copy import CopyReport, Entry, copy
+from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied, rows_of
+
+__all__ = [
+    "Adapted",
+    "Alignment",
+    "Comparison",
+    "CopyReport",
+    "Entry",
+    "Frozen",
+    "Rows",
+    "adapt",
+    "align",
+    "compare",
+    "copy",
+    "freeze",
+    "freeze_copied",
+    "rows_of",
+]

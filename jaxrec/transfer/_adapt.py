@@ -1,0 +1,195 @@
+"""Align, copy, freeze, fine-tune in one call, and train from scratch beside it to see what it was worth."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import pandas as pd
+
+from jaxrec import _tree
+from jaxrec._recommender import Recommender
+from jaxrec._types import Sizes
+from jaxrec.data import Dataset
+from jaxrec.evaluation import Report, evaluate
+from jaxrec.models import Model
+from jaxrec.train import fit
+from jaxrec.transfer._align import Alignment, align
+from jaxrec.transfer._copy import CopyReport, copy
+from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
+
+
+class Adapted(NamedTuple):
+    """A recommender for the target domain, and how it came about."""
+
+    recommender: Recommender
+    alignment: Alignment
+    copied: CopyReport
+    frozen: Frozen
+
+    def __str__(self) -> str:
+        return f"{self.alignment}\n\n{self.copied}\n\n{self.frozen}"
+
+
+def adapt(
+    source: Recommender,
+    train: Dataset,
+    *,
+    model: Model | None = None,
+    patterns: _tree.Patterns = "*",
+    freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
+    seed: int = 0,
+    **options: Any,
+) -> Adapted:
+    """A recommender for the target domain that starts from what the source learned.
+
+    Aligns the two vocabularies by raw id, copies the parameter tree by path and row, freezes a part and trains the rest
+    on the target. A user or item that is cold in the target and known in the source keeps what the source knows.
+
+    Args:
+      source: from ``fit`` on the source domain.
+      train: the target's training part. Encode it with ``like=source.encoder`` where both have the same features, so
+        that scales and label numbers agree.
+      model: of the target; by default the source's with the target's sizes.
+      patterns: of the leaves to copy; the others (a head, a tower to be learned anew) are initialised.
+      freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
+        nothing, so that everything is fine-tuned.
+      seed: of the initial parameters and of training.
+      options: for ``fit``: loss, optimizer, epochs, validation, ...
+
+    Returns:
+      The recommender, the alignment, the copy report and what was frozen.
+
+    Raises:
+      ValueError: nothing can be copied, shapes differ, a pattern matches nothing.
+    """
+    alignment = align(source.encoder, train.encoder, require=False)
+    train = dataclasses.replace(train, encoder=alignment.encoder)
+    target = _resized(source.model, train) if model is None else model
+    rows = alignment.for_model(target)
+    fresh = target.init(jax.random.split(jax.random.key(seed))[0])  # as fit does, so that scratch starts alike
+    params, report = copy(source.params, fresh, rows=rows, patterns=patterns)
+    if isinstance(freeze, Frozen):
+        frozen = freeze
+    elif freeze == "copied":
+        frozen = freeze_copied(params, report, rows)
+    else:
+        frozen = _freeze(params, freeze)
+    if set(frozen.leaves) == set(_tree.flatten(params)):
+        seen = train.interactions
+        ready = Recommender(target, params, train.encoder, seen, len(seen), link=source.link)
+        return Adapted(ready, alignment, report, frozen)
+    fitted = fit(
+        target, train, params=params, freeze=frozen.leaves, frozen_rows=dict(frozen.rows), seed=seed, **options
+    )
+    return Adapted(fitted, alignment, report, frozen)
+
+
+_freeze = freeze  # `adapt` has a parameter of that name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Transfer against training from scratch, on the same test users.
+
+    Args:
+      adapted: the transferred recommender and its reports.
+      scratch: the recommender trained on the target alone.
+      reports: of the two, ``"transfer"`` and ``"scratch"``.
+      table: by slice: figures of both, ``difference`` with ``low`` and ``high`` and the ``p_value`` of no difference.
+      metric: that the verdict is about.
+      verdict: ``"helped"`` or ``"hurt"`` where the interval of the difference over all users excludes zero.
+    """
+
+    adapted: Adapted
+    scratch: Recommender
+    reports: dict[str, Report]
+    table: pd.DataFrame
+    metric: str
+    verdict: Literal["helped", "hurt", "no difference"]
+
+    def __str__(self) -> str:
+        """The verdict in words, and the table."""
+        row = self.table.iloc[0]
+        interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
+        change = f"{self.metric} {row.scratch:.4f} -> {row.transfer:.4f} ({interval})"
+        words = {
+            "helped": f"Transfer helped: {change}.",
+            "hurt": (
+                f"Transfer hurt: {change}. There was nothing to carry over, and what was copied misleads: train from "
+                "scratch."
+            ),
+            "no difference": (
+                f"Transfer made no difference that {int(row.users)} test users could show: {change}. There was nothing "
+                "to carry over, or too little to be seen."
+            ),
+        }
+        return f"{words[self.verdict]}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4f}')}"
+
+
+def compare(
+    source: Recommender,
+    train: Dataset,
+    test: Dataset,
+    *,
+    metric: str = "ndcg@10",
+    model: Model | None = None,
+    patterns: _tree.Patterns = "*",
+    freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
+    level: float = 0.95,
+    seed: int = 0,
+    **options: Any,
+) -> Comparison:
+    """Did transfer help? Trains from scratch beside it, with the same model, budget, options and seed.
+
+    Args:
+      source: from ``fit`` on the source domain.
+      train: the target's training part.
+      test: held-out interactions of the target, neither trained nor stopped on.
+      metric: of the verdict: a name from ``evaluate``'s report that has a value per user, such as ``"ndcg@10"``, or
+        ``"rmse"`` for targets (the mean of users' errors, lower being better).
+      model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
+      patterns: see ``model``.
+      freeze: see ``model``; only the transferred model is frozen.
+      level: of the intervals.
+      seed: of both trainings and of the bootstrap.
+      options: for ``fit``, given to both.
+
+    Returns:
+      Both recommenders and reports, a table of paired differences by slice, and a verdict. Where lower is better the
+      difference is turned round, so that positive always means that transfer is ahead.
+    """
+    adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **options)
+    alone = _resized(source.model if model is None else model, train)
+    scratch = fit(alone, train, seed=seed, **options)
+    name, _, k = metric.partition("@")
+    task: Literal["ranking", "rating"] = "ranking" if k else "rating"
+    ks = (int(k),) if k else (10,)
+    reports = {
+        what: evaluate(recommender, test, ks=ks, task=task, level=level, seed=seed)
+        for what, recommender in (("transfer", adapted.recommender), ("scratch", scratch))
+    }
+    sign = 1.0 if k else -1.0
+    rows = []
+    for part in dict.fromkeys(reports["scratch"].per_user["slice"]):
+        ours, theirs = (reports[what].users(metric, part) for what in ("transfer", "scratch"))
+        paired = reports["transfer"].versus(reports["scratch"], metric, part, level=level, seed=seed)
+        low, high = sorted((sign * paired.low, sign * paired.high))
+        rows.append(
+            (part, paired.users, theirs.mean(), ours.mean(), sign * paired.difference, low, high, paired.p_value)
+        )
+    columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
+    table = pd.DataFrame(rows, columns=columns)
+    verdict: Literal["helped", "hurt", "no difference"] = "no difference"
+    if table.low[0] > 0:
+        verdict = "helped"
+    elif table.high[0] < 0:
+        verdict = "hurt"
+    return Comparison(adapted, scratch, reports, table, metric, verdict)
+
+
+def _resized(model: Any, train: Dataset) -> Any:
+    """The model with the sizes of other data. One that does not go by sizes stays as it is."""
+    if not hasattr(model, "for_data"):
+        return model
+    options = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return type(model).for_data(train, **{name: value for name, value in options.items() if name not in Sizes._fields})

@@ -1,0 +1,124 @@
+"""Copying a parameter tree between models, with an account of every leaf."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import _tree
+from jaxrec._types import Params
+from jaxrec.transfer._align import Rows
+
+Outcome = Literal["copied", "rows copied", "initialised", "left over"]
+
+
+class Entry(NamedTuple):
+    """What became of one leaf."""
+
+    path: str
+    outcome: Outcome
+    rows: int  # copied
+    of: int  # rows of the target's leaf, or of the source's if it is left over
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyReport:
+    """What ``copy`` did, leaf by leaf. Printing it gives a table."""
+
+    entries: tuple[Entry, ...]
+
+    def paths(self, *outcomes: Outcome) -> tuple[str, ...]:
+        """Paths of the leaves with these outcomes."""
+        return tuple(entry.path for entry in self.entries if entry.outcome in outcomes)
+
+    def __str__(self) -> str:
+        lines = [("leaf", "outcome", "rows", "why")]
+        for entry in self.entries:
+            share = f"{entry.rows:,} of {entry.of:,}" if entry.outcome == "rows copied" else ""
+            lines.append((entry.path, entry.outcome, share, entry.reason))
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+
+def copy(
+    source: Params,
+    target: Params,
+    *,
+    rows: Mapping[str, Rows] | None = None,
+    patterns: _tree.Patterns = "*",
+) -> tuple[Params, CopyReport]:
+    """The target's parameters with what the source has in their place.
+
+    Args:
+      source: trained parameters.
+      target: freshly initialised parameters of the target's model.
+      rows: by path of a table, which rows to copy where; see ``Alignment.for_model``. A leaf that is not in it is
+        copied whole. Row 0, the unknown's, is copied only by a pair that says so.
+      patterns: of the target's leaves that may be copied; the others stay initialised.
+
+    Returns:
+      New parameters and the report. Nothing is shared with ``source``: its arrays are copied.
+
+    Raises:
+      ValueError: a pattern matches nothing, shapes differ, or nothing was copied.
+    """
+    rows = rows or {}
+    ours, theirs = _tree.flatten(source), _tree.flatten(target)
+    chosen = set(_tree.match(theirs, patterns))
+    new, entries = {}, []
+    for path, leaf in theirs.items():
+        new[path] = leaf
+        total = leaf.shape[0] if leaf.ndim else 1
+        if path not in chosen:
+            entries.append(Entry(path, "initialised", 0, total, "not selected"))
+        elif path not in ours:
+            entries.append(Entry(path, "initialised", 0, total, "the source has no such leaf"))
+        elif path in rows:
+            pairs = rows[path]
+            if ours[path].shape[1:] != leaf.shape[1:]:
+                raise ValueError(_mismatch(path, ours[path], leaf))
+            if len(pairs.source):
+                new[path] = _copy_rows(ours[path], leaf, pairs)
+                entries.append(Entry(path, "rows copied", len(pairs.source), total, "aligned by raw id"))
+            else:
+                entries.append(Entry(path, "initialised", 0, total, "no raw id in common"))
+        else:
+            if ours[path].shape != leaf.shape:
+                raise ValueError(_mismatch(path, ours[path], leaf))
+            new[path] = jnp.array(ours[path], leaf.dtype)
+            entries.append(Entry(path, "copied", total, total, ""))
+    for path, leaf in ours.items():
+        if path not in theirs:
+            entries.append(
+                Entry(path, "left over", 0, leaf.shape[0] if leaf.ndim else 1, "the target has no such leaf")
+            )
+    report = CopyReport(tuple(entries))
+    if not report.paths("copied", "rows copied"):
+        raise ValueError(
+            f"Nothing was copied, so there is no transfer. Leaf by leaf:\n{report}\nDo the models have the same paths, "
+            "and the domains a raw id, a label or a feature space in common?"
+        )
+    return _tree.unflatten(new), report
+
+
+def _copy_rows(source: jax.Array, target: jax.Array, pairs: Rows) -> jax.Array:
+    for name, index, leaf in (("source", pairs.source, source), ("target", pairs.target, target)):
+        if np.min(index) < 0 or np.max(index) >= leaf.shape[0]:
+            raise ValueError(
+                f"Expected {name} rows in 0 .. {leaf.shape[0] - 1}, got {np.min(index)} .. {np.max(index)}. Align the "
+                "encoders that the two models were made for."
+            )
+    return target.at[pairs.target].set(source[pairs.source].astype(target.dtype))
+
+
+def _mismatch(path: str, source: jax.Array, target: jax.Array) -> str:
+    return (
+        f"Cannot copy {path!r}: the source has shape {source.shape} and the target {target.shape}. Give the target's "
+        "model the source's widths and features, or leave the leaf out with patterns."
+    )

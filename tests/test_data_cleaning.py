@@ -1,0 +1,130 @@
+"""Schema and cleaning: bad rows are found on the host, and every step says what it touched."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import refuses
+
+from jaxrec import data
+
+SCHEMA = data.Schema(user="u", item="i", target="r", time="t", weight="w")
+
+
+def frame(**columns):
+    base = {"u": [1, 1, 2, 2], "i": [10, 11, 10, 11], "r": [1.0, 2.0, 3.0, 4.0], "t": [0, 1, 2, 3], "w": [1.0] * 4}
+    return pd.DataFrame({**base, **columns})
+
+
+def report_of(cleaned):
+    return dict(zip(cleaned.report["step"], cleaned.report["rows"], strict=True))
+
+
+def test_clean_rows_pass_untouched():
+    cleaned = data.clean(frame(), SCHEMA, duplicates="error", target_range=(1, 5))
+    pd.testing.assert_frame_equal(cleaned.frame, frame())
+    assert cleaned.report["rows"].sum() == 0 and cleaned.report["left"].tolist() == [4] * 4
+
+
+def test_missing_values_are_counted_and_dropped():
+    dirty = frame(u=[1.0, None, 2.0, 2.0], r=[1.0, 2.0, np.nan, 4.0])
+    cleaned = data.clean(dirty, SCHEMA)
+    assert len(cleaned.frame) == 2 and report_of(cleaned)["missing values"] == 2
+    with pytest.raises(ValueError, match="2 rows lack a value in u, r"):
+        data.clean(dirty, SCHEMA, missing="error")
+
+
+def test_infinite_and_out_of_range_targets_are_counted_and_dropped():
+    dirty = frame(r=[np.inf, 2.0, -3.0, 4.0])
+    cleaned = data.clean(dirty, SCHEMA, target_range=(1, 5))
+    assert cleaned.frame["r"].tolist() == [2.0, 4.0] and report_of(cleaned)["infinite or out of range"] == 2
+    assert data.clean(dirty, SCHEMA).frame["r"].tolist() == [2.0, -3.0, 4.0]
+    with pytest.raises(ValueError, match=r"1 targets in 'r' are infinite or outside \[-inf, inf\]"):
+        data.clean(dirty, SCHEMA, out_of_range="error")
+
+
+@pytest.mark.parametrize(
+    ("policy", "targets"), [("last", [1.0, 3.0, 4.0]), ("mean", [1.5, 3.0, 4.0]), ("keep", [1.0, 2.0, 3.0, 4.0])]
+)
+def test_duplicate_pairs_by_policy(policy, targets):
+    repeated = frame(i=[10, 10, 10, 11], t=[9, 1, 2, 3])  # the first row is the latest
+    assert data.clean(repeated, SCHEMA, duplicates=policy).frame["r"].tolist() == targets
+
+
+def test_duplicate_pairs_are_refused_when_asked():
+    with pytest.raises(ValueError, match=r"1 rows repeat a pair of user and item, such as \[1, 10\]"):
+        data.clean(frame(i=[10, 10, 10, 11]), SCHEMA, duplicates="error")
+
+
+def test_without_time_the_last_row_by_position_stays():
+    schema = data.Schema(user="u", item="i", target="r")
+    repeated = frame(i=[10, 10, 10, 11])
+    assert data.clean(repeated, schema).frame["r"].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_k_core_is_repeated_until_nothing_changes():
+    # User 3 falls for having one row, then item 12 for having one, then user 2.
+    chain = pd.DataFrame({"u": [1, 1, 1, 2, 2, 3], "i": [10, 11, 13, 10, 12, 12]})
+    chain = pd.concat([chain, pd.DataFrame({"u": [4, 4, 4], "i": [10, 11, 13]})], ignore_index=True)
+    schema = data.Schema(user="u", item="i")
+    cleaned = data.clean(chain, schema, min_user=2, min_item=2)
+    assert sorted(set(cleaned.frame["u"])) == [1, 4]
+    assert report_of(cleaned)["fewer than 2 per user or 2 per item"] == 3
+    counts = cleaned.frame.groupby("u").size(), cleaned.frame.groupby("i").size()
+    assert all((count >= 2).all() for count in counts)
+
+
+def test_all_rows_filtered_away_says_by_which_step():
+    with pytest.raises(ValueError, match=r"Cleaning filtered all 4 rows away.*fewer than 3 per user.*: 4"):
+        data.clean(frame(), SCHEMA, min_user=3)
+
+
+@pytest.mark.parametrize(
+    ("dirty", "error", "message"),
+    [
+        (frame().drop(columns="r"), ValueError, "lacks the column 'r'; it has u, i, t, w"),
+        (frame().iloc[:0], ValueError, "is empty. Expected at least one row"),
+        (frame(r=["good", "bad", "3", "4"]), ValueError, "Expected numbers in the target column 'r', got 'good'"),
+        (frame(w=[1.0, -2.0, 1.0, 1.0]), ValueError, "Expected weights >= 0 in the column 'w', got -2.0"),
+        (frame(u=[1, "1", 2, 2]), TypeError, "ids of one type, got a mixture of int, str"),
+    ],
+)
+def test_bad_frames_are_refused(dirty, error, message):
+    with pytest.raises(error, match=message):
+        data.clean(dirty, SCHEMA)
+
+
+def test_a_frame_is_expected():
+    rows: Any = [(1, 2)]
+    with refuses(TypeError, "Expected a pandas DataFrame of interactions, got list"):
+        data.clean(rows, SCHEMA)
+
+
+@pytest.mark.parametrize("values", [[1.0, np.nan, 1.0, 1.0], [1.0, np.inf, 1.0, 1.0]])
+def test_targets_that_are_not_finite_are_refused_by_the_encoder(values):
+    with pytest.raises(ValueError, match="Expected finite numbers in the target column 'r'.*data.clean"):
+        data.Encoder.fit(frame(), SCHEMA).encode(frame(r=values))
+
+
+@pytest.mark.parametrize("columns", [("a", "a"), ("a/b",)])
+def test_feature_columns_must_name_parameters(columns):
+    with pytest.raises(ValueError, match="Expected distinct columns without '/' in Schema.item_features"):
+        data.Schema(item_features=tuple(data.Numeric(column) for column in columns))
+
+
+def test_context_holds_numbers():
+    category: Any = data.Categorical("city")
+    with refuses(TypeError, "Expected Numeric or Vector in Schema.context"):
+        data.Schema(context=(category,))
+
+
+def test_times_may_be_dates():
+    dated = frame(t=pd.to_datetime(["2020-01-04", "2020-01-03", "2020-01-02", "2020-01-01"]))
+    encoded = data.Encoder.fit(dated, SCHEMA).encode(dated)
+    assert np.argsort(encoded.time).tolist() == [3, 2, 1, 0]
+    assert encoded.interactions.item.tolist() == encoded.item[::-1].tolist()
+    with pytest.raises(ValueError, match="time column 't' has 1 missing"):
+        data.Encoder.fit(dated.assign(t=dated["t"].where(dated.index > 0)), SCHEMA).encode(
+            dated.assign(t=dated["t"].where(dated.index > 0))
+        )

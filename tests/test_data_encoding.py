@@ -1,0 +1,277 @@
+"""Vocabularies, scaling, features and encoders: what the training part says, kept and used again."""
+
+import datetime
+import uuid
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxrec import data
+from jaxrec.data._sides import capacity_for
+
+BIG = 2**40 + 5
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([30, 10, 20], "int"),
+        (np.array([3, 1, 2], np.uint8), "int"),
+        ([BIG, 1, 2**62], "int"),
+        (np.array([2**63 + 7, 1], np.uint64), "int"),
+        (["b", "a", "ü\u2028"], "str"),
+        (pd.Series(["b", "a"]), "str"),
+        (pd.Series(["b", "a"], dtype="category"), "str"),
+        (pd.Series([5, 4], dtype="Int64"), "int"),
+        ([("x", 2), ("x", 1)], "other"),
+        ([uuid.UUID(int=2), uuid.UUID(int=1)], "other"),
+        ([datetime.date(2020, 1, 2), datetime.date(2020, 1, 1)], "other"),
+        ([b"b", b"a"], "other"),
+        ([1.5, 0.5], "other"),
+        ([True, False], "other"),
+    ],
+)
+def test_ids_of_any_type_go_to_rows_and_back_in_ascending_order(values, kind):
+    vocabulary = data.Vocabulary.fit(values)
+    index = vocabulary.encode(values)
+    assert vocabulary.kind == kind and index.dtype == np.int32
+    assert sorted(index.tolist()) == list(range(1, len(list(values)) + 1))
+    assert vocabulary.decode(index).tolist() == list(values)
+    assert sorted(vocabulary.ids.tolist()) == vocabulary.ids.tolist()
+
+
+def test_unknown_ids_become_zero():
+    vocabulary = data.Vocabulary.fit([1, 2, BIG])
+    assert vocabulary.encode([BIG, BIG + 1, -1, 2]).tolist() == [3, 0, 0, 2]
+    assert vocabulary.encode([]).tolist() == [] and data.Vocabulary.fit([]).encode([1]).tolist() == [0]
+    assert BIG in vocabulary and 7 not in vocabulary
+
+
+def test_64_bit_ids_are_not_confused_with_their_lower_halves():
+    vocabulary = data.Vocabulary.fit([5, BIG])
+    assert vocabulary.encode([5]).tolist() != vocabulary.encode([BIG]).tolist()
+    assert vocabulary.decode(vocabulary.encode([BIG])).tolist() == [BIG]
+
+
+def test_extending_keeps_old_numbers():
+    vocabulary = data.Vocabulary.fit(["m", "k"])
+    longer = vocabulary.extend(["z", "a", "k"])
+    assert longer.ids.tolist() == ["k", "m", "a", "z"] and len(vocabulary) == 2
+    assert vocabulary.extend(["k"]) is vocabulary
+    assert longer == data.Vocabulary("str", np.array(["k", "m", "a", "z"], dtype=object)) != vocabulary
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([1, "a"], TypeError, "ids of one type, got a mixture of int, str"),
+        ([None, None], ValueError, "ids are missing"),
+        ([1.0, float("nan")], ValueError, "ids are missing"),
+        (pd.Series([1.0, None]), ValueError, "1 ids are missing"),
+        ([[1], [2]], TypeError, "Expected hashable ids, got list"),
+    ],
+)
+def test_ids_that_cannot_be_numbered_are_refused(values, error, message):
+    with pytest.raises(error, match=message):
+        data.Vocabulary.fit(values)
+
+
+def test_ids_of_another_type_can_never_match_and_are_refused():
+    with pytest.raises(TypeError, match="Expected ids of type int.*got str"):
+        data.Vocabulary.fit([1, 2]).encode(["1"])
+    with pytest.raises(ValueError, match=r"indices in 1 .. 2, got 0 .. 2"):
+        data.Vocabulary.fit([1, 2]).decode(np.array([0, 2]))
+    with pytest.raises(ValueError, match="do not fit one 64-bit integer type"):
+        data.Vocabulary.fit([-1]).extend([2**63 + 1])
+
+
+@pytest.mark.parametrize("scale", ["zscore", "minmax", "log1p", "quantile"])
+def test_scaling_is_undone(scale):
+    values = np.random.default_rng(0).gamma(2.0, 3.0, (200, 2))
+    scaler = data.Scaler.fit(values, scale, "x")
+    np.testing.assert_allclose(scaler.inverse(scaler.transform(values, "x")), values, rtol=1e-8, atol=1e-8)
+    assert scaler == data.Scaler.fit(values, scale, "x") and scaler != data.Scaler.fit(values + 1, scale, "x")
+    assert scale in repr(scaler)
+
+
+def test_scales_are_what_their_names_say():
+    values = np.array([[1.0], [3.0], [5.0]])
+    assert data.Scaler.fit(values, "zscore", "x").transform(values, "x").std() == pytest.approx(1.0)
+    assert data.Scaler.fit(values, "minmax", "x").transform(values, "x").ravel().tolist() == [0.0, 0.5, 1.0]
+    assert data.Scaler.fit(values, "quantile", "x").transform(values, "x").ravel().tolist() == [0.0, 0.5, 1.0]
+    np.testing.assert_allclose(data.Scaler.fit(values, "log1p", "x").transform(values, "x"), np.log1p(values))
+
+
+@pytest.mark.parametrize(("scale", "middle"), [("zscore", 0.0), ("minmax", 0.5), ("quantile", 0.5)])
+def test_missing_numbers_take_the_middle(scale, middle):
+    values = np.array([[1.0], [2.0], [6.0], [np.nan]])
+    assert data.Scaler.fit(values, scale, "x").transform(values, "x")[3, 0] == pytest.approx(middle)
+
+
+def test_scales_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="'x' is constant \\(2\\) in the training part"):
+        data.Scaler.fit(np.full((3, 1), 2.0), "zscore", "x")
+    with pytest.raises(ValueError, match="'x' has no value in the training part"):
+        data.Scaler.fit(np.full((3, 1), np.nan), "zscore", "x")
+    with pytest.raises(ValueError, match="above -1 for the log1p scale of 'x', got -3"):
+        data.Scaler.fit(np.array([[-3.0], [1.0]]), "log1p", "x")
+
+
+USERS = pd.DataFrame({"user": [1, 2, 3, 4], "age": [20.0, 40.0, 90.0, np.nan], "job": ["a", "b", "c", None]})
+ITEMS = pd.DataFrame(
+    {"item": ["x", "y", "z"], "tags": ["t|s", "s", "t|new|s"], "vector": [[1.0, 2.0], [3.0, 4.0], None]}
+)
+TRAIN = pd.DataFrame({"user": [1, 2, 1], "item": ["x", "y", "y"], "rating": [1.0, 3.0, 5.0]})
+SCHEMA = data.Schema(
+    target="rating",
+    target_scale="zscore",
+    user_features=(data.Numeric("age"), data.Categorical("job")),
+    item_features=(data.Labels("tags", "|"), data.Vector("vector")),
+)
+
+
+def fitted(**options):
+    return data.Encoder.fit(TRAIN, SCHEMA, users=USERS, items=ITEMS, **options)
+
+
+def test_statistics_come_from_the_training_part_alone():
+    encoder = fitted()
+    ages = encoder.features.user_dense[1:5, 0]
+    np.testing.assert_allclose(ages, [-1.0, 1.0, 6.0, 0.0])  # mean 30, deviation 10: users 3 and 4 are not in training
+    jobs = encoder.features.user_codes["job"][1:5, 0]
+    assert jobs.tolist() == [1, 2, 0, 0]  # "c" was never seen in training, None is missing
+    tags = encoder.features.item_codes["tags"]
+    assert sorted(tags[1].tolist()) == [0, 1, 2] and tags[2].tolist() == [1, 0, 0]
+    assert sorted(tags[3].tolist())[-2:] == [1, 2]  # "new" is unknown
+    assert encoder.features.item_dense[3].tolist() == [0.0, 0.0]
+    assert encoder.target.statistics[:, 0].tolist() == [3.0, np.sqrt(8 / 3)]
+
+
+def test_two_numberings_cold_entities_have_an_index_and_no_row():
+    encoder = fitted()
+    assert encoder.users.encode([1, 2, 3, 4]).tolist() == [1, 2, 3, 4]
+    assert encoder.features.user_row[:5].tolist() == [0, 1, 2, 0, 0]
+    assert encoder.features.item_row[:4].tolist() == [0, 1, 2, 0]
+    sizes = encoder.sizes
+    assert sizes.user_rows == capacity_for(3) and len(encoder.features.user_row) == capacity_for(5)
+    assert sizes.user_codes == (("job", 3),) and sizes.item_codes == (("tags", 3),) and sizes.item_dense == 2
+
+
+def test_entities_are_sorted_by_raw_id_whatever_their_order():
+    shuffled = data.Encoder.fit(
+        TRAIN.iloc[::-1], SCHEMA, users=USERS.sample(frac=1, random_state=1), items=ITEMS.iloc[::-1]
+    )
+    assert shuffled.users == fitted().users and shuffled.items == fitted().items
+    np.testing.assert_array_equal(shuffled.features.user_dense, fitted().features.user_dense)
+
+
+def test_encoders_are_values():
+    assert fitted() == fitted()
+    assert fitted() != fitted(also=[TRAIN.assign(user=99)])
+    assert "4 users (2 with a table row; features: age, job)" in repr(fitted())
+
+
+def test_encoding_scales_targets_and_marks_unknown_ids():
+    encoder = fitted()
+    dataset = encoder.encode(pd.DataFrame({"user": [2, 77], "item": ["z", "?"], "rating": [3.0, 5.0]}))
+    assert dataset.user.tolist() == [2, 0] and dataset.item.tolist() == [3, 0]
+    np.testing.assert_allclose(dataset.target, [0.0, 2 / np.sqrt(8 / 3)], rtol=1e-6)
+    np.testing.assert_allclose(encoder.original_target(dataset.target), [3.0, 5.0], rtol=1e-6)
+    assert encoder.encode(pd.DataFrame({"user": [1], "item": ["x"]}), labelled=False).target is None
+
+
+def test_held_out_ids_belong_to_the_catalogue():
+    parts = data.Parts(TRAIN, None, pd.DataFrame({"user": [9], "item": ["w"], "rating": [1.0]}))
+    encoded = data.encode(parts, data.Schema(target="rating"))
+    assert encoded.validation is None and encoded.test.user.tolist() == [3] and encoded.test.item.tolist() == [1]
+    assert encoded.train.encoder is encoded.test.encoder and encoded.test.features.user_row[3] == 0
+
+
+def test_extending_within_the_capacity_keeps_every_shape():
+    encoder = fitted()
+    new = pd.DataFrame({"user": [50, 51], "age": [30.0, 40.0], "job": ["b", "unheard of"]})
+    longer = encoder.extend(users=new, items=["q"])
+    for ours, theirs in zip(encoder.features, longer.features, strict=True):
+        assert not isinstance(ours, np.ndarray) or (ours.shape == theirs.shape and ours.dtype == theirs.dtype)
+    assert longer.sizes == encoder.sizes
+    np.testing.assert_allclose(longer.features.user_dense[5:7, 0], [0.0, 1.0])
+    assert longer.features.user_codes["job"][5:7, 0].tolist() == [2, 0]
+    assert longer.features.user_row[5] == 0 and not encoder.features.user_dense[5].any()
+
+
+def test_the_capacity_doubles_when_it_is_used_up():
+    encoder = fitted()
+    size = len(encoder.features.item_row)
+    longer = encoder.extend(items=[f"new-{number}" for number in range(size)])
+    assert len(longer.features.item_row) == 2 * size == len(longer.features.item_dense)
+    assert longer.items.encode(["x", "new-0"]).tolist() == [1, 4]
+
+
+def test_longer_label_lists_widen_the_codes():
+    longer = fitted().extend(items=pd.DataFrame({"item": ["m"], "tags": ["s|t|s|u|v|w"], "vector": [[0.0, 0.0]]}))
+    assert sorted(longer.features.item_codes["tags"][4].tolist()) == [0, 0, 0, 1, 2]
+
+
+def test_rows_are_given_without_disturbing_others():
+    encoder = fitted()
+    more = encoder.with_rows("user", np.array([4, 1, 0]))
+    assert more.features.user_row[:5].tolist() == [0, 1, 2, 0, 3] and more.user_rows == encoder.user_rows
+    many = encoder.extend(users=range(100, 400)).with_rows("user", np.arange(5, 305))
+    assert many.user_rows > encoder.user_rows and many.features.user_row.max() == 302
+
+
+def test_features_may_be_read_like_another_domain():
+    other = pd.DataFrame({"user": [1, 2], "item": ["x", "y"], "rating": [1.0, 2.0]})
+    users = pd.DataFrame({"user": [1, 2], "age": [100.0, 200.0], "job": ["b", "zzz"]})
+    like = fitted()
+    encoder = data.Encoder.fit(other, SCHEMA, users=users, items=ITEMS, like=like)
+    np.testing.assert_allclose(encoder.features.user_dense[1:3, 0], [7.0, 17.0])
+    assert encoder.features.user_codes["job"][1:3, 0].tolist() == [2, 3]  # "zzz" is appended
+    assert encoder.target == like.target
+
+
+def test_context_features_are_scaled_per_row():
+    schema = data.Schema(user=None, item=None, target="y", context=(data.Numeric("a"), data.Vector("v")))
+    frame = pd.DataFrame({"a": [1.0, 3.0], "v": [[1.0, 2.0], [3.0, 4.0]], "y": [0.0, 1.0]})
+    dataset = data.Encoder.fit(frame, schema).encode(frame)
+    assert dataset.context.tolist() == [[-1.0, 1.0, 2.0], [1.0, 3.0, 4.0]] and len(dataset) == 2
+    assert dataset.user is None and len(dataset.interactions) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": None}, "names user features \\(age, job\\) and no frame of users"),
+        ({"users": USERS.drop(columns="age")}, "frame of users lacks the column 'age'"),
+        ({"users": pd.concat([USERS, USERS.iloc[:1]])}, "one row per user, but 1 has several"),
+        ({"users": USERS.assign(age=1.0)}, "'age' is constant"),
+        ({"users": USERS.assign(job="same")}, "'job' is constant"),
+        ({"users": USERS.assign(age=np.inf)}, "'age' has 2 infinite values"),
+        ({"users": USERS.assign(age="old")}, "Expected numbers in the feature column 'age', got 'old'"),
+        ({"items": ITEMS.assign(vector=[[1.0], [1.0, 2.0], None])}, "vectors of one length in the column 'vector'"),
+    ],
+)
+def test_features_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        data.Encoder.fit(TRAIN, SCHEMA, **{"users": USERS, "items": ITEMS, **change})
+
+
+def test_strings_of_labels_need_a_separator():
+    schema = data.Schema(target="rating", item_features=(data.Labels("tags"),))
+    with pytest.raises(ValueError, match="are strings .* and no separator was given"):
+        data.Encoder.fit(TRAIN, schema, items=ITEMS)
+    lists = ITEMS.assign(tags=[["t", "s"], ["s"], []])
+    codes = data.Encoder.fit(TRAIN, schema, items=lists).features.item_codes["tags"]
+    assert codes[1:4].tolist() == [[2, 1], [1, 0], [0, 0]]
+
+
+def test_vectors_keep_their_length_at_serving():
+    with pytest.raises(ValueError, match="vectors of one length in the column 'vector', 2 as in training"):
+        fitted().extend(items=pd.DataFrame({"item": ["m"], "tags": ["s"], "vector": [[1.0, 2.0, 3.0]]}))
+
+
+def test_datasets_keep_arrays_of_one_length_and_compare():
+    dataset = fitted().encode(TRAIN)
+    assert dataset == fitted().encode(TRAIN) and dataset != dataset.subset(np.array([0, 1]))
+    assert len(dataset.subset(dataset.user == 1)) == 2 and "3 interactions, with a target" in repr(dataset)

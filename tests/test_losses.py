@@ -1,0 +1,134 @@
+"""Losses against NumPy loops, hand-worked values and identities."""
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import pytest
+
+from jaxrec import losses
+from jaxrec.data import Batch
+
+RNG = np.random.default_rng(0)
+SCORES = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
+SQUARE = jnp.asarray(RNG.normal(size=(5, 5)), jnp.float32)
+WEIGHT = jnp.asarray([1.0, 0.5, 2.0, 0.0, 1.0])
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def weighted(values, weight):
+    return float((np.asarray(weight) * values).sum() / np.asarray(weight).sum())
+
+
+def test_mse_is_the_weighted_mean_square():
+    loss = losses.mse(SCORES[:, 0], SCORES[:, 1], weight=WEIGHT)
+    assert loss == pytest.approx(weighted(np.square(SCORES[:, 0] - SCORES[:, 1]), WEIGHT), rel=1e-6)
+
+
+def test_sigmoid_cross_entropy_is_the_log_likelihood():
+    target = jnp.asarray([0.0, 1.0, 1.0, 0.0, 0.25])
+    p = 1 / (1 + np.exp(-np.asarray(SCORES[:, 0])))
+    expected = -(np.asarray(target) * np.log(p) + (1 - np.asarray(target)) * np.log(1 - p))
+    assert losses.sigmoid_cross_entropy(SCORES[:, 0], target) == pytest.approx(expected.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_huge_logits_give_finite_losses_and_gradients(logit):
+    value, grad = jax.value_and_grad(lambda s: losses.sigmoid_cross_entropy(s, jnp.ones(1)))(jnp.full(1, logit))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    value, grad = jax.value_and_grad(losses.bpr)(jnp.asarray([[logit, -logit]]))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_bpr_is_the_mean_over_pairs():
+    s = np.asarray(SCORES)
+    expected = [np.mean([softplus(row[j] - row[0]) for j in range(1, 4)]) for row in s]
+    assert losses.bpr(SCORES, weight=WEIGHT) == pytest.approx(weighted(np.array(expected), WEIGHT), rel=1e-5)
+
+
+def test_sampled_softmax_subtracts_log_q_and_leaves_accidental_hits_out():
+    log_q = jnp.log(jnp.asarray([[0.1, 0.2, 0.3, 0.4]]))
+    hit = jnp.zeros(SCORES.shape, bool).at[2, 3].set(True)
+    expected = []
+    for row in range(5):
+        logits = np.asarray(SCORES[row] - log_q[0])
+        kept = [logits[j] for j in range(4) if not hit[row, j]]
+        expected.append(np.log(np.exp(kept).sum()) - logits[0])
+    assert losses.sampled_softmax(SCORES, log_q=log_q, hit=hit) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_in_batch_softmax_compares_each_row_with_the_other_rows_positives():
+    item = jnp.asarray([1, 2, 1, 3, 0])  # rows 0 and 2 have the same positive, row 4 is padding
+    log_q = jnp.log(jnp.asarray([[0.5, 0.2, 0.5, 0.1, 1.0]]))
+    expected = []
+    for row in range(4):
+        logits = np.asarray(SQUARE[row] - log_q[0])
+        columns = [j for j in range(5) if j == row or (item[j] != item[row] and item[j] != 0)]
+        expected.append(np.log(np.exp(logits[columns]).sum()) - logits[row])
+    weight = jnp.asarray([1.0, 1.0, 1.0, 1.0, 0.0])
+    loss = losses.in_batch_softmax(SQUARE, item=item, log_q=log_q, weight=weight)
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_padding_changes_neither_value_nor_gradient():
+    def loss(scores, size):
+        batch = Batch(
+            shared_negatives=jnp.asarray([1, 2, 3, 0, 0])[:size],
+            log_q=jnp.zeros((1, size)),
+            weight=jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0])[:size],
+        )
+        return losses.on_batch("in_batch_softmax")(scores[:size, :size], batch)
+
+    value, grad = jax.value_and_grad(loss)(SQUARE, 3)
+    padded_value, padded_grad = jax.value_and_grad(loss)(SQUARE.at[4].set(1e4), 5)
+    assert padded_value == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(padded_grad, grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax"])
+def test_zero_weights_give_zero(name):
+    batch = Batch(
+        item=jnp.ones((5, 5), jnp.int32), shared_negatives=None if name != "in_batch_softmax" else jnp.arange(5),
+        target=None, weight=jnp.zeros(5),
+    )  # fmt: skip
+    assert losses.on_batch(name)(SQUARE, batch) == 0.0
+
+
+@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy"])
+def test_without_targets_the_positive_is_one_and_negatives_are_zero(name):
+    target = jnp.zeros(SCORES.shape).at[:, 0].set(1.0)
+    expected = getattr(losses, name)(SCORES, target)
+    assert losses.on_batch(name)(SCORES, Batch()) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax"])
+def test_gradients_agree_with_finite_differences(name):
+    batch = Batch(
+        item=jnp.arange(1, 26).reshape(5, 5), shared_negatives=jnp.arange(1, 6), target=jnp.linspace(0, 1, 5),
+        weight=WEIGHT + 0.1,
+    )  # fmt: skip
+    if name != "in_batch_softmax":
+        batch = batch._replace(shared_negatives=None)
+    scores = SQUARE if name not in ("mse", "sigmoid_cross_entropy") else SQUARE[:, :1]
+    jax.test_util.check_grads(
+        lambda s: losses.on_batch(name)(jnp.asarray(s), batch), (scores,), order=1, modes=["rev"], rtol=2e-2
+    )
+
+
+def test_half_precision_scores_are_summed_in_float32():
+    scores = jnp.ones((4096, 2), jnp.bfloat16)
+    assert losses.bpr(scores).dtype == jnp.float32
+    assert losses.bpr(scores) == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_a_loss_without_negatives_says_what_to_do():
+    with pytest.raises(ValueError, match="at least one negative per row, got 1 column"):
+        losses.bpr(SCORES[:, :1])
+
+
+def test_an_unknown_loss_names_the_known_ones():
+    with pytest.raises(ValueError, match="mse, sigmoid_cross_entropy, bpr.*'hinge'"):
+        losses.on_batch("hinge")

@@ -1,0 +1,290 @@
+"""One list of tests that every model passes, and what is particular to each."""
+
+import dataclasses
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import DIM, FEATURES, MODELS, batch_of, columns
+from helpers import refuses
+
+from jaxrec import _tree, models
+from jaxrec.data import Batch
+from jaxrec.models import _base
+
+each_model = pytest.mark.parametrize("name", MODELS)
+apply = jax.jit(lambda model, params, batch, features: model.apply(params, batch, features), static_argnums=0)
+
+
+def initialised(name, seed=0):
+    """A model with parameters that are all different from zero."""
+    model = MODELS[name].model
+    params = model.init(jax.random.key(seed))
+    keys = jax.random.split(jax.random.key(seed + 1), 100)
+    filled = {
+        path: leaf + 0.3 * jax.random.normal(key, leaf.shape)
+        for key, (path, leaf) in zip(keys, _tree.flatten(params).items(), strict=False)
+    }
+    return model, _tree.unflatten({path: filled[path] for path in filled})
+
+
+@each_model
+def test_equal_models_are_one_static_argument_and_pickle(name):
+    model = MODELS[name].model
+    assert hash(model) == hash(dataclasses.replace(model)) and model == dataclasses.replace(model)
+    assert pickle.loads(pickle.dumps(model)) == model
+
+
+@each_model
+def test_scores_have_a_column_per_item(name):
+    model, params = initialised(name)
+    batch = batch_of(8)
+    assert jax.eval_shape(model.apply, params, batch, FEATURES).shape == (8, 2)
+    shared = batch._replace(shared_negatives=jnp.asarray([1, 2, 3], jnp.int32))
+    scores = apply(model, params, shared, FEATURES)
+    assert scores.shape == (8, 5) and scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores[:, :2], apply(model, params, batch, FEATURES), rtol=1e-5, atol=1e-6)
+
+
+@each_model
+def test_a_shared_column_scores_like_an_own_one(name):
+    model, params = initialised(name)
+    batch = batch_of(8)
+    own = batch._replace(item=jnp.broadcast_to(jnp.asarray([4, 2, 5], jnp.int32), (8, 3)))
+    shared = batch._replace(item=batch.item[:, :1], shared_negatives=jnp.asarray([4, 2, 5], jnp.int32))
+    np.testing.assert_allclose(
+        apply(model, params, shared, FEATURES)[:, 1:], apply(model, params, own, FEATURES), rtol=1e-5, atol=1e-5
+    )
+
+
+@each_model
+def test_scores_of_a_batch_are_those_of_its_rows(name):
+    model, params = initialised(name)
+    batch = batch_of(4)
+    whole = apply(model, params, batch, FEATURES)
+    for row in range(4):
+        one = jax.tree.map(lambda values, row=row: values[row : row + 1], batch)
+        np.testing.assert_allclose(apply(model, params, one, FEATURES)[0], whole[row], rtol=1e-5, atol=1e-6)
+
+
+@each_model
+def test_jit_equals_eager(name):
+    model, params = initialised(name)
+    np.testing.assert_allclose(
+        apply(model, params, batch_of(), FEATURES), model.apply(params, batch_of(), FEATURES), rtol=1e-5, atol=1e-6
+    )
+
+
+@each_model
+def test_score_does_not_read_tables_from_the_parameters(name):
+    model, params = initialised(name)
+    lookups = model.lookups(batch_of(), FEATURES)
+    without = _tree.drop(params, {lookup.path for lookup in lookups.values()})
+    scores = _base.scored(model.score(without, _base.gather(params, lookups), batch_of(), FEATURES)).scores
+    np.testing.assert_allclose(scores, model.apply(params, batch_of(), FEATURES), rtol=1e-6, atol=1e-6)
+
+
+@each_model
+def test_every_table_named_is_looked_up_and_exists(name):
+    model, params = initialised(name)
+    assert set(model.tables) <= set(_tree.flatten(params))
+    assert set(model.tables) == {lookup.path for lookup in model.lookups(batch_of(), FEATURES).values()}
+
+
+@pytest.mark.parametrize("name", [name for name, case in MODELS.items() if hasattr(case.model, "user_vectors")])
+def test_inner_products_of_vectors_are_the_scores(name):
+    model, params = initialised(name)
+    items = jnp.arange(1, 7, dtype=jnp.int32)
+    batch = batch_of(8)
+    products = model.user_vectors(params, batch, FEATURES) @ model.item_vectors(params, items, FEATURES).T
+    scores = model.apply(params, batch._replace(item=None, shared_negatives=items), FEATURES)
+    np.testing.assert_allclose(products, scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case.model.tables])
+@pytest.mark.parametrize("index", [-1, -5, 12, 10_000, 2**31 - 1])
+def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
+    model, params = initialised(name)
+    batch = batch_of(4)
+    wrong = batch._replace(user=batch.user.at[0].set(index), item=batch.item.at[1, 0].set(index))
+    right = batch._replace(user=batch.user.at[0].set(0), item=batch.item.at[1, 0].set(0))
+    np.testing.assert_array_equal(apply(model, params, wrong, FEATURES), apply(model, params, right, FEATURES))
+
+
+@pytest.mark.parametrize("name", ["factorization", "towers", "towers with history"])
+def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
+    model, params = initialised(name)
+    bare = FEATURES._replace(
+        user_dense=FEATURES.user_dense.at[9].set(FEATURES.user_dense[0]),
+        user_codes={"group": FEATURES.user_codes["group"].at[9].set(FEATURES.user_codes["group"][0])},
+    )
+    batch = batch_of(4)
+    cold, unknown = (batch._replace(user=batch.user.at[0].set(index)) for index in (9, 0))
+    np.testing.assert_array_equal(apply(model, params, cold, bare), apply(model, params, unknown, bare))
+
+
+@pytest.mark.parametrize("name", ["towers", "linear"])
+def test_cold_items_are_told_apart_by_their_features(name):
+    model, params = initialised(name)
+    scores = apply(model, params, batch_of(3)._replace(item=jnp.asarray([[7, 8, 9]] * 3, jnp.int32)), FEATURES)
+    assert np.unique(np.round(scores[0], 5)).size == 3
+
+
+def test_factorization_is_the_biased_inner_product():
+    model, params = initialised("factorization")
+    scores = model.apply(params, batch_of(), FEATURES)
+    user, item = np.asarray(batch_of().user), np.asarray(batch_of().item)
+    for row in range(8):
+        for column in range(2):
+            u, i = FEATURES.user_row[user[row]], FEATURES.item_row[item[row, column]]
+            expected = (
+                params["bias"] + params["user"]["bias"][u, 0] + params["item"]["bias"][i, 0]
+                + params["user"]["embedding"][u] @ params["item"]["embedding"][i]
+            )  # fmt: skip
+            assert scores[row, column] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_linear_model_is_the_weighted_sum_of_its_features():
+    model, params = initialised("linear")
+    batch = batch_of(1)
+    user, item = int(batch.user[0]), int(batch.item[0, 0])
+    tags = [code for code in np.asarray(FEATURES.item_codes["tags"][item]) if code > 0]
+    group = int(FEATURES.user_codes["group"][user, 0])
+    expected = (
+        params["bias"]
+        + batch.context[0] @ params["context"]["kernel"]
+        + FEATURES.user_dense[user] @ params["user"]["kernel"]
+        + FEATURES.item_dense[item] @ params["item"]["kernel"]
+        + (params["user"]["features"]["group"]["embedding"][group, 0] if group else 0.0)
+        + sum(params["item"]["features"]["tags"]["embedding"][tag, 0] for tag in tags) / max(len(tags), 1)
+    )
+    assert model.apply(params, batch, FEATURES)[0, 0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_history_pools_the_item_vectors():
+    model, params = initialised("towers with history")
+    batch = batch_of(1)._replace(history=jnp.asarray([[3, 0, 5]], jnp.int32))
+    empty = batch._replace(history=jnp.zeros((1, 3), jnp.int32))
+    items = model.item_vectors(params, jnp.asarray([3, 5], jnp.int32), FEATURES)
+    change = model.user_vectors(params, batch, FEATURES) - model.user_vectors(params, empty, FEATURES)
+    np.testing.assert_allclose(change[0], items.mean(0) @ params["user"]["history"]["kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_id_dropout_leaves_ids_out_only_while_training():
+    case = MODELS["towers"].model
+    always = dataclasses.replace(case, id_dropout=1.0)
+    _, params = initialised("towers")
+    batch = batch_of()
+    unknown = FEATURES._replace(user_row=jnp.zeros_like(FEATURES.user_row), item_row=jnp.zeros_like(FEATURES.item_row))
+    zero = _tree.replace(
+        params, {path: _tree.get(params, path).at[0].set(0.0) for path in ("user/embedding", "item/embedding")}
+    )
+    np.testing.assert_allclose(
+        always.apply(zero, batch, FEATURES, key=jax.random.key(0)), always.apply(zero, batch, unknown), rtol=1e-5
+    )
+    np.testing.assert_array_equal(always.apply(zero, batch, FEATURES), case.apply(zero, batch, FEATURES))
+    with pytest.raises(ValueError, match=r"id_dropout in \[0, 1\], got 1.5"):
+        dataclasses.replace(case, id_dropout=1.5)
+
+
+def test_ids_start_at_zero_where_content_stands_in():
+    with_content = MODELS["towers"].model.init(jax.random.key(0))
+    of_ids = MODELS["towers of ids"].model.init(jax.random.key(0))
+    assert not with_content["user"]["embedding"].any()
+    assert of_ids["user"]["embedding"][1:].any(axis=1).all() and not of_ids["user"]["embedding"][0].any()
+
+
+def test_popularity_scores_counts_alike_for_everybody():
+    model = models.Popularity(item_rows=7)
+    params = {"item": {"count": jnp.arange(7, dtype=jnp.float32)[:, None]}}
+    scores = model.apply(params, Batch(user=jnp.asarray([1, 9]), item=jnp.asarray([[3, 8], [3, 8]])), FEATURES)
+    np.testing.assert_array_equal(scores, [[3.0, 0.0], [3.0, 0.0]])
+    assert model.init(jax.random.key(0))["item"]["count"].shape == (7, 1)
+
+
+def test_unknown_rows_become_the_mean_of_rows_in_use():
+    model, params = initialised("factorization")
+    filled = _base.with_unknown_rows(model, params, FEATURES)
+    np.testing.assert_allclose(
+        filled["user"]["embedding"][0], np.asarray(params["user"]["embedding"])[1:9].mean(axis=0), rtol=1e-5
+    )
+    towers, others = initialised("towers")
+    assert _base.with_unknown_rows(towers, others, FEATURES) is others
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"user": None}, "batch with `user` indices, got None"),
+        ({"item": None}, "`item` or `shared_negatives`, got neither"),
+    ],
+)
+def test_a_batch_without_what_the_model_reads_is_refused(change, message):
+    model, params = initialised("towers")
+    with pytest.raises(ValueError, match=message):
+        model.apply(params, batch_of()._replace(**change), FEATURES)
+
+
+def test_features_that_the_model_was_not_trained_with_are_refused():
+    model, params = initialised("towers")
+    with pytest.raises(ValueError, match="built for 2 dense user features and was given none"):
+        model.apply(params, batch_of(), FEATURES._replace(user_dense=None))
+    with pytest.raises(ValueError, match="trained with the item feature 'tags' and was given none"):
+        model.apply(params, batch_of(), FEATURES._replace(item_codes={}))
+    linear, weights = initialised("linear")
+    with pytest.raises(ValueError, match="built for 2 context features and was given 3"):
+        linear.apply(weights, batch_of()._replace(context=jnp.ones((8, 3))), FEATURES)
+    pooled, others = initialised("towers with history")
+    with pytest.raises(ValueError, match="pools a history and the batch has none"):
+        pooled.apply(others, batch_of()._replace(history=None), FEATURES)
+
+
+def test_linear_options_are_checked():
+    probit: Any = "probit"
+    with refuses(ValueError, "link 'identity' or 'sigmoid', got 'probit'"):
+        models.Linear(context=1, link=probit)
+    with pytest.raises(ValueError, match="l2 >= 0, got -1"):
+        models.Linear(context=1, l2=-1.0)
+
+
+def test_modules_with_running_state_are_refused():
+    from flax import linen, nnx
+
+    class Normed(linen.Module):
+        @linen.compact
+        def __call__(self, batch, features):
+            x = linen.BatchNorm(use_running_average=False)(batch.context)
+            return linen.Dense(2)(x)
+
+    with pytest.raises(ValueError, match="found also batch_stats"):
+        models.from_linen(Normed(), batch_of(), FEATURES).init(jax.random.key(0))
+
+    def normed(rngs):
+        return nnx.BatchNorm(DIM, rngs=rngs)
+
+    with pytest.raises(ValueError, match="found also BatchStat"):
+        models.from_nnx(normed).init(jax.random.key(0))
+
+
+def test_a_call_adapts_a_module_with_another_signature():
+    from flax import linen
+
+    model = models.from_linen(linen.Dense(2), batch_of(), FEATURES, call=on_context)
+    params = model.init(jax.random.key(0))
+    np.testing.assert_allclose(
+        model.apply(params, batch_of(), FEATURES),
+        batch_of().context @ params["kernel"] + params["bias"][None],
+        rtol=1e-6,
+    )
+
+
+def on_context(module, batch, features):
+    return module(batch.context)
+
+
+def test_columns_helper_agrees_with_the_order_of_scores():
+    shared = batch_of(2)._replace(shared_negatives=jnp.asarray([5, 6], jnp.int32))
+    assert columns(shared)[:, 2:].tolist() == [[5, 6], [5, 6]]

@@ -1,0 +1,250 @@
+"""Row-sparse optimisation against dense optax, a NumPy reference of the lazy algorithms, and memory analysis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, step
+
+from jaxrec import _tree, models, optim, train
+from jaxrec.data import Batch, Features
+
+MODEL = MODELS["factorization"].model
+
+
+def state_of(optimizer, model=MODEL, seed=0, **options):
+    params = model.init(jax.random.key(seed))
+    return train.init_state(model, params, optimizer, batch_of(), FEATURES, key=jax.random.key(9), **options)
+
+
+def dense_steps(transformation, params, batches, steps):
+    """Plain optax on the whole tree, differentiating through whole tables."""
+
+    def loss(params, batch):
+        return BPR(MODEL.apply(params, batch, FEATURES), batch)
+
+    state = transformation.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for number in range(steps):
+            batch = jax.tree.map(lambda leaf, number=number: leaf[number], batches)
+            updates, state = transformation.update(jax.grad(loss)(params, batch), state, params)
+            params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_row_sparse_gradient_descent_equals_dense(repeated):
+    batches = stack_of(5)
+    if repeated:
+        batches = batches._replace(user=jnp.full_like(batches.user, 3), item=batches.item.at[:, :, 1].set(2))
+    transformation = optax.sgd(0.5)
+    expected = dense_steps(transformation, MODEL.init(jax.random.key(0)), batches, 5)
+    state, info = epoch(
+        state_of(optim.row_sparse(transformation)), batches, FEATURES, model=MODEL, loss=BPR,
+        optimizer=optim.row_sparse(transformation),
+    )  # fmt: skip
+    assert int(info.steps) == 5
+    for path, leaf in _tree.flatten(state.params).items():
+        np.testing.assert_allclose(leaf, _tree.get(expected, path), atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd with momentum", "clipped"])
+def test_the_dense_option_equals_optax(name):
+    batches, transformation = stack_of(5), OPTIMISERS[name]
+    expected = dense_steps(transformation, MODEL.init(jax.random.key(0)), batches, 5)
+    optimizer = optim.dense(transformation)
+    state, _ = epoch(state_of(optimizer), batches, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    for path, leaf in _tree.flatten(state.params).items():
+        np.testing.assert_allclose(leaf, _tree.get(expected, path), atol=2e-6, err_msg=path)
+
+
+def lazy_reference(name, table, touched, steps=3):
+    """Lazy Adam and Adagrad in NumPy, one row at a time: a row is looked at only in steps that touch it."""
+    table, first, second = table.astype(np.float64), np.zeros(table.shape), np.zeros(table.shape)
+    if name == "adagrad":
+        second += 0.1
+    for number in range(steps):
+        rows, grads = touched[number]
+        for row in np.unique(rows):
+            grad = grads[rows == row].sum(axis=0)
+            if row == 0:
+                continue
+            if name == "adagrad":
+                second[row] += grad**2
+                table[row] -= 0.05 * grad / np.sqrt(second[row] + 1e-7)
+            else:
+                first[row] = 0.9 * first[row] + 0.1 * grad
+                second[row] = 0.999 * second[row] + 0.001 * grad**2
+                mean, square = first[row] / (1 - 0.9 ** (number + 1)), second[row] / (1 - 0.999 ** (number + 1))
+                table[row] -= 0.01 * mean / (np.sqrt(square) + 1e-8)
+    return table
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_lazy_optimisers_equal_the_numpy_reference(name):
+    rng = np.random.default_rng(3)
+    table = rng.normal(size=(7, 3)).astype(np.float32)
+    touched = [(rng.integers(0, 7, 9), rng.normal(size=(9, 3)).astype(np.float32)) for _ in range(3)]
+    optimizer = optim.row_sparse(OPTIMISERS[name])
+    params = {"table": jnp.asarray(table), "bias": jnp.ones(2)}
+    state, slots = optimizer.init(params, ("table",)), {"table": jnp.zeros(7, jnp.int32)}
+    for rows, grads in touched:
+        params, state, slots = optimizer.update(
+            params, state, slots, grads={"bias": jnp.ones(2)},
+            row_grads={"table": optim.RowGrads(jnp.asarray(rows, jnp.int32), jnp.asarray(grads))},
+            frozen_rows={}, value=jnp.float32(1.0), ok=jnp.bool_(True),
+        )  # fmt: skip
+    np.testing.assert_allclose(params["table"], lazy_reference(name, table, touched), atol=2e-6)
+
+
+def test_rowwise_adagrad_keeps_one_number_per_row():
+    params = {"table": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    transformation = optim.rowwise_adagrad(0.1)
+    state = transformation.init(params)
+    grads = {"table": jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1.0, 1.0]]), "bias": jnp.asarray([2.0, -1.0])}
+    updates, state = transformation.update(grads, state, params)
+    square = jax.tree.leaves(state)[1]
+    assert square.shape == (3, 1) and square[0, 0] == pytest.approx(12.5)
+    np.testing.assert_allclose(updates["table"][0], [-0.1 * 3 / 12.5**0.5, -0.1 * 4 / 12.5**0.5], rtol=1e-5)
+    np.testing.assert_allclose(updates["table"][1], 0.0)
+    np.testing.assert_allclose(updates["bias"], [-0.1, 0.1], rtol=1e-5)
+    slower, _ = optim.rowwise_adagrad(0.1, initial=100.0).update(
+        grads, optim.rowwise_adagrad(0.1, initial=100.0).init(params), params
+    )
+    assert abs(slower["table"][0, 0]) < abs(updates["table"][0, 0])
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_rows_that_no_batch_touched_stay(name):
+    optimizer = optim.row_sparse(OPTIMISERS[name])
+    before = state_of(optimizer)
+    batches = stack_of(4)
+    batches = batches._replace(user=batches.user % 4 + 1)
+    after, _ = epoch(state_of(optimizer), batches, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    old, new = before.params["user"]["embedding"], after.params["user"]["embedding"]
+    np.testing.assert_array_equal(new[5:], old[5:])
+    assert (new[1:5] != old[1:5]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("make", [optim.row_sparse, optim.dense])
+def test_the_unknown_row_never_moves(name, make):
+    optimizer = make(OPTIMISERS[name])
+    start = state_of(optimizer)
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(1.5) if leaf.ndim else leaf, start.params)
+    batches = stack_of(3)
+    batches = batches._replace(user=batches.user.at[:, ::2].set(0), item=batches.item.at[:, ::3].set(0))
+    after, _ = epoch(start._replace(params=params), batches, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    assert (after.params["user"]["embedding"][0] == 1.5).all() and (after.params["item"]["embedding"][0] == 1.5).all()
+
+
+def test_the_global_norm_is_taken_over_dense_and_merged_row_gradients():
+    batches = stack_of(1)
+    batches = batches._replace(user=jnp.full_like(batches.user, 2))
+    params = MODEL.init(jax.random.key(0))
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    grads = jax.grad(lambda p: BPR(MODEL.apply(p, batch, FEATURES), batch))(params)
+    norm = float(optax.tree.norm(grads))
+    transformation = optax.chain(optax.clip_by_global_norm(norm / 4), optax.sgd(1.0))
+    optimizer = optim.row_sparse(transformation)
+    state, _ = epoch(state_of(optimizer), batches, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    for path, leaf in _tree.flatten(state.params).items():
+        expected = _tree.get(params, path) - _tree.get(grads, path) / 4
+        np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("transformation", "reason"),
+    [
+        (optax.lamb(0.1), "depends on rows that the batch did not touch"),
+        (optax.adafactor(0.1, min_dim_size_to_factor=4), "depends on rows"),
+        (optax.adaptive_grad_clip(0.01), "depends on rows"),
+        (optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(), "saved for a later step are lost"),
+        (optax.apply_every(3), "saved for a later step are lost"),
+        (optax.scale_by_lbfgs(), "does not go by rows"),
+        (optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)), "depends on rows"),
+    ],
+)
+def test_transformations_that_mix_rows_are_refused_for_tables(transformation, reason):
+    with pytest.raises(ValueError, match=f"cannot train the table 'item/.*{reason}.*Use optim.dense"):
+        state_of(optim.row_sparse(transformation))
+
+
+def test_transformations_that_mix_rows_may_train_the_rest():
+    parts = optim.per_path({"bias": optax.adafactor(0.1), "*": optax.adagrad(0.1)})
+    state_of(optim.row_sparse(parts))
+    state_of(optim.dense(optax.lamb(0.1)))
+
+
+def test_rates_go_by_path():
+    parts = {"item/*": optax.sgd(0.0), "*": optax.sgd(0.5)}
+    optimizer = optim.row_sparse(optim.per_path(parts))
+    batches = stack_of(2)
+    after, _ = epoch(state_of(optimizer), batches, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    expected = dense_steps(optax.sgd(0.5), MODEL.init(jax.random.key(0)), jax.tree.map(lambda x: x[:1], batches), 1)
+    start = MODEL.init(jax.random.key(0))
+    np.testing.assert_array_equal(after.params["item"]["embedding"], start["item"]["embedding"])
+    assert (after.params["user"]["embedding"] != start["user"]["embedding"]).any()
+    assert expected["user"]["embedding"].shape == after.params["user"]["embedding"].shape
+    with pytest.raises(ValueError, match="No pattern covers parameter 'bias'"):
+        state_of(optim.row_sparse(optim.per_path({"item/*": optax.sgd(0.1), "user/*": optax.sgd(0.1)})))
+
+
+def test_schedules_count_steps_not_rows():
+    schedule = optax.piecewise_constant_schedule(1.0, {2: 0.0})
+    optimizer = optim.row_sparse(optax.sgd(schedule))
+    two, _ = epoch(state_of(optimizer), stack_of(2), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    five, _ = epoch(state_of(optimizer), stack_of(5), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    np.testing.assert_array_equal(two.params["user"]["embedding"], five.params["user"]["embedding"])
+
+
+def test_half_precision_tables_have_float32_optimiser_state():
+    params = _tree.map_with_path(
+        lambda path, leaf: leaf.astype(jnp.bfloat16) if path in MODEL.tables else leaf, MODEL.init(jax.random.key(0))
+    )
+    optimizer = optim.row_sparse(optax.adagrad(0.5))
+    start = train.init_state(MODEL, params, optimizer, batch_of(), FEATURES, key=jax.random.key(1))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(start.opt_state) if leaf.ndim)
+    before = np.asarray(start.params["user"]["embedding"])
+    after, info = epoch(start, stack_of(3), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    assert after.params["user"]["embedding"].dtype == jnp.bfloat16
+    assert (np.asarray(after.params["user"]["embedding"]) != before).any() and np.isfinite(info.losses).all()
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_step_at_a_million_rows_allocates_nothing_table_sized(name):
+    rows, dim, size = 1_000_000, 16, 64
+    model = models.MatrixFactorization(user_rows=rows, item_rows=rows, dim=dim)
+    optimizer = optim.row_sparse(OPTIMISERS[name])
+
+    def shapes(tree):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+    row: Any = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    features = Features(user_row=row, item_row=row)
+    batch = Batch(user=jnp.zeros(size, jnp.int32), item=jnp.zeros((size, 2), jnp.int32), weight=jnp.ones(size))
+    small = models.MatrixFactorization(user_rows=2, item_rows=2, dim=dim)
+    optimizer.init(small.init(jax.random.key(0)), tuple(small.tables))
+    state = jax.eval_shape(
+        lambda key, features: train.init_state(model, model.init(key), optimizer, batch, features, key=key),
+        jax.random.key(0),
+        features,
+    )
+    stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((5, *leaf.shape), leaf.dtype), shapes(batch))
+    compiled = epoch.lower(state, stack, features, 5, model=model, loss=BPR, optimizer=optimizer).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < rows  # a quarter of one column of a table
+    tables = 2 * 4 * rows * dim
+    assert memory.alias_size_in_bytes >= tables  # tables are updated in place
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 10_000
+
+
+def test_one_step_and_a_loop_of_one_agree():
+    optimizer = optim.row_sparse(OPTIMISERS["adam"])
+    single, info = step(state_of(optimizer), batch_of(), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    looped, infos = epoch(state_of(optimizer), stack_of(1), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    assert float(info.loss) == float(infos.losses[0])
+    jax.tree.map(np.testing.assert_array_equal, single.params, looped.params)

@@ -1,0 +1,368 @@
+"""Steps, frozen leaves and rows, and ``fit``: determinism, early stopping, the guard against NaN, compilation."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, step
+
+import jaxrec
+from jaxrec import _tree, data, losses, models, optim, train
+from jaxrec.train import _fit
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_frozen_leaves_and_rows_are_bit_identical_after_200_steps(name, optimiser):
+    model, freeze, table = MODELS[name]
+    optimizer = optim.row_sparse(OPTIMISERS[optimiser])
+    params = model.init(jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 50))
+    params = _tree.map_with_path(lambda _, leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
+    rows = {} if table is None else {table: jnp.zeros(_tree.get(params, table).shape[0], bool).at[1:3].set(True)}
+    start = train.init_state(
+        model, jax.tree.map(jnp.copy, params), optimizer, batch_of(), FEATURES, key=jax.random.key(2), freeze=freeze,
+        frozen_rows=rows,
+    )  # fmt: skip
+    state, info = epoch(start, stack_of(200), FEATURES, model=model, loss=BPR, optimizer=optimizer)
+    assert int(info.steps) == 200 and bool(info.ok)
+    after = _tree.flatten(_tree.merge(state.params, state.frozen))
+    frozen = _tree.match(after, freeze)
+    for path in frozen:
+        np.testing.assert_array_equal(after[path], _tree.get(params, path), err_msg=path)
+    if table is not None:
+        np.testing.assert_array_equal(after[table][1:3], _tree.get(params, table)[1:3])
+    # Whatever had a gradient in some step has moved.
+    grads = jax.grad(lambda p: sum(BPR(model.apply(p, batch_of(seed=n), FEATURES), batch_of(seed=n)) for n in range(3)))
+    for path, grad in _tree.flatten(jax.jit(grads)(params)).items():
+        free = np.atleast_1d(np.abs(np.asarray(grad)) > 1e-6)  # what cancels, as an item bias under BPR, is noise
+        moved = np.atleast_1d(np.asarray(after[path]) != np.asarray(_tree.get(params, path)))
+        if path in model.tables:
+            free[0] = False  # the unknown's row
+        if path == table:
+            free[1:3] = False
+        assert path in frozen or moved[free].all(), path
+
+
+def test_frozen_leaves_have_no_optimiser_state():
+    model = MODELS["towers"].model
+    optimizer = optim.row_sparse(optax.adam(0.1))
+    start = train.init_state(
+        model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(0), freeze="item/*"
+    )
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(start.opt_state)) - 1
+    assert sizes == 2 * sum(leaf.size for leaf in jax.tree.leaves(start.params))
+
+
+def test_a_frozen_leaf_may_be_int8():
+    model = MODELS["factorization without bias"].model
+    params = model.init(jax.random.key(0))
+    params["item"]["embedding"] = jnp.round(params["item"]["embedding"] * 50).astype(jnp.int8)
+    optimizer = optim.row_sparse(optax.sgd(0.1))
+    with jax.numpy_dtype_promotion("standard"):
+        state = train.init_state(model, params, optimizer, batch_of(), FEATURES, key=jax.random.key(0), freeze="item/*")
+        state, info = epoch(state, stack_of(2), FEATURES, model=model, loss=BPR, optimizer=optimizer)
+    assert state.frozen["item"]["embedding"].dtype == jnp.int8 and np.isfinite(info.losses).all()
+
+
+def test_freezing_everything_or_nothing_known_is_refused():
+    model = MODELS["towers"].model
+    arguments = (model, model.init(jax.random.key(0)), optim.row_sparse(optax.sgd(0.1)), batch_of(), FEATURES)
+    with pytest.raises(ValueError, match="All parameters are frozen"):
+        train.init_state(*arguments, key=jax.random.key(0), freeze="*")
+    with pytest.raises(ValueError, match="'towers/\\*' matches no parameter"):
+        train.init_state(*arguments, key=jax.random.key(0), freeze="towers/*")
+    for path, mask in (("item/bias", jnp.zeros(4, bool)), ("item/embedding", jnp.zeros(3, bool))):
+        with pytest.raises(ValueError, match="masks of rows of trainable tables.*Freeze a whole leaf by pattern"):
+            train.init_state(*arguments, key=jax.random.key(0), frozen_rows={path: mask})
+
+
+def test_penalties_of_the_model_join_the_loss():
+    plain = models.Linear(context=2)
+    penalised = dataclasses.replace(plain, l2=10.0)
+    params = {"bias": jnp.zeros(()), "context": {"kernel": jnp.asarray([1.0, -2.0])}}
+    batch = batch_of()._replace(item=None, target=jnp.ones(8))
+    optimizer = optim.row_sparse(optax.sgd(0.0))
+    values = []
+    for model in (plain, penalised):
+        state = train.init_state(model, params, optimizer, batch, FEATURES, key=jax.random.key(0))
+        loss = losses.on_batch("mse")
+        values.append(float(step(state, batch, FEATURES, model=model, loss=loss, optimizer=optimizer)[1].loss))
+    assert values[1] - values[0] == pytest.approx(10.0 / 2 * 5.0, rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_ends_the_loop():
+    model, optimizer = MODELS["factorization"].model, optim.row_sparse(OPTIMISERS["adam"])
+    batches = stack_of(6)
+    broken = batches._replace(weight=batches.weight.at[3, 2].set(jnp.nan))
+    arguments = {"model": model, "loss": BPR, "optimizer": optimizer}
+
+    def state():
+        return train.init_state(
+            model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(0)
+        )
+
+    good, info = epoch(state(), batches, FEATURES, 3, **arguments)
+    stopped, failed = epoch(state(), broken, FEATURES, **arguments)
+    assert int(info.steps) == 3 and int(failed.steps) == 3 and not failed.ok
+    for ours, theirs in zip(jax.tree.leaves(stopped[:3]), jax.tree.leaves(good[:3]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert int(stopped.step) == int(good.step) == 3
+
+
+def test_step_lowers_for_cpu_cuda_and_tpu():
+    model, optimizer = MODELS["towers with history"].model, optim.row_sparse(OPTIMISERS["clipped"])
+    start = train.init_state(
+        model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(0)
+    )
+
+    def one(params, opt_state, slots, batch, features):
+        # An exported function takes dicts of arrays; named tuples are put together inside.
+        state = start._replace(
+            params=params, opt_state=jax.tree.unflatten(jax.tree.structure(start.opt_state), opt_state)
+        )
+        new, info = train.train_step(
+            state._replace(slots=slots), Batch(batch), Feats(features), model=model, loss=BPR, optimizer=optimizer
+        )
+        return new.params, jax.tree.leaves(new.opt_state), new.slots, info.loss
+
+    def Batch(values):
+        return data.Batch(**values)
+
+    def Feats(values):
+        return data.Features(**values)
+
+    arguments = (
+        start.params, jax.tree.leaves(start.opt_state), start.slots,
+        {name: value for name, value in batch_of()._asdict().items() if value is not None}, FEATURES._asdict(),
+    )  # fmt: skip
+    exported = jax.export.export(jax.jit(one), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    read = jax.export.deserialize(exported.serialize()).call(*arguments)
+    assert float(read[-1]) == pytest.approx(float(one(*arguments)[-1]), rel=1e-5)
+
+
+# fit
+
+
+def leaves_of(recommender):
+    return _tree.flatten(recommender.params)
+
+
+@pytest.mark.parametrize("history", [0, 3])
+def test_the_same_seed_gives_the_same_parameters_bit_for_bit(parts, history):
+    model = models.TwoTower.for_data(parts.train, dim=4, hidden=(8,), code_dim=2, history=history)
+    first, second, other = (jaxrec.fit(model, parts.train, epochs=2, batch_size=64, seed=seed) for seed in (0, 0, 1))
+    for path, leaf in leaves_of(first).items():
+        np.testing.assert_array_equal(leaf, leaves_of(second)[path])
+    assert any((leaf != leaves_of(other)[path]).any() for path, leaf in leaves_of(first).items())
+
+
+def test_a_second_call_with_new_data_of_the_same_shape_compiles_nothing(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 64, "optimizer": optax.adam(0.01)}
+    jaxrec.evaluate(jaxrec.fit(model, parts.train, **options), parts.test)
+    rng = np.random.default_rng(0)
+    shuffled = dataclasses.replace(parts.train, item=rng.permutation(parts.train.item))
+    compiled: list[str] = []
+    with jax.log_compiles():
+        with pytest.MonkeyPatch.context() as patch:
+            record(patch, compiled)
+            jaxrec.evaluate(jaxrec.fit(model, shuffled, **options, seed=5), parts.test)
+    assert compiled == []
+
+
+def record(patch, names):
+    """Collects what jax compiles."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            message = record.getMessage()
+            if message.startswith("Compiling"):
+                names.append(message.split(" with ")[0])
+
+    handler = Handler()
+    for name in ("jax._src.interpreters.pxla", "jax._src.dispatch", "jax._src.compiler"):
+        logger = logging.getLogger(name)
+        patch.setattr(logger, "handlers", [handler])
+        patch.setattr(logger, "propagate", False)
+
+
+def test_training_loss_falls_and_history_is_a_table(towers):
+    history = towers.history
+    assert list(history.columns) == ["epoch", "loss", "seconds"]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_a_planted_block_structure_is_found():
+    """Users like the items of their own block; of each user one item is held out, and it must come first."""
+    import pandas as pd
+
+    rows = [(user, item) for user in range(20) for item in range(20) if user % 2 == item % 2]
+    frame = pd.DataFrame(rows, columns=["user", "item"])
+    held = frame.groupby("user").cumcount() == (frame["user"] // 2) % 10
+    schema = data.Schema()
+    parts = data.encode(data.Parts(frame[~held], None, frame[held]), schema)
+    model = models.MatrixFactorization.for_data(parts.train, dim=8)
+    recommender = jaxrec.fit(model, parts.train, epochs=60, batch_size=32, optimizer=optax.adam(0.03))
+    assert jaxrec.evaluate(recommender, parts.test, ks=(1,))["recall@1"] == 1.0
+
+
+def test_early_stopping_keeps_the_best_parameters(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=8)
+    recommender = jaxrec.fit(
+        model, parts.train, validation=parts.validation, epochs=40, batch_size=64, patience=2,
+        optimizer=optax.adam(0.05), metric="recall@20",
+    )  # fmt: skip
+    values = recommender.history["recall@20"]
+    best = int(values.argmax())
+    assert len(values) == best + 3 < 40
+    again = jaxrec.evaluate(recommender, parts.validation, ks=(20,))
+    assert again["recall@20"] == pytest.approx(values[best], abs=1e-6)
+
+
+def test_a_metric_may_be_a_function_and_lower_errors_are_better(rated_parts):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    seen = []
+
+    def count(recommender):
+        seen.append(recommender)
+        return -float(len(seen))
+
+    recommender = jaxrec.fit(model, rated_parts.train, metric=count, epochs=9, patience=1)
+    assert recommender.history["count"].tolist() == [-1.0, -2.0]
+    by_error = jaxrec.fit(model, rated_parts.train, validation=rated_parts.validation, epochs=4, patience=None)
+    assert jaxrec.evaluate(by_error, rated_parts.validation)["rmse"] == pytest.approx(
+        by_error.history["rmse"].min(), abs=1e-6
+    )
+
+
+def test_callbacks_see_every_epoch_and_may_end_training(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    seen = []
+
+    def stop_at_two(progress: train.Progress) -> bool:
+        seen.append((progress.epoch, progress.row["loss"], progress.recommender.history.shape[0]))
+        return progress.epoch == 2
+
+    recommender = jaxrec.fit(model, parts.train, epochs=5, callbacks=(stop_at_two,))
+    assert [(number, rows) for number, _, rows in seen] == [(1, 1), (2, 2)] and len(recommender.log) == 2
+
+
+def test_the_guard_names_the_step_and_keeps_the_last_good_parameters(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    weight = np.ones(len(parts.train), np.float32)
+    broken = dataclasses.replace(parts.train, weight=weight)
+
+    def explodes(scores, batch):
+        # The 20th step on this data, by its number of examples seen through the weights.
+        return jnp.where(scores.mean() > 1.5, jnp.inf, -scores.mean())
+
+    with pytest.raises(train.Diverged, match=r"became inf in step \d+ \(epoch \d+\).*before that step") as caught:
+        jaxrec.fit(model, broken, loss=explodes, optimizer=optax.sgd(10.0), epochs=200, batch_size=64,
+                   negatives=data.Negatives(num=1))  # fmt: skip
+    kept = caught.value.recommender
+    assert all(np.isfinite(leaf).all() for leaf in leaves_of(kept).values())
+    assert jaxrec.recommend(kept, k=3)["score"].notna().all()
+
+
+def test_given_parameters_are_continued_and_not_consumed(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    first = jaxrec.fit(model, parts.train, epochs=3, batch_size=64)
+    before = {path: np.asarray(leaf).copy() for path, leaf in leaves_of(first).items()}
+    second = jaxrec.fit(model, parts.train, epochs=1, batch_size=64, params=first.params, optimizer=optax.sgd(0.0))
+    for path, leaf in leaves_of(first).items():
+        np.testing.assert_array_equal(leaf, before[path])
+        np.testing.assert_allclose(leaf, leaves_of(second)[path], atol=1e-6)
+
+
+def test_weights_count_as_repetitions(rated_parts):
+    model = models.Linear.for_data(rated_parts.train)
+    rows = rated_parts.train.subset(np.arange(40))
+    twice = rows.subset(np.concatenate([np.arange(40), np.arange(0, 40, 2)]))
+    weighted = dataclasses.replace(rows, weight=np.where(np.arange(40) % 2 == 0, 2.0, 1.0).astype(np.float32))
+    options: dict[str, Any] = {"batch_size": None, "epochs": 30, "optimizer": optax.sgd(0.1)}
+    ours, theirs = jaxrec.fit(model, weighted, **options), jaxrec.fit(model, twice, **options)
+    for path, leaf in leaves_of(ours).items():
+        np.testing.assert_allclose(leaf, leaves_of(theirs)[path], atol=1e-5, err_msg=path)
+
+
+def test_the_last_batch_is_padded_not_dropped(rated_parts):
+    model = models.Linear.for_data(rated_parts.train)
+    rows = rated_parts.train.subset(np.arange(10))
+    one = jaxrec.fit(model, rows, batch_size=8, epochs=1, optimizer=optax.sgd(0.1))
+    assert len(one.log) == 1
+    batches = data.Batches(rows, batch_size=8, negatives=None, history=0, seed=0)
+    stack, steps = next(batches.epoch(1))
+    assert steps == 2 and stack.weight.sum() == 10 and (stack.user[1, 2:] == 0).all()
+
+
+def test_the_unknown_user_is_the_average_one(factorization):
+    table = np.asarray(factorization.params["user"]["embedding"])
+    used = int(factorization.encoder.features.user_row.max())
+    np.testing.assert_allclose(table[0], table[1 : used + 1].mean(axis=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["bpr", "sampled_softmax", "in_batch_softmax", "sigmoid_cross_entropy", "mse"])
+def test_every_loss_beats_chance_on_a_small_world(parts, loss):
+    model = models.MatrixFactorization.for_data(parts.train, dim=8)
+    recommender = jaxrec.fit(model, parts.train, loss=loss, epochs=15, batch_size=64, optimizer=optax.adam(0.02))
+    chance = jaxrec.evaluate(lambda users, items: np.zeros((len(users), len(items))), parts.test, seen=parts.train)
+    assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"patience": 0}, "patience >= 1 or None, got 0"),
+        ({"metric": "ndcg@10"}, "needs held-out data"),
+        ({"loss": "hinge"}, "a loss among mse"),
+        ({"freeze": "towers/*"}, "matches no parameter"),
+        ({"negatives": data.Negatives(num=2)}, "go together, got 'in_batch_softmax'"),
+        ({"loss": "bpr", "negatives": data.Negatives(in_batch=True)}, "go together, got 'bpr'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(parts, options, message):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    with pytest.raises(ValueError, match=message):
+        jaxrec.fit(model, parts.train, **options)
+
+
+def test_targets_and_losses_must_agree(rated_parts, parts):
+    rated = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    with pytest.raises(ValueError, match=r"targets in \[0, 1\] for sigmoid_cross_entropy"):
+        jaxrec.fit(rated, rated_parts.train, loss="sigmoid_cross_entropy")
+    with pytest.raises(ValueError, match="The data has a target"):
+        jaxrec.fit(rated, rated_parts.train, negatives=data.Negatives(num=1))
+    logistic = models.Linear.for_data(parts.train, link="sigmoid")
+    with pytest.raises(ValueError, match="link 'sigmoid', which goes with the loss 'sigmoid_cross_entropy'"):
+        jaxrec.fit(logistic, parts.train, loss="mse")
+
+
+def test_training_rows_must_be_known(parts):
+    unknown = dataclasses.replace(parts.train, item=parts.train.item * 0)
+    with pytest.raises(ValueError, match="have items that the encoder does not know"):
+        jaxrec.fit(models.MatrixFactorization.for_data(unknown, dim=4), unknown)
+    with pytest.raises(ValueError, match="The training part is empty"):
+        jaxrec.fit(models.MatrixFactorization.for_data(parts.train, dim=4), parts.train.subset(np.zeros(0, int)))
+
+
+def test_a_progress_bar_is_shown_when_asked(parts, capsys):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    jaxrec.fit(model, parts.train, epochs=1, progress=True)
+    assert "training" in capsys.readouterr().err
+    jaxrec.fit(model, parts.train, epochs=1)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_default_optimiser_does_not_decay_biases_or_plain_regressions():
+    assert _fit._DEFAULT_OPTIMIZER is not _fit._DEFAULT_WITHOUT_TABLES
+    assert not models.Linear(context=3).tables

@@ -1,0 +1,76 @@
+"""The path language: what is selected, split and merged."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import _tree
+
+PARAMS = {
+    "user": {"embedding": jnp.ones((3, 2)), "mlp": {"0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}},
+    "item": {"embedding": jnp.zeros((4, 2))},
+    "bias": jnp.zeros(()),
+}
+PATHS = ["user/embedding", "user/mlp/0/kernel", "user/mlp/0/bias", "item/embedding", "bias"]
+
+
+def test_flatten_and_unflatten_are_inverse():
+    leaves = _tree.flatten(PARAMS)
+    assert list(leaves) == PATHS
+    assert _tree.unflatten(leaves) == PARAMS
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("user/*", PATHS[:3]),
+        ("*/bias", ["user/mlp/0/bias"]),
+        ("bias", ["bias"]),
+        (("item/*", "bias"), ["item/embedding", "bias"]),
+        ("user/mlp/?/kernel", ["user/mlp/0/kernel"]),
+        ("*", PATHS),
+        ((), []),
+    ],
+)
+def test_patterns_cover_the_whole_path(patterns, expected):
+    assert list(_tree.match(PATHS, patterns)) == expected
+
+
+@pytest.mark.parametrize("pattern", ["user", "embedding", "items/*", "user/mlp"])
+def test_a_pattern_that_matches_nothing_is_an_error(pattern):
+    with pytest.raises(ValueError, match="matches no parameter, so it selects nothing.*user/embedding"):
+        _tree.match(PATHS, ("bias", pattern))
+
+
+def test_split_parts_have_no_leaf_in_common_and_merge_to_the_whole():
+    rest, matched = _tree.split(PARAMS, "user/*")
+    assert not set(_tree.flatten(rest)) & set(_tree.flatten(matched))
+    assert _tree.flatten(_tree.merge(rest, matched)).keys() == set(PATHS)
+    assert _tree.merge(rest, matched)["user"]["embedding"] is PARAMS["user"]["embedding"]
+
+
+def test_merging_the_same_path_twice_is_an_error():
+    with pytest.raises(ValueError, match="'bias' stands in two"):
+        _tree.merge({"bias": 1}, {"bias": 2})
+
+
+@pytest.mark.parametrize("tree", [{"a/b": 1}, {1: 2}, {"": 1}])
+def test_keys_must_be_usable_in_a_path(tree):
+    with pytest.raises(ValueError, match="non-empty string keys without '/'"):
+        _tree.flatten(tree)
+
+
+def test_get_replace_and_drop():
+    assert _tree.get(PARAMS, "item/embedding").shape == (4, 2)
+    with pytest.raises(ValueError, match="No parameter 'item/kernel'"):
+        _tree.get(PARAMS, "item/kernel")
+    new = _tree.replace(PARAMS, {"bias": 3.0})
+    assert new["bias"] == 3.0 and float(PARAMS["bias"]) == 0.0
+    with pytest.raises(ValueError, match="matches no parameter"):
+        _tree.replace(PARAMS, {"nowhere": 1})
+    assert set(_tree.flatten(_tree.drop(PARAMS, ["bias", "nowhere"]))) == set(PATHS) - {"bias"}
+
+
+def test_map_with_path_sees_every_leaf():
+    shapes = _tree.map_with_path(lambda path, leaf: (path, np.shape(leaf)), PARAMS)
+    assert shapes["user"]["mlp"]["0"]["bias"] == ("user/mlp/0/bias", (2,))
