@@ -1,7 +1,7 @@
 """Generated two-domain worlds with a planted truth: jaxrec's embedded data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class Planted:
     item_factors: np.ndarray  # float64 [items, factors]
     popularity: np.ndarray  # float64 [items], log
 
-    def scores(self, users: Sequence[Any], items: Sequence[Any]) -> np.ndarray:
+    def scores(self, users: Iterable[Any], items: Iterable[Any]) -> np.ndarray:
         """float64 ``[users, items]`` by raw ids; an id that is not of this domain is an error."""
         user, item = self.users.encode(users), self.items.encode(items)
         if not (user.all() and item.all()):

@@ -1,0 +1,151 @@
+"""Batches: every row once per epoch, negatives as asked for, histories that do not show the answer."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxrec import data
+
+
+def epoch_of(dataset, *, batch_size=32, negatives=None, history=0, seed=0, number=1):
+    """All examples of an epoch as flat arrays, without the padding."""
+    batches = data.Batches(dataset, batch_size=batch_size, negatives=negatives, history=history, seed=seed)
+    found = []
+    for stack, steps in batches.epoch(number):
+        flat = {
+            name: values[:steps].reshape(-1, *values.shape[2:])
+            for name, values in stack._asdict().items()
+            if values is not None and values.shape[:2] == stack.weight.shape
+        }
+        found.append({name: values[flat["weight"] > 0] for name, values in flat.items()})
+    return {name: np.concatenate([chunk[name] for chunk in found]) for name in found[0]}
+
+
+def test_every_row_comes_once_and_in_another_order_each_epoch(parts):
+    first, second = epoch_of(parts.train), epoch_of(parts.train, number=2)
+    pairs = sorted(zip(parts.train.user, parts.train.item, strict=True))
+    for epoch in (first, second):
+        assert sorted(zip(epoch["user"], epoch["item"][:, 0], strict=True)) == pairs
+    assert (first["user"] != second["user"]).any()
+    np.testing.assert_array_equal(first["user"], epoch_of(parts.train)["user"])
+    assert (first["user"] != epoch_of(parts.train, seed=1)["user"]).any()
+
+
+def test_a_full_batch_keeps_the_order_of_rows(rated_parts):
+    epoch = epoch_of(rated_parts.train, batch_size=None)
+    np.testing.assert_array_equal(epoch["user"], rated_parts.train.user)
+    np.testing.assert_array_equal(epoch["target"], rated_parts.train.target)
+
+
+def test_chunks_of_large_data_cover_it_all(parts, monkeypatch):
+    monkeypatch.setattr(data._batches, "_CHUNK", 64)
+    batches = data.Batches(parts.train, batch_size=32, negatives=None, history=0, seed=0)
+    chunks = list(batches.epoch(1))
+    assert len(chunks) > 3 and sum(steps for _, steps in chunks) == batches.steps
+    assert len({stack.user.shape for stack, _ in chunks}) == 1
+    assert len(epoch_of(parts.train)["user"]) == len(parts.train)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_negatives_are_trained_items(parts, sampling):
+    epoch = epoch_of(parts.train, negatives=data.Negatives(num=5, sampling=sampling))
+    assert epoch["item"].shape[1] == 6
+    assert set(epoch["item"][:, 1:].ravel()) <= set(parts.train.item)
+    assert 0 not in epoch["item"]
+
+
+def test_popular_items_are_drawn_more_often_and_log_q_says_how_often(parts):
+    many = data.Negatives(num=50, sampling="popularity", power=1.0)
+    batches = data.Batches(parts.train, batch_size=64, negatives=many, history=0, seed=0)
+    stack, _ = next(batches.epoch(0))
+    drawn = np.bincount(stack.item[..., 1:][stack.weight > 0].ravel(), minlength=70)
+    count = np.bincount(parts.train.item, minlength=70)
+    assert np.corrcoef(drawn, count)[0, 1] > 0.98
+    item = stack.item[0, 0]
+    np.testing.assert_allclose(stack.log_q[0, 0], np.log(count[item] / count.sum()), rtol=1e-5)
+    flat = data.Batches(parts.train, batch_size=64, negatives=dataclasses.replace(many, power=0.0), history=0, seed=0)
+    even = np.bincount(next(flat.epoch(0))[0].item[..., 1:].ravel(), minlength=70)[count > 0]
+    assert even.std() / even.mean() < 0.2
+
+
+def test_rejected_negatives_are_no_known_positives(parts):
+    epoch = epoch_of(parts.train, negatives=data.Negatives(num=4, reject_seen=True))
+    user = np.broadcast_to(epoch["user"][:, None], epoch["item"][:, 1:].shape)
+    assert not parts.train.interactions.contains(user, epoch["item"][:, 1:]).any()
+    loose = epoch_of(parts.train, negatives=data.Negatives(num=4))
+    assert parts.train.interactions.contains(user, loose["item"][:, 1:]).any()
+
+
+def test_a_user_without_a_possible_negative_is_refused(parts):
+    user = int(parts.train.user[0])
+    everything = np.unique(parts.train.item)
+    greedy = dataclasses.replace(parts.train, user=np.full(len(everything), user, np.int32), item=everything)
+    with pytest.raises(ValueError, match="has touched every trained item"):
+        data.Batches(greedy, batch_size=4, negatives=data.Negatives(num=1, reject_seen=True), history=0, seed=0)
+
+
+def test_in_batch_items_are_shared_and_carry_their_log_frequency(parts):
+    batches = data.Batches(parts.train, batch_size=32, negatives=data.Negatives(in_batch=True), history=0, seed=0)
+    stack, _ = next(batches.epoch(1))
+    assert stack.item.shape[2] == 0 and stack.shared_negatives.shape == stack.user.shape
+    count = np.bincount(parts.train.item)
+    expected = np.log(count[stack.shared_negatives[0]] / len(parts.train))
+    np.testing.assert_allclose(stack.log_q[0, 0], expected, rtol=1e-5)
+
+
+def test_shared_negatives_are_one_draw_per_step(parts):
+    batches = data.Batches(
+        parts.train, batch_size=32, negatives=data.Negatives(num=1, shared=7, sampling="popularity"), history=0, seed=0
+    )
+    stack, steps = next(batches.epoch(1))
+    assert stack.shared_negatives.shape == (stack.user.shape[0], 7) and stack.log_q.shape[2] == 2 + 7
+    assert (stack.shared_negatives[0] != stack.shared_negatives[1]).any() and steps > 1
+
+
+def test_histories_hold_other_items_of_the_same_user(parts):
+    epoch = epoch_of(parts.train, history=4)
+    assert epoch["history"].shape[1] == 4
+    for user, item, history in zip(epoch["user"], epoch["item"][:, 0], epoch["history"], strict=True):
+        items = [each for each in history if each]
+        assert item not in items and len(set(items)) == len(items)
+        assert set(items) <= set(parts.train.item[parts.train.user == user])
+    lengths = np.count_nonzero(epoch["history"], axis=1)
+    assert set(lengths) == {0, 1, 2, 3, 4}
+
+
+def test_a_repeated_pair_does_not_show_the_answer(parts):
+    doubled = parts.train.subset(np.repeat(np.arange(40), 3))
+    epoch = epoch_of(doubled, history=6)
+    assert not (epoch["history"] == epoch["item"][:, :1]).any() and epoch["history"].any()
+
+
+def test_interactions_know_histories_counts_and_pairs():
+    pairs = data.Interactions(np.array([2, 1, 2, 2]), np.array([5, 6, 7, 8]), 4, 9)
+    assert pairs.latest(np.array([2, 1, 3, 0, 99, -1]), 2).tolist() == [[7, 8], [6, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
+    position, row = pairs.rows_of(np.array([1, 3, 2]))
+    assert position.tolist() == [0, 2, 2, 2] and pairs.item[row].tolist() == [6, 5, 7, 8]
+    assert pairs.user_count.tolist() == [0, 1, 3, 0]
+    assert pairs.contains(np.array([2, 2, 1, 3]), np.array([5, 6, 6, 5])).tolist() == [True, False, True, False]
+    both = pairs.append(data.Interactions(np.array([1]), np.array([8]), 4, 9))
+    assert both.latest(np.array([1]), 3).tolist() == [[6, 8, 0]] and len(pairs) == 4
+    empty = data.Interactions(np.zeros(0, int), np.zeros(0, int), 4, 9)
+    assert (
+        empty.latest(np.array([1]), 2).tolist() == [[0, 0]] and not empty.contains(np.array([1]), np.array([1])).any()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num": -1}, "negatives >= 0"),
+        ({"in_batch": True, "num": 1}, "leave num and shared at 0"),
+        ({"sampling": "clever"}, "'uniform' or 'popularity', got 'clever'"),
+        ({"reject_seen": True}, "give num >= 1"),
+    ],
+)
+def test_negatives_that_contradict_themselves_are_refused(options, message):
+    from helpers import refuses
+
+    with refuses(ValueError, message):
+        data.Negatives(**options)

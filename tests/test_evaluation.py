@@ -1,0 +1,398 @@
+"""Metrics against a slow reference, the project's data folder's evaluator and scikit-learn; slices and intervals."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+from helpers import refuses
+
+import jaxrec
+from jaxrec import data, evaluation, models
+from jaxrec.evaluation import _top_k_metrics
+
+METRICS = {
+    "recall": evaluation.recall_at_k,
+    "precision": evaluation.precision_at_k,
+    "hit": evaluation.hit_rate_at_k,
+    "ndcg": evaluation.ndcg_at_k,
+    "mrr": evaluation.mrr_at_k,
+    "map": evaluation.map_at_k,
+}
+
+
+def slow(scores, relevant, exclude, k):
+    """All metrics of one user, by the definitions and nothing else."""
+    pool = [item for item in range(len(scores)) if not exclude[item]]
+    wanted = {item for item in pool if relevant[item]}
+    if not wanted:
+        return dict.fromkeys(METRICS, math.nan)
+    ranked = sorted(pool, key=lambda item: (-scores[item], item))[:k]
+    hits = [item in wanted for item in ranked]
+    best = min(k, len(wanted))
+    found, precision = 0, 0.0
+    for rank, hit in enumerate(hits, 1):
+        found += hit
+        precision += hit * found / rank
+    return {
+        "recall": sum(hits) / len(wanted),
+        "precision": sum(hits) / k,
+        "hit": float(any(hits)),
+        "ndcg": sum(hit / math.log2(rank + 1) for rank, hit in enumerate(hits, 1))
+        / sum(1 / math.log2(rank + 1) for rank in range(1, best + 1)),
+        "mrr": 1 / (hits.index(True) + 1) if any(hits) else 0.0,
+        "map": precision / best,
+    }
+
+
+def adversarial(seed, users=12, items=15):
+    """Scores with many ties, signed zeros and infinities, users without positives, with everything excluded, ..."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-2, 3, (users, items)).astype(np.float32)
+    scores[0] = 0.0
+    scores[1] = np.where(rng.random(items) < 0.5, 0.0, -0.0)
+    scores[2, ::3] = np.inf
+    scores[3, ::2] = -np.inf
+    relevant = rng.random((users, items)) < 0.3
+    exclude = rng.random((users, items)) < 0.3
+    relevant[4] = False
+    exclude[5] = True
+    exclude[6] = relevant[6]
+    exclude[7] = ~relevant[7]
+    relevant[8] = True
+    exclude[9] = False
+    exclude[10, 1:] = True
+    return scores, relevant, exclude
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("k", [1, 4, 15])
+def test_metrics_equal_the_slow_reference_on_adversarial_cases(name, k):
+    for seed in range(3):
+        scores, relevant, exclude = adversarial(seed)
+        values = METRICS[name](jnp.asarray(scores), jnp.asarray(relevant), k=k, exclude=jnp.asarray(exclude))
+        expected = [slow(*rows, k)[name] for rows in zip(scores, relevant, exclude, strict=True)]
+        assert values.dtype == jnp.float32
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_jit_and_batching_change_nothing(name):
+    scores, relevant, _ = adversarial(5)
+    metric = METRICS[name]
+    whole = metric(jnp.asarray(scores), jnp.asarray(relevant), k=5)
+    jitted = jax.jit(metric, static_argnames="k")(jnp.asarray(scores), jnp.asarray(relevant), k=5)
+    np.testing.assert_allclose(whole, jitted, rtol=1e-6)
+    single = [metric(jnp.asarray(scores[i : i + 1]), jnp.asarray(relevant[i : i + 1]), k=5)[0] for i in range(3)]
+    np.testing.assert_allclose(whole[:3], single, rtol=1e-6)
+
+
+def test_cutoffs_beyond_the_catalogue_are_refused():
+    with pytest.raises(ValueError, match=r"Expected k in 1 .. 3 .*, got 4.*longer than the catalogue"):
+        evaluation.recall_at_k(jnp.ones((1, 3)), jnp.ones((1, 3), bool), k=4)
+
+
+def planted(seed, *, cold=True):
+    """A random data set whose items and users are numbers, and a function that scores it adversarially."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"user": rng.integers(0, 40, 600), "item": rng.integers(0, 50, 600)}).drop_duplicates()
+    parts = data.split_cold_both(frame, data.Schema(), validation=0, test=0.3, seed=seed)
+    if not cold:
+        parts = data.split_random(frame, validation=0, test=0.3, seed=seed)
+    encoded = data.encode(parts, data.Schema())
+    table = rng.integers(0, 4, (40, 50)).astype(np.float32)
+
+    def score(users, items):
+        return table[np.asarray(users, int)][:, np.asarray(items, int)]
+
+    return parts, encoded, score
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("cold", [True, False])
+def test_evaluate_equals_the_slow_reference(seed, cold):
+    parts, encoded, score = planted(seed, cold=cold)
+    report = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(3, 10))
+    items = encoded.train.encoder.items.ids
+    for user, values in report.per_user[report.per_user["slice"] == "all"].set_index("user").iterrows():
+        relevant = np.isin(items, parts.test["item"][parts.test["user"] == user])
+        exclude = np.isin(items, parts.train["item"][parts.train["user"] == user])
+        for k in (3, 10):
+            for name, value in slow(score([user], items)[0], relevant, exclude, k).items():
+                assert values[f"{name}@{k}"] == pytest.approx(value, abs=1e-6)
+    assert len(report.users("ndcg@3")) == parts.test["user"].nunique()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evaluate_agrees_with_the_reference_evaluator(seed, reference):
+    parts, encoded, score = planted(seed)
+    items = np.asarray(encoded.train.encoder.items.ids, np.int64)
+    candidates = items[::2] if seed else items
+    ours = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(1, 5, 20), candidates=candidates.tolist())
+
+    def by_user(frame):
+        return {int(user): rows.to_numpy() for user, rows in frame.groupby("user")["item"]}
+
+    theirs = reference.evaluate(
+        lambda users: score(users, candidates), by_user(parts.test), candidates, by_user(parts.train), ks=(1, 5, 20)
+    )
+    assert ours.users("recall@1").index.tolist() == theirs["users"].tolist()
+    for name, values in theirs["per_user"].items():
+        np.testing.assert_allclose(ours.users(name).to_numpy(), values, atol=1e-6, err_msg=name)
+        assert ours[name] == pytest.approx(theirs["mean"][name], abs=1e-6)
+    for k, share in theirs["coverage"].items():
+        assert ours.coverage[k] == pytest.approx(share)
+
+
+def test_cold_and_warm_are_told_apart():
+    parts, encoded, score = planted(0)
+    report = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(10,))
+    count = parts.train["user"].value_counts()
+    users = report.per_user.groupby("slice")["user"].agg(set)
+    known = parts.test["user"].map(count).fillna(0)
+    assert users["cold users"] == set(parts.test["user"][known == 0])
+    assert users["few-shot users"] == set(parts.test["user"][(known > 0) & (known <= 10)])
+    assert users["warm users"] == set(parts.test["user"][known > 10])
+    cold = ~parts.test["item"].isin(parts.train["item"])
+    assert users["cold items"] == set(parts.test["user"][cold])
+    total = sum(report.table[report.table["slice"] == name]["users"].iloc[0]
+                for name in ("cold users", "few-shot users", "warm users"))  # fmt: skip
+    assert total == len(users["all"])
+
+
+def test_rows_that_enter_no_figure_are_counted():
+    parts, encoded, score = planted(1)
+    doubled = data.encode(
+        parts._replace(test=pd.concat([parts.test, parts.test.iloc[:5], parts.train.iloc[:3]])), data.Schema()
+    )
+    report = jaxrec.evaluate(score, doubled.test, seen=doubled.train, ks=(5,))
+    assert report.left_out["repeated pairs"] == 5 and report.left_out["excluded, having been seen"] == 3
+    assert "left out: 5 rows, repeated pairs" in str(report)
+    kept = jaxrec.evaluate(score, doubled.test, seen=doubled.train, ks=(5,), exclude_seen=False)
+    assert kept.left_out["excluded, having been seen"] == 0
+    fewer = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(5,), candidates=range(10))
+    outside = int((parts.test["item"] >= 10).sum())
+    assert fewer.left_out["items that are no candidates"] == outside
+
+
+def test_further_exclusions_leave_items_out():
+    parts, encoded, score = planted(2)
+    gone = parts.test.groupby("user").head(1)
+    report = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(5,), exclude=gone)
+    assert report.left_out["excluded, having been seen"] == len(gone)
+
+
+def test_relevance_may_start_at_a_target(rated_parts):
+    report = jaxrec.evaluate(
+        lambda users, items: np.zeros((len(users), len(items))), rated_parts.test, seen=rated_parts.train,
+        task="ranking", relevant_from=4, ks=(5,),
+    )  # fmt: skip
+    ratings = rated_parts.test.encoder.original_target(rated_parts.test.target)
+    users = rated_parts.test.user[ratings >= 3.999]
+    assert len(report.users("recall@5")) == len(np.unique(users))
+
+
+def test_a_frame_with_new_users_and_items_is_evaluated_as_cold(factorization, world):
+    frame = pd.DataFrame({"user": [1, 1, 2], "item": ["film-00001", "brand-new", "film-00002"], "time": [1, 2, 3]})
+    report = jaxrec.evaluate(factorization, frame, ks=(5,))
+    assert report.users("recall@5").index.tolist() == [1, 2]
+    assert report.left_out["items that are no candidates"] == 0
+
+
+def test_rating_metrics_agree_with_scikit_learn(rated_parts):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    recommender = jaxrec.fit(model, rated_parts.train, epochs=3)
+    report = jaxrec.evaluate(recommender, rated_parts.test)
+    predictions = jaxrec.predict(recommender, rated_parts.test)
+    targets = rated_parts.test.encoder.original_target(rated_parts.test.target)
+    assert set(np.round(targets, 4)) <= {1.0, 2.0, 3.0, 4.0, 5.0}
+    assert report["mse"] == pytest.approx(sklearn.metrics.mean_squared_error(targets, predictions))
+    assert report["rmse"] == pytest.approx(sklearn.metrics.mean_squared_error(targets, predictions) ** 0.5)
+    assert report["mae"] == pytest.approx(sklearn.metrics.mean_absolute_error(targets, predictions))
+    low, high = report.interval("rmse")
+    assert low < report["rmse"] < high
+    assert {"rmse", "mse", "mae"} <= set(report.per_user.columns)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_probability_metrics_agree_with_scikit_learn(weighted):
+    rng = np.random.default_rng(0)
+    p = np.round(rng.random(300), 2)
+    t = (rng.random(300) < p).astype(float)
+    w = rng.random(300) if weighted else None
+    inside = np.clip(p, 1e-6, 1 - 1e-6)
+    assert evaluation.log_loss(inside, t, weight=w) == pytest.approx(
+        sklearn.metrics.log_loss(t, inside, sample_weight=w)
+    )
+    assert evaluation.auc(p, t, weight=w) == pytest.approx(sklearn.metrics.roc_auc_score(t, p, sample_weight=w))
+    assert evaluation.accuracy(p, t, weight=w) == pytest.approx(
+        sklearn.metrics.accuracy_score(t, p >= 0.5, sample_weight=w)
+    )
+    weights = np.ones(300) if w is None else w
+    bins = np.minimum((p * 10).astype(int), 9)
+    expected = sum(
+        abs(np.sum(weights[bins == b] * (p - t)[bins == b])) for b in range(10)
+    ) / weights.sum()  # fmt: skip
+    assert evaluation.calibration_error(p, t, weight=w) == pytest.approx(expected)
+
+
+def test_extreme_probabilities_cost_much_but_not_infinitely():
+    assert evaluation.log_loss(np.array([0.0, 1.0]), np.array([0.0, 1.0])) == pytest.approx(0.0, abs=1e-12)
+    assert 700 < evaluation.log_loss(np.array([0.0]), np.array([1.0])) < 720
+    assert np.isnan(evaluation.auc(np.array([0.3]), np.array([1.0])))
+    assert np.isnan(evaluation.mse(np.zeros(0), np.zeros(0)))
+
+
+def test_bootstrap_intervals_cover_the_mean(reference):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200)
+    ours = evaluation.bootstrap_interval(values, draws=4000)
+    low, high = reference.bootstrap_interval(values, draws=4000)
+    assert ours.mean == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(low, abs=0.02) and ours.high == pytest.approx(high, abs=0.02)
+
+
+def test_intervals_narrow_with_users_and_widen_with_the_level():
+    rng = np.random.default_rng(0)
+    values = rng.random(400)
+
+    def width(values, **options):
+        interval = evaluation.bootstrap_interval(values, **options)
+        return interval.high - interval.low
+
+    normal = 2 * 1.96 * values.std() / 20
+    assert width(values) == pytest.approx(normal, rel=0.1)
+    assert width(values[:100]) > 1.5 * width(values) and width(values, level=0.5) < width(values)
+    assert width(values, seed=1) != width(values) == width(values)
+    assert np.isnan(evaluation.bootstrap_interval(np.full(3, np.nan)).mean)
+    assert evaluation.bootstrap_interval(np.array([1.0, np.nan])).mean == 1.0
+
+
+def test_paired_tests_see_what_separate_intervals_do_not():
+    rng = np.random.default_rng(0)
+    base = rng.random(300)
+    better = base + 0.01 + 0.005 * rng.normal(size=300)
+    paired = evaluation.paired_test(better, base)
+    assert paired.low > 0 and paired.p_value < 0.01 and paired.users == 300
+    same = evaluation.paired_test(base, base[::-1].copy())
+    assert same.low < 0 < same.high and same.p_value > 0.05
+    with refuses(ValueError, "values of the same users, got 3 and 4"):
+        evaluation.paired_test(np.zeros(3), np.zeros(4))
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    rng = np.random.default_rng(1)
+    alarms = [
+        evaluation.paired_test(rng.random(60), rng.random(60), draws=200, seed=n).p_value < 0.05 for n in range(200)
+    ]
+    assert np.mean(alarms) < 0.09
+
+
+def test_reports_answer_and_compare(factorization, towers, parts):
+    ours, theirs = (jaxrec.evaluate(each, parts.test, ks=(5, 10)) for each in (towers, factorization))
+    assert ours["ndcg@10"] == ours.value("ndcg@10", "all") == pytest.approx(ours.users("ndcg@10").mean())
+    paired = ours.versus(theirs, "ndcg@10")
+    assert paired.difference == pytest.approx(ours["ndcg@10"] - theirs["ndcg@10"])
+    assert "ndcg@10" in str(ours) and "30" in str(ours)
+    with pytest.raises(ValueError, match="No figure 'ndcg@7' for 'all'. Metrics: recall@5"):
+        ours["ndcg@7"]
+    fewer = jaxrec.evaluate(factorization, parts.test.subset(parts.test.user == parts.test.user[0]), ks=(10,))
+    with pytest.raises(ValueError, match="about different users"):
+        ours.versus(fewer, "ndcg@10")
+
+
+def test_coverage_is_the_share_of_candidates_listed():
+    _, encoded, _ = planted(0, cold=False)
+    same = jaxrec.evaluate(lambda users, items: np.tile(-np.arange(len(items)), (len(users), 1)), encoded.test,
+                           seen=encoded.train, ks=(1,), exclude_seen=False)  # fmt: skip
+    assert same.coverage[1] == pytest.approx(1 / len(encoded.train.encoder.items))
+
+
+def test_a_popularity_baseline_counts(parts, world):
+    recommender = jaxrec.coldstart.popularity(parts.train)
+    listed = jaxrec.recommend(recommender, [int(parts.train.encoder.users.ids[0])], k=5, exclude_seen=False)
+    counts = pd.Series(parts.train.encoder.items.decode(parts.train.item)).value_counts()
+    assert listed["score"].tolist() == sorted(counts, reverse=True)[:5]
+    assert [counts[item] for item in listed["item"]] == listed["score"].tolist()
+
+
+def test_cross_validation_trains_anew_in_every_fold(world):
+    frames = world.target
+    seen = []
+
+    def train(dataset):
+        seen.append(dataset)
+        return jaxrec.coldstart.popularity(dataset)
+
+    table = evaluation.cross_validate(
+        train, frames.interactions, frames.schema, users=frames.users, items=frames.items, folds=3, by="user", seed=0,
+        ks=(5,),
+    )  # fmt: skip
+    assert len(seen) == 3 and {"fold 1", "fold 2", "fold 3", "mean", "std"} <= set(table.columns)
+    row = table[(table["slice"] == "all") & (table["metric"] == "ndcg@5")].iloc[0]
+    assert row["mean"] == pytest.approx(np.mean([row[f"fold {n}"] for n in (1, 2, 3)]))
+    trained = [set(each.encoder.users.decode(np.unique(each.user))) for each in seen]
+    assert set.intersection(*trained) == set()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, ks=(61,)), ValueError, r"cut-offs in 1 .. 60 .*got 61"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test.subset([])), ValueError, "test part is empty"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, task="rating"), ValueError, "need a target"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, relevant_from=3.0), ValueError, "from needs a target"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, candidates=["no"]), ValueError, "items, such as 'no'"),
+        (lambda rec, parts: jaxrec.evaluate(len, parts.test), TypeError, "give test and seen="),
+        (
+            lambda rec, parts: jaxrec.evaluate(lambda u, i: np.zeros((1, 1)), parts.test, seen=parts.train),
+            ValueError,
+            "Expected scores of shape",
+        ),
+        (
+            lambda rec, parts: jaxrec.evaluate(
+                lambda u, i: np.full((len(u), len(i)), np.nan), parts.test, seen=parts.train
+            ),
+            ValueError,
+            "A score is NaN",
+        ),
+    ],
+)  # fmt: skip
+def test_evaluations_that_cannot_be_are_refused(factorization, parts, call, error, message):
+    with refuses(error, message):
+        call(factorization, parts)
+
+
+def test_data_of_another_encoder_are_refused(factorization, parts):
+    _, others, _ = planted(0)
+    for call in (jaxrec.evaluate, jaxrec.predict):
+        with pytest.raises(ValueError, match="dataset's users were numbered by another encoder"):
+            call(factorization, others.test)
+    unknown = dataclasses.replace(parts.test, user=parts.test.user * 0)
+    with pytest.raises(ValueError, match="test rows have users that the encoder does not know"):
+        jaxrec.evaluate(factorization, unknown)
+    task: Any = "guessing"
+    with refuses(ValueError, "task 'ranking' or 'rating', got 'guessing'"):
+        jaxrec.evaluate(factorization, parts.test, task=task)
+
+
+def test_evaluation_lowers_for_cpu_cuda_and_tpu():
+    shape = jax.ShapeDtypeStruct((8, 10), jnp.float32)
+
+    def figures(scores, relevant, exclude):
+        from jaxrec.ranking import top_k
+
+        position = top_k(scores, k=5, exclude=exclude).position
+        hit = jnp.take_along_axis(relevant, jnp.maximum(position, 0), axis=1) & (position >= 0)
+        return _top_k_metrics.from_hits(hit, relevant.sum(axis=1, dtype=jnp.int32), k=5)
+
+    mask = jax.ShapeDtypeStruct((8, 10), jnp.bool_)
+    exported = jax.export.export(jax.jit(figures), platforms=("cpu", "cuda", "tpu"))(shape, mask, mask)
+    scores, relevant, exclude = (jnp.asarray(values[:8, :10]) for values in adversarial(0))
+    values = jax.export.deserialize(exported.serialize()).call(scores, relevant & ~exclude, exclude)
+    np.testing.assert_allclose(values["ndcg"], evaluation.ndcg_at_k(scores, relevant, k=5, exclude=exclude), rtol=1e-6)
