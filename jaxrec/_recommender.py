@@ -42,9 +42,19 @@ class Recommender:
         return pd.DataFrame(list(self.log))
 
     @functools.cached_property
+    def trained(self) -> Interactions:
+        """The interactions that the parameters were trained on; by them users and items are cold or warm."""
+        return self.seen.part(slice(self.num_trained))
+
+    @functools.cached_property
+    def added(self) -> Interactions:
+        """The interactions since the training."""
+        return self.seen.part(slice(self.num_trained, None))
+
+    @functools.cached_property
     def features(self) -> Features:
         """The encoder's features on the device."""
-        return on_device(self.encoder.features)
+        return jax.tree.map(jnp.asarray, self.encoder.features)
 
     @property
     def factorises(self) -> bool:
@@ -55,6 +65,22 @@ class Recommender:
     def pooled_history(self) -> int:
         """Length of the history that the model reads of a user; 0 if it reads none."""
         return getattr(self.model, "history", 0)
+
+    @functools.cached_property
+    def catalogue(self) -> jax.Array:
+        """Vectors of all items by entity index ``[capacity, dim]``, for a model that factorises."""
+        from jaxrec.ranking._vectors import item_vectors
+
+        return item_vectors(self, np.arange(len(self.encoder.features.item_row), dtype=np.int32))
+
+    def replace(self, **changes: Any) -> "Recommender":
+        """A recommender with some fields exchanged. What was computed of the others is kept."""
+        new = dataclasses.replace(self, **changes)
+        if new.encoder is self.encoder and "features" in self.__dict__:
+            new.__dict__["features"] = self.features
+        if new.params is self.params and new.num_trained == self.num_trained and "prior" in self.__dict__:
+            new.__dict__["prior"] = self.prior
+        return new
 
     @functools.cached_property
     def prior(self) -> Prior:
@@ -83,8 +109,3 @@ class Recommender:
     def __repr__(self) -> str:
         count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(self.params))
         return f"Recommender({self.model}, {count:,} parameters, {self.encoder!r}, seen: {self.seen!r})"
-
-
-def on_device(features: Features) -> Features:
-    """Features as device arrays."""
-    return jax.tree.map(jnp.asarray, features)

@@ -53,11 +53,9 @@ def add(
         )
         seen = seen.append(encoder.encode(interactions).interactions)
     sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
-    extended = dataclasses.replace(recommender, encoder=encoder, seen=dataclasses.replace(seen, **sizes))
-    if interactions is not None and extended.factorises and not extended.pooled_history:
-        # The trained vectors have not changed, so what was measured of them (once, it is cached) holds on.
-        extended.__dict__["prior"] = recommender.prior
-    return extended
+    if interactions is not None and recommender.factorises and not recommender.pooled_history:
+        _ = recommender.prior  # measured now, so that everything that is added later shares it
+    return recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
 
 
 def popularity(train: Dataset) -> Recommender:

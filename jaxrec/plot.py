@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxrec._metrics import lower_is_better
+
 __all__ = ["cold_start", "learning_curves"]
 
 _COLOURS = ("#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito
@@ -27,14 +29,13 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], *, metric: str) -> Fi
     if not histories:
         raise ValueError("Expected at least one history, got none.")
     figure, axes = _figure("epoch", metric)
-    lower = metric.split("@")[0] in ("loss", "rmse", "mse", "mae", "log_loss", "calibration_error")
     for number, (label, history) in enumerate(histories.items()):
         if metric not in history:
             raise ValueError(f"The history {label!r} has no {metric!r}. It has {', '.join(map(str, history.columns))}.")
         colour = _COLOURS[(number + 1) % len(_COLOURS)]
         epoch, values = history["epoch"].to_numpy(), history[metric].to_numpy()
         axes.plot(epoch, values, color=colour, label=label, linewidth=1.8)
-        best = int(np.argmin(values) if lower else np.argmax(values))
+        best = int(np.argmin(values) if lower_is_better(metric) else np.argmax(values))
         axes.plot(epoch[best], values[best], color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=7)
     axes.legend(frameon=False)
     return figure

@@ -80,7 +80,8 @@ def test_rejected_negatives_are_no_known_positives(parts):
 def test_a_user_without_a_possible_negative_is_refused(parts):
     user = int(parts.train.user[0])
     everything = np.unique(parts.train.item)
-    greedy = dataclasses.replace(parts.train, user=np.full(len(everything), user, np.int32), item=everything)
+    rows = parts.train.subset(np.arange(len(everything)))
+    greedy = dataclasses.replace(rows, user=np.full(len(everything), user, np.int32), item=everything)
     with pytest.raises(ValueError, match="has touched every trained item"):
         data.Batches(greedy, batch_size=4, negatives=data.Negatives(num=1, reject_seen=True), history=0, seed=0)
 

@@ -1,5 +1,6 @@
 """Vocabularies, scaling, features and encoders: what the training part says, kept and used again."""
 
+import dataclasses
 import datetime
 import uuid
 
@@ -275,3 +276,15 @@ def test_datasets_keep_arrays_of_one_length_and_compare():
     dataset = fitted().encode(TRAIN)
     assert dataset == fitted().encode(TRAIN) and dataset != dataset.subset(np.array([0, 1]))
     assert len(dataset.subset(dataset.user == 1)) == 2 and "3 interactions, with a target" in repr(dataset)
+
+
+def test_datasets_hold_entity_indices_and_no_raw_ids():
+    dataset = fitted().encode(TRAIN)
+    with pytest.raises(
+        TypeError, match="int32 entity indices in Dataset.user, got int64. Raw ids, which may need 64 bits"
+    ):
+        dataclasses.replace(dataset, user=np.array([BIG, 1, 2]))
+    with pytest.raises(ValueError, match=r"entity indices 0 .. 3 in Dataset.item, got 1 .. 99"):
+        dataclasses.replace(dataset, item=np.array([1, 2, 99], np.int32))
+    with pytest.raises(ValueError, match="Expected arrays of one length, got {'user': 3, 'item': 2"):
+        dataclasses.replace(dataset, item=np.array([1, 2], np.int32))

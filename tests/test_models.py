@@ -114,6 +114,16 @@ def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
     np.testing.assert_array_equal(apply(model, params, wrong, FEATURES), apply(model, params, right, FEATURES))
 
 
+@pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case.model.tables])
+def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
+    model, params = initialised(name)
+    batch = batch_of(4)
+    for field in ("user", "item"):
+        raw = np.asarray(getattr(batch, field)).astype(np.int64) + 2**40
+        with pytest.raises(ValueError, match="entity indices of 32 bits, got 10995.*Encoder.encode"):
+            model.apply(params, batch._replace(**{field: raw}), FEATURES)
+
+
 @pytest.mark.parametrize("name", ["factorization", "towers", "towers with history"])
 def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     model, params = initialised(name)

@@ -214,6 +214,7 @@ class Encoder:
         return dataclasses.replace(self, features=self.features._replace(item_row=row), item_rows=rows)
 
     def vocabulary(self, side: Side) -> Vocabulary:
+        """The numbering of users or of items."""
         return self.users if side == "user" else self.items
 
     def original_target(self, values: np.ndarray) -> np.ndarray:
@@ -282,6 +283,27 @@ class Dataset:
     context: np.ndarray | None = None
 
     __eq__ = _values.equal
+
+    def __post_init__(self) -> None:
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        lengths = {name: len(values) for name, values in arrays.items() if values is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"Expected arrays of one length, got {lengths}.")
+        known = {"user": len(self.encoder.users), "item": len(self.encoder.items)}
+        for name, most in known.items():
+            index = arrays[name]
+            if index is None:
+                continue
+            if index.dtype != np.int32:
+                raise TypeError(
+                    f"Expected int32 entity indices in Dataset.{name}, got {index.dtype}. Raw ids, which may need 64 "
+                    "bits, never reach a model: turn them into indices with Encoder.encode."
+                )
+            if len(index) and (index.min() < 0 or index.max() > most):
+                raise ValueError(
+                    f"Expected entity indices 0 .. {most} in Dataset.{name}, got {index.min()} .. {index.max()}. "
+                    "Encode raw ids with Encoder.encode."
+                )
 
     def __len__(self) -> int:
         for values in (self.user, self.target, self.context):

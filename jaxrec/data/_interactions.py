@@ -45,6 +45,11 @@ class Interactions:
             np.concatenate(values) if len(values) == 2 else None,
         )
 
+    def part(self, rows: slice) -> "Interactions":
+        """Some of the rows, of the same numbers of users and items."""
+        value = None if self.value is None else self.value[rows]
+        return Interactions(self.user[rows], self.item[rows], self.num_users, self.num_items, value)
+
     @functools.cached_property
     def user_count(self) -> np.ndarray:
         """Rows by user index."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -70,7 +70,7 @@ class Vocabulary:
         self._need(kind)
         return (self._index.get_indexer(pd.Index(array, tupleize_cols=False)) + 1).astype(np.int32)
 
-    def decode(self, index: np.ndarray) -> np.ndarray:
+    def decode(self, index: np.ndarray | Sequence[int]) -> np.ndarray:
         """Raw ids by index; every index must be that of a known id."""
         index = np.asarray(index)
         if index.size and (index.min() < 1 or index.max() > len(self)):

@@ -11,11 +11,11 @@ import pandas as pd
 from jaxrec import coldstart
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
-from jaxrec.evaluation import _pointwise
-from jaxrec.evaluation._intervals import bootstrap_means, bootstrap_statistic
+from jaxrec.evaluation._intervals import bootstrap_means
 from jaxrec.evaluation._report import Report
+from jaxrec.evaluation._rows import evaluate_rows
 from jaxrec.evaluation._top_k_metrics import from_hits
-from jaxrec.ranking._recommend import candidate_items, columns, predict
+from jaxrec.ranking._recommend import candidate_items, columns
 from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
 from jaxrec.ranking._vectors import Scorer, scorer
 
@@ -79,7 +79,7 @@ def evaluate(
     if task == "rating":
         if not isinstance(subject.model, Recommender):
             raise TypeError("Row-wise metrics need a recommender. A function can be evaluated with task='ranking'.")
-        return _rating(subject.model, test, level=level, draws=draws, seed=seed)
+        return evaluate_rows(subject.model, test, level=level, draws=draws, seed=seed)
     if task != "ranking":
         raise ValueError(f"Expected task 'ranking' or 'rating', got {task!r}.")
     lists = _ranked(
@@ -98,13 +98,7 @@ class _Subject(NamedTuple):
     model: Recommender | Scores
     encoder: Encoder
     seen: Interactions
-    num_trained: int
-
-    def trained(self) -> Interactions:
-        """The interactions that were trained on, by which users and items are cold or warm."""
-        first = self.num_trained
-        size = len(self.encoder.features.user_row), len(self.encoder.features.item_row)
-        return Interactions(self.seen.user[:first], self.seen.item[:first], *size)
+    trained: Interactions
 
     def scorer(self, candidates: np.ndarray) -> Scorer:
         if isinstance(self.model, Recommender):
@@ -133,12 +127,12 @@ def _prepared(
             )
             test = model.encoder.encode(test)
         model.check(test)
-        return _Subject(model, model.encoder, model.seen, model.num_trained), test
+        return _Subject(model, model.encoder, model.seen, model.trained), test
     if not callable(model):
         raise TypeError(f"Expected a recommender or a function (users, items) -> scores, got {type(model).__name__}.")
     if not isinstance(test, Dataset) or seen is None:
         raise TypeError("For a function, give test and seen= (the training part) as datasets of one encoder.")
-    return _Subject(model, test.encoder, seen.interactions, len(seen.interactions)), test
+    return _Subject(model, test.encoder, seen.interactions, seen.interactions), test
 
 
 def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Interactions]:
@@ -239,8 +233,7 @@ def _function_scorer(encoder: Encoder, function: Scores, candidates: np.ndarray)
 
 
 def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float, draws: int, seed: int) -> Report:
-    trained = subject.trained()
-    by_user, cold_item = trained.user_count, trained.item_count == 0
+    by_user, cold_item = subject.trained.user_count, subject.trained.item_count == 0
     everyone = np.ones(len(lists.user), bool)
     count = by_user[lists.user]
     every_item = np.ones_like(cold_item)
@@ -280,66 +273,3 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
     return Report(
         pd.concat(tables, ignore_index=True), pd.concat(per_user, ignore_index=True), coverage, lists.left_out
     )
-
-
-def _rating(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
-    if test.target is None:
-        raise ValueError("Row-wise metrics need a target. Name the column in the schema, or use task='ranking'.")
-    predictions = predict(recommender, test)
-    targets = recommender.encoder.original_target(test.target.astype(np.float64))
-    names = ["rmse", "mse", "mae"]
-    if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
-        names += ["log_loss", "auc", "accuracy", "calibration_error"]
-    slices = {"all": np.ones(len(test), bool)}
-    trained = _Subject(recommender, recommender.encoder, recommender.seen, recommender.num_trained).trained()
-    for side, index, count in (("users", test.user, trained.user_count), ("items", test.item, trained.item_count)):
-        if index is not None:
-            known = count[index] * (index > 0)
-            slices[f"cold {side}"], slices[f"warm {side}"] = known == 0, known > 0
-    tables = []
-    for name, chosen in slices.items():
-        if name != "all" and (chosen.all() or not chosen.any()):
-            continue
-        tables.append(_row_table(name, names, predictions[chosen], targets[chosen], None if test.user is None else
-                                 test.user[chosen], level=level, draws=draws, seed=seed))  # fmt: skip
-    per_user = _user_errors(recommender, test, predictions, targets)
-    return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
-
-
-def _row_table(
-    name: str,
-    metrics: list[str],
-    predictions: np.ndarray,
-    targets: np.ndarray,
-    users: np.ndarray | None,
-    *,
-    level: float,
-    draws: int,
-    seed: int,
-) -> pd.DataFrame:
-    group = np.arange(len(targets)) if users is None else np.unique(users, return_inverse=True)[1]
-    rows = []
-    for metric in metrics:
-        function = getattr(_pointwise, metric)
-
-        def of_weight(weight: np.ndarray, function: Any = function) -> float:
-            return function(predictions, targets, weight=weight)
-
-        values = bootstrap_statistic(of_weight, group, draws=min(draws, 200), seed=seed)
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-        rows.append((name, metric, function(predictions, targets), low, high, int(group.max()) + 1, len(targets)))
-    return pd.DataFrame(rows, columns=["slice", "metric", "mean", "low", "high", "users", "rows"])
-
-
-def _user_errors(recommender: Recommender, test: Dataset, predictions: np.ndarray, targets: np.ndarray) -> pd.DataFrame:
-    """Each known user's mean errors. The row-wise figures are not their means: users have unlike numbers of rows."""
-    if test.user is None:
-        return pd.DataFrame({"slice": [], "user": []})
-    known = test.user > 0
-    users, group = np.unique(test.user[known], return_inverse=True)
-    count = np.bincount(group)
-    error = (predictions - targets)[known]
-    square = np.bincount(group, error**2) / count
-    absolute = np.bincount(group, np.abs(error)) / count
-    raw = recommender.encoder.users.decode(users)
-    return pd.DataFrame({"slice": "all", "user": raw, "rmse": np.sqrt(square), "mse": square, "mae": absolute})

@@ -44,9 +44,14 @@ def log_loss(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
       >>> print(f"{log_loss(np.array([0.5]), np.array([1.0])):.4f}")
       0.6931
     """
+    return _mean(log_losses(predictions, targets), weight)
+
+
+def log_losses(predictions: _Rows, targets: _Rows) -> _Rows:
+    """What ``log_loss`` is the mean of."""
     p, t = _wide(predictions), _wide(targets)
     inside = np.clip(p, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
-    return _mean(-(t * np.log(inside) + (1 - t) * np.log1p(-inside)), weight)
+    return -(t * np.log(inside) + (1 - t) * np.log1p(-inside))
 
 
 def auc(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
@@ -84,7 +89,12 @@ def accuracy(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
       >>> accuracy(np.array([0.2, 0.5]), np.array([1.0, 1.0]))
       0.5
     """
-    return _mean(((predictions >= 0.5) == (targets >= 0.5)).astype(np.float64), weight)
+    return _mean(hits(predictions, targets), weight)
+
+
+def hits(predictions: _Rows, targets: _Rows) -> _Rows:
+    """What ``accuracy`` is the mean of."""
+    return ((predictions >= 0.5) == (targets >= 0.5)).astype(np.float64)
 
 
 def calibration_error(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None, bins: int = 10) -> float:

@@ -15,7 +15,8 @@ class Report:
     Args:
       table: columns ``slice``, ``metric``, ``mean``, ``low``, ``high`` (of the interval), ``users`` and, for row-wise
         metrics, ``rows``.
-      per_user: one row per user of the test part and slice: ``slice``, ``user`` (raw id) and a column per metric.
+      per_user: one row per user of the test part and slice: ``slice``, ``user`` (raw id) and a column per metric. For
+        data without users, one row per row of the test part.
       coverage: share of the candidates that stand in at least one user's list, by cut-off; empty for row-wise metrics.
       left_out: rows of the test part that are in no figure, by reason.
     """
@@ -75,8 +76,11 @@ class Report:
                 for mean, width in zip(self.table["mean"], half, strict=True)
             ]
         )
-        slices = cells.groupby("slice", sort=False)["users"].max()
-        lines = [["", *slices.index], ["users", *(f"{users:,}" for users in slices)]]
+        slices = cells.groupby("slice", sort=False).max(numeric_only=True)
+        lines = [["", *slices.index]]
+        for unit in ("users", "rows"):
+            if unit in slices and slices[unit].any():
+                lines.append([unit, *(f"{count:,}" for count in slices[unit])])
         for metric, rows in cells.groupby("metric", sort=False):
             by_slice = dict(zip(rows["slice"], rows["cell"], strict=True))
             lines.append([str(metric), *(by_slice.get(name, "") for name in slices.index)])

@@ -16,13 +16,12 @@ import numpy as np
 from jaxrec import _tree, coldstart
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features
-from jaxrec.data import Interactions, Vocabulary
+from jaxrec.data import Vocabulary
 from jaxrec.data._scaling import backward, forward
 from jaxrec.export import _serve
 from jaxrec.export._pack import text_arrays
 from jaxrec.models import take
 from jaxrec.ranking._top_k import top_k
-from jaxrec.ranking._vectors import item_vectors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -118,7 +117,7 @@ class _Plan:
         features = {name: value for name, value in recommender.features._asdict().items() if value is not None}
         arrays = {"params": recommender.params, "features": features, "items": {"live": jnp.asarray(live)}}
         if recommender.factorises:
-            arrays["items"]["vectors"] = item_vectors(recommender, np.arange(size, dtype=np.int32))
+            arrays["items"]["vectors"] = recommender.catalogue
         if self.folds:
             arrays["prior"] = recommender.prior.user._asdict() | {"noise": jnp.float32(recommender.prior.noise)}
         return arrays
@@ -242,13 +241,11 @@ def _id_arrays(side: str, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
 
 
 def _seen_arrays(recommender: Recommender) -> dict[str, np.ndarray]:
-    seen, first = recommender.seen, recommender.num_trained
-    value = None if seen.value is None else seen.value[first:]
-    added = Interactions(seen.user[first:], seen.item[first:], seen.num_users, seen.num_items, value)
+    seen, added = recommender.seen, recommender.added
     return {
         "seen/start": seen.start,
         "seen/item": seen.item[seen.order],
         "seen/added_start": added.start,
         "seen/added_item": added.item[added.order],
-        "seen/added_value": np.zeros(0, np.float32) if value is None else value[added.order],
+        "seen/added_value": np.zeros(0, np.float32) if added.value is None else added.value[added.order],
     }

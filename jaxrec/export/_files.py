@@ -14,26 +14,27 @@ from typing import Any
 import numpy as np
 
 from jaxrec._recommender import Recommender
+from jaxrec.data import Encoder
 from jaxrec.export._pack import is_custom, pack, unpack
 
-_FORMAT, _VERSION = "jaxrec recommender", 1
+_FORMAT, _VERSION = "jaxrec", 1
 
 
-def save(recommender: Recommender, path: str | Path) -> None:
-    """Writes model, parameters, encoder and what users have seen to one file.
+def save(value: Recommender | Encoder, path: str | Path) -> None:
+    """Writes a recommender (model, parameters, encoder and what users have seen) or an encoder alone to one file.
 
     The file is a zip archive of ``manifest.json`` and ``.npy`` arrays. It is written under a temporary name and then
     renamed, so that an interrupted call leaves an older file as it was.
 
     Args:
-      recommender: from ``fit`` or ``transfer.adapt``.
+      value: from ``fit``, ``transfer.adapt`` or ``Encoder.fit``.
       path: of the file; a folder that does not exist is made.
 
     Raises:
       TypeError: ids are of a type that cannot be stored without pickle.
     """
     arrays: dict[str, np.ndarray] = {}
-    tree = pack(recommender, arrays)
+    tree = pack(value, arrays)
     manifest = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -47,8 +48,8 @@ def save(recommender: Recommender, path: str | Path) -> None:
                 np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
-def load(path: str | Path, *, model: Any = None) -> Recommender:
-    """The recommender that ``save`` wrote.
+def load(path: str | Path, *, model: Any = None) -> Any:
+    """The recommender or encoder that ``save`` wrote.
 
     Names, shapes, dtypes and a checksum of every array are checked before anything is built.
 
@@ -58,7 +59,8 @@ def load(path: str | Path, *, model: Any = None) -> Recommender:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is no saved recommender, of another version, truncated or changed; or ``model`` is missing.
+      ValueError: ``save`` did not write the file, or it is of another version, truncated or changed; or ``model`` is
+        missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,12 +83,12 @@ def load(path: str | Path, *, model: Any = None) -> Recommender:
         raise ValueError(
             f"{path} is not a file that jaxrec.save wrote, or it is truncated ({error}). Save it again."
         ) from None
-    recommender = unpack(manifest["tree"], arrays, custom=model)
-    if not isinstance(recommender, Recommender):
-        raise ValueError(f"{path} holds a {type(recommender).__name__}, expected a recommender.")
-    if model is not None and not is_custom(recommender.model):
-        raise ValueError(f"{path} holds its model, {recommender.model}. Leave model= out.")
-    return recommender
+    value = unpack(manifest["tree"], arrays, custom=model)
+    if not isinstance(value, Recommender | Encoder):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a recommender or an encoder.")
+    if model is not None and not (isinstance(value, Recommender) and is_custom(value.model)):
+        raise ValueError(f"{path} needs no model from you: it holds {value}. Leave model= out.")
+    return value
 
 
 @contextlib.contextmanager

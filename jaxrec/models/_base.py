@@ -4,7 +4,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int32, Key, Num
+import numpy as np
+from jaxtyping import Float, Int, Int32, Key, Num
 
 from jaxrec import _tree
 from jaxrec._types import Array, Batch, Features, Params
@@ -57,16 +58,16 @@ class Model(Protocol):
     def apply(self, params: Params, batch: Batch, features: Features, *, key: Any = None) -> jax.Array: ...
 
 
-def safe_index(index: Int32[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
+def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     """``index`` with everything outside ``0 .. size - 1`` turned to 0, the unknown.
 
     An index past the end of an array would read its last row, another user's vector, without a word.
     """
-    index = jnp.asarray(index)
+    index = as_index(index)
     return jnp.where((index >= 0) & (index < size), index, 0)
 
 
-def take(values: Num[Array, "entities ..."], index: Int32[Array, "..."]) -> Num[jax.Array, "..."]:
+def take(values: Num[Array, "entities ..."], index: Int[Array, "..."]) -> Num[jax.Array, "..."]:
     """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
     values = jnp.asarray(values)
     return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
@@ -87,7 +88,20 @@ def users_of(batch: Batch) -> Int32[jax.Array, " batch"]:
     """The batch's users, which this model needs."""
     if batch.user is None:
         raise ValueError("Expected a batch with `user` indices, got None. Name the user column in the schema.")
-    return jnp.asarray(batch.user)
+    return as_index(batch.user)
+
+
+def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:
+    """The indices as a JAX array.
+
+    Of a raw id of 64 bits JAX would keep the lower half, another user's index: it is refused while it can be seen.
+    """
+    if isinstance(index, np.ndarray) and index.dtype.itemsize > 4 and index.size and np.abs(index).max() >= 2**31:
+        raise ValueError(
+            f"Expected entity indices of 32 bits, got {index[np.abs(index) >= 2**31][0]}. A raw id is turned into an "
+            "index by Encoder.encode or Vocabulary.encode."
+        )
+    return jnp.asarray(index).astype(jnp.int32)
 
 
 def wide(rows: jax.Array) -> jax.Array:
@@ -136,9 +150,9 @@ def item_fields(batch: Batch) -> dict[str, Int32[jax.Array, "..."]]:
     """The batch's item indices by lookup name: ``item`` (own columns) and ``shared``."""
     fields = {}
     if batch.item is not None and batch.item.shape[1]:
-        fields["item"] = jnp.asarray(batch.item)
+        fields["item"] = as_index(batch.item)
     if batch.shared_negatives is not None:
-        fields["shared"] = jnp.asarray(batch.shared_negatives)
+        fields["shared"] = as_index(batch.shared_negatives)
     if not fields:
         raise ValueError("Expected a batch with `item` or `shared_negatives`, got neither: there is nothing to score.")
     return fields

@@ -137,7 +137,7 @@ class Linear:
     def item_vectors(
         self, params: Params, items: Int[Array, " items"], features: Features
     ) -> Float[jax.Array, "items 2"]:
-        items = jnp.asarray(items)
+        items = _base.as_index(items)
         gathered = _base.gather(params, self._item.lookups("item", items, features))
         part = jnp.zeros(items.shape, jnp.float32)
         if self._item.width:

@@ -155,7 +155,7 @@ class TwoTower:
     def item_vectors(
         self, params: Params, items: Int[Array, " items"], features: Features
     ) -> Float[jax.Array, "items dim"]:
-        items = jnp.asarray(items)
+        items = _base.as_index(items)
         gathered = _base.gather(params, self._item_lookups("item", items, features))
         return self._item_tower(params, gathered, "item", items, features, key=None)
 
@@ -196,4 +196,4 @@ def _history_of(batch: Batch) -> jax.Array:
             "The model pools a history and the batch has none. Give `Batch.history`, entity indices of the items "
             "that each user touched, 0 where there are fewer; all 0 for a user without any."
         )
-    return jnp.asarray(batch.history)
+    return _base.as_index(batch.history)

@@ -12,7 +12,7 @@ from jaxrec import coldstart
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
 from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
-from jaxrec.ranking._vectors import apply, item_vectors, scorer, user_vectors
+from jaxrec.ranking._vectors import apply, everything, item_vectors, scorer, user_vectors
 
 _ROWS = 4096
 
@@ -70,7 +70,7 @@ def recommend(
         raise ValueError(f"Expected k in 1 .. {live} (the number of candidates), got {k}. Lists cannot be longer.")
     column_of = columns(items, len(encoder.features.item_row))
     everywhere, excluded = _exclusions(recommender, exclude)
-    items = np.where(np.isin(items, everywhere), 0, items).astype(np.int32)
+    allowed = (items > 0) & ~np.isin(items, everywhere)
     score_of = scorer(recommender, items)
     found = []
     for block, size in user_blocks(len(index), len(items)):
@@ -83,7 +83,7 @@ def recommend(
         row = np.concatenate([position for position, _ in gone]) if gone else np.zeros(0, np.int64)
         column = column_of[np.concatenate(item_gone)] if gone else np.zeros(0, np.int64)
         scores = score_of(index[block], size)
-        top, _, nan = select(scores, items > 0, Pairs.padded(row, column, len(items)), _NOTHING, k=k)
+        top, _, nan = select(scores, allowed, Pairs.padded(row, column, len(items)), _NOTHING, k=k)
         if nan:
             raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
         found.append((np.asarray(top.score)[: len(block)], np.asarray(top.position)[: len(block)]))
@@ -122,12 +122,10 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
 
 def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.ndarray:
     """Entity indices of the candidates in ascending order, padded with 0 to the catalogue's capacity."""
-    known = len(encoder.items)
     if candidates is None:
-        chosen = np.arange(1, known + 1)
-    else:
-        chosen = known_items(encoder, list(candidates), "candidates")
-    return padded(np.unique(chosen), len(encoder.features.item_row)).astype(np.int32)
+        return everything(encoder)
+    chosen = np.unique(known_items(encoder, list(candidates), "candidates"))
+    return padded(chosen, len(encoder.features.item_row)).astype(np.int32)
 
 
 def known_items(encoder: Encoder, ids: list[Any], what: str) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from jaxrec import coldstart
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
-from jaxrec.data._interactions import Interactions
+from jaxrec.data import Encoder, Interactions
+from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
 
 _ROWS = 2**16  # entities whose vectors are computed at once
@@ -26,15 +27,23 @@ def scorer(recommender: Recommender, candidates: np.ndarray) -> Scorer:
     factorises, else by ``apply`` on blocks of users x items."""
     if not recommender.factorises:
         return functools.partial(_score_pairs, recommender, candidates)
-    items = item_vectors(recommender, candidates)
+    items = recommender.catalogue
+    if not np.array_equal(candidates, everything(recommender.encoder)):
+        items = take(items, candidates)
     return lambda users, size: _product(user_vectors(recommender, padded(users, size)), items)
+
+
+def everything(encoder: Encoder) -> np.ndarray:
+    """All items as candidates: entity indices in their own place, 0 in the spare capacity."""
+    index = np.arange(len(encoder.features.item_row), dtype=np.int32)
+    return np.where(index <= len(encoder.items), index, 0)
 
 
 def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     """Vectors ``[len(users), dim]`` by entity index; users with interactions added since the training are folded in."""
     vectors = _user_vectors(recommender.model, recommender.params, recommender.batch(users), recommender.features)
-    added = _added(recommender)
-    if recommender.pooled_history or added is None:
+    added = recommender.added
+    if recommender.pooled_history or not len(added):
         return vectors
     touched = _touched(added, users)
     if touched is None:
@@ -47,8 +56,8 @@ def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
 def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     """Vectors ``[*items.shape, dim]`` by entity index; untrained items with interactions are folded in."""
     vectors = _plain_item_vectors(recommender, items)
-    added = _added(recommender)
-    if added is None:
+    added = recommender.added
+    if not len(added):
         return vectors
     if items.ndim > 1:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
@@ -68,12 +77,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
 def measure(recommender: Recommender) -> coldstart.Prior:
     """What fold-in needs to know of the trained vectors. At most 20,000 users and items stand for all."""
     rng = np.random.default_rng(0)
-    trained = Interactions(
-        recommender.seen.user[: recommender.num_trained],
-        recommender.seen.item[: recommender.num_trained],
-        recommender.seen.num_users,
-        recommender.seen.num_items,
-    )
+    trained = recommender.trained
     samples = []
     for count in (trained.user_count, trained.item_count):
         known = np.flatnonzero(count)
@@ -114,15 +118,6 @@ def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Arra
     ]
     vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
     return vectors.reshape(*items.shape, vectors.shape[-1])
-
-
-def _added(recommender: Recommender) -> Interactions | None:
-    """Interactions since the training, if there are any."""
-    seen, first = recommender.seen, recommender.num_trained
-    if len(seen) == first:
-        return None
-    value = None if seen.value is None else seen.value[first:]
-    return Interactions(seen.user[first:], seen.item[first:], seen.num_users, seen.num_items, value)
 
 
 def _touched(added: Interactions, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]] | None:

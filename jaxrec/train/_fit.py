@@ -1,7 +1,6 @@
 """The verb ``fit``: batches in, a recommender out, with validation, early stopping and a guard against NaN."""
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +12,17 @@ import numpy as np
 import optax
 
 from jaxrec import _tree, losses, optim
-from jaxrec._recommender import Recommender, on_device
+from jaxrec._metrics import lower_is_better, task_of
+from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.evaluation import evaluate
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 Metric = str | Callable[[Recommender], float]
 
-_LOWER_IS_BETTER = ("rmse", "mse", "mae", "log_loss", "calibration_error")
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
 # embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero.
 _DEFAULT_OPTIMIZER = optim.row_sparse(
@@ -130,8 +130,9 @@ def fit(
     batches = Batches(
         train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
     )
+    blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
+    features = blank.features
     key_init, key_train = jax.random.split(jax.random.key(seed))
-    features = on_device(train.features)
     state = init_state(
         model,
         model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
@@ -142,14 +143,13 @@ def fit(
         freeze=freeze,
         frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
     )
-    blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     judge = _Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
             state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer)
-            recommender = dataclasses.replace(blank, params=_finished(model, state, train), log=tuple(log))
+            recommender = blank.replace(params=_finished(model, state, train), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
                 raise Diverged(
@@ -161,12 +161,12 @@ def fit(
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
             stop = judge.look(recommender, row)
             log.append(row)
-            recommender = dataclasses.replace(recommender, log=tuple(log))
+            recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
             if stop or any(told):
                 break
     final = recommender.params if judge.best is None else judge.best
-    return dataclasses.replace(blank, params=final, log=tuple(log))
+    return blank.replace(params=final, log=tuple(log))
 
 
 def _run(
@@ -214,7 +214,7 @@ class _Judge:
         if metric is None and validation is not None:
             metric = "ndcg@10" if validation.target is None else "rmse"
         self._validation, self._metric, self._patience = validation, metric, patience
-        self._lower = isinstance(metric, str) and metric.split("@")[0] in _LOWER_IS_BETTER
+        self._lower = isinstance(metric, str) and lower_is_better(metric)
         self._since, self._value = 0, -np.inf
         self.best: Params | None = None
 
@@ -237,12 +237,8 @@ class _Judge:
     def _compute(self, recommender: Recommender) -> float:
         if callable(self._metric):
             return float(self._metric(recommender))
-        from jaxrec.evaluation import evaluate
-
         assert self._metric is not None and self._validation is not None
-        name, _, k = self._metric.partition("@")
-        task: Literal["ranking", "rating"] = "ranking" if k else "rating"
-        ks = (int(k),) if k else (1,)
+        task, ks = task_of(self._metric)
         return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
 
 

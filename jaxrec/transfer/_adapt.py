@@ -7,6 +7,7 @@ import jax
 import pandas as pd
 
 from jaxrec import _tree
+from jaxrec._metrics import lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Sizes
 from jaxrec.data import Dataset
@@ -112,6 +113,7 @@ class Comparison:
         row = self.table.iloc[0]
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         change = f"{self.metric} {row.scratch:.4f} -> {row.transfer:.4f} ({interval})"
+        units = "users" if self.reports["transfer"].table["users"].any() else "rows"
         words = {
             "helped": f"Transfer helped: {change}.",
             "hurt": (
@@ -119,8 +121,8 @@ class Comparison:
                 "scratch."
             ),
             "no difference": (
-                f"Transfer made no difference that {int(row.users)} test users could show: {change}. There was nothing "
-                "to carry over, or too little to be seen."
+                f"Transfer made no difference that {int(row.users)} test {units} could show: {change}. There was "
+                "nothing to carry over, or too little to be seen."
             ),
         }
         return f"{words[self.verdict]}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4f}')}"
@@ -146,7 +148,7 @@ def compare(
       train: the target's training part.
       test: held-out interactions of the target, neither trained nor stopped on.
       metric: of the verdict: a name from ``evaluate``'s report that has a value per user, such as ``"ndcg@10"``, or
-        ``"rmse"`` for targets (the mean of users' errors, lower being better).
+        ``"rmse"`` or ``"log_loss"`` for targets (the mean of users' errors, lower being better).
       model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
@@ -161,14 +163,12 @@ def compare(
     adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **options)
     alone = _resized(source.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
-    name, _, k = metric.partition("@")
-    task: Literal["ranking", "rating"] = "ranking" if k else "rating"
-    ks = (int(k),) if k else (10,)
+    task, ks = task_of(metric)
     reports = {
         what: evaluate(recommender, test, ks=ks, task=task, level=level, seed=seed)
         for what, recommender in (("transfer", adapted.recommender), ("scratch", scratch))
     }
-    sign = 1.0 if k else -1.0
+    sign = -1.0 if lower_is_better(metric) else 1.0
     rows = []
     for part in dict.fromkeys(reports["scratch"].per_user["slice"]):
         ours, theirs = (reports[what].users(metric, part) for what in ("transfer", "scratch"))

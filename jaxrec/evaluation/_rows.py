@@ -1,0 +1,89 @@
+"""Evaluation row by row: errors of predicted targets, and of probabilities."""
+
+import numpy as np
+import pandas as pd
+
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset
+from jaxrec.evaluation import _pointwise
+from jaxrec.evaluation._intervals import bootstrap_statistic
+from jaxrec.evaluation._report import Report
+from jaxrec.ranking._recommend import predict
+
+_ERRORS = ("rmse", "mse", "mae")
+_OF_PROBABILITIES = ("log_loss", "auc", "accuracy", "calibration_error")
+_DRAWS = 200  # an interval of a figure that is no mean takes a pass over all rows per draw
+
+
+def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
+    """The row-wise half of ``evaluate``."""
+    if test.target is None:
+        raise ValueError("Row-wise metrics need a target. Name the column in the schema, or use task='ranking'.")
+    predictions = predict(recommender, test)
+    targets = recommender.encoder.original_target(test.target.astype(np.float64))
+    metrics = _ERRORS
+    if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
+        metrics += _OF_PROBABILITIES
+    tables = []
+    for name, chosen in _slices(recommender, test).items():
+        if name == "all" or chosen.any() and not chosen.all():
+            users = None if test.user is None else test.user[chosen]
+            table = _figures(metrics, predictions[chosen], targets[chosen], users, level, min(draws, _DRAWS), seed)
+            tables.append(table.assign(slice=name))
+    per_user = _per_user(recommender, test, metrics, predictions, targets)
+    return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
+
+
+def _slices(recommender: Recommender, test: Dataset) -> dict[str, np.ndarray]:
+    slices = {"all": np.ones(len(test), bool)}
+    trained = recommender.trained
+    for side, index, count in (("users", test.user, trained.user_count), ("items", test.item, trained.item_count)):
+        if index is not None:
+            known = count[index] * (index > 0)
+            slices |= {f"cold {side}": known == 0, f"warm {side}": known > 0}
+    return slices
+
+
+def _figures(
+    metrics: tuple[str, ...],
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    users: np.ndarray | None,
+    level: float,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Figures over all rows, with intervals by resampling users, or rows where there are none."""
+    group = np.arange(len(targets)) if users is None else np.unique(users, return_inverse=True)[1]
+    count = 0 if users is None else int(group.max()) + 1
+    rows = []
+    for metric in metrics:
+        function = getattr(_pointwise, metric)
+
+        def of_weight(weight: np.ndarray, function=function) -> float:
+            return function(predictions, targets, weight=weight)
+
+        values = bootstrap_statistic(of_weight, group, draws=draws, seed=seed)
+        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        rows.append((metric, function(predictions, targets), low, high, count, len(targets)))
+    return pd.DataFrame(rows, columns=["metric", "mean", "low", "high", "users", "rows"])
+
+
+def _per_user(
+    recommender: Recommender, test: Dataset, metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarray
+) -> pd.DataFrame:
+    """Each known user's own figures (the figures over all rows are not their means); without users, each row's."""
+    known = np.ones(len(test), bool) if test.user is None else test.user > 0
+    index = np.arange(len(test)) if test.user is None else test.user[known]
+    users, group = np.unique(index, return_inverse=True)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(group, values[known]) / np.bincount(group)
+
+    error = predictions - targets
+    values = {"rmse": np.sqrt(mean(error**2)), "mse": mean(error**2), "mae": mean(np.abs(error))}
+    if "log_loss" in metrics:
+        values["log_loss"] = mean(_pointwise.log_losses(predictions, targets))
+        values["accuracy"] = mean(_pointwise.hits(predictions, targets))
+    raw = users if test.user is None else recommender.encoder.users.decode(users)
+    return pd.DataFrame({"slice": "all", "user": raw, **values})

@@ -1,0 +1,141 @@
+"""Folding in: closed forms against what they minimise, and what adding leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxrec
+from jaxrec import coldstart
+
+RNG = np.random.default_rng(0)
+DIM, BATCH, LENGTH = 4, 3, 5
+
+
+def problem():
+    errors, others = RNG.normal(size=(50, DIM)), RNG.normal(size=(40, DIM))
+    share = RNG.random(40)
+    prior = coldstart.prepare(errors, others, share / share.sum())
+    vectors = RNG.normal(size=(BATCH, DIM)).astype(np.float32)
+    touched = RNG.normal(size=(BATCH, LENGTH, DIM)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.float32)
+    spread = np.cov(others, rowvar=False, aweights=share, bias=True)
+    return errors, prior, vectors, touched, mask, spread
+
+
+def test_fold_in_is_the_stated_ridge_solution():
+    errors, prior, vectors, touched, mask, spread = problem()
+    covariance = errors.T @ errors / len(errors)
+    folded = coldstart.fold_in(vectors, prior, touched, mask)
+    for row in range(BATCH):
+        n = mask[row].sum()
+        gap = ((touched[row] - prior.met) * mask[row][:, None]).sum(axis=0)
+        expected = vectors[row] + np.linalg.solve(n * spread + np.linalg.inv(covariance), gap)
+        np.testing.assert_allclose(folded[row], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(folded[2], vectors[2])
+
+
+def test_fold_in_of_values_is_the_posterior_mean():
+    errors, prior, vectors, touched, mask, _ = problem()
+    covariance, noise = errors.T @ errors / len(errors), 0.3
+    values = RNG.normal(size=(BATCH, LENGTH)).astype(np.float32)
+    folded = coldstart.fold_in_values(vectors, prior, touched, mask, values, noise=noise)
+    for row in range(BATCH):
+        known = mask[row] > 0
+        rows = touched[row][known]
+        precision = rows.T @ rows / noise + np.linalg.inv(covariance)
+        change = np.linalg.solve(precision, rows.T @ (values[row][known] - rows @ vectors[row]) / noise)
+        np.testing.assert_allclose(folded[row], vectors[row] + change, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(folded[2], vectors[2])
+
+
+def test_many_exact_values_recover_the_vector():
+    errors, prior, vectors, *_ = problem()
+    truth = RNG.normal(size=(BATCH, DIM)).astype(np.float32)
+    touched = RNG.normal(size=(BATCH, 60, DIM)).astype(np.float32)
+    values = np.einsum("bld,bd->bl", touched, truth).astype(np.float32)
+    folded = coldstart.fold_in_values(vectors, prior, touched, np.ones((BATCH, 60), np.float32), values, noise=1e-3)
+    np.testing.assert_allclose(folded, truth, atol=1e-2)
+
+
+def test_a_coordinate_that_never_varied_stays():
+    errors = np.concatenate([RNG.normal(size=(30, 2)), np.zeros((30, 1))], axis=1)
+    prior = coldstart.prepare(errors, RNG.normal(size=(20, 3)), np.full(20, 1 / 20))
+    vectors = np.ones((1, 3), np.float32)
+    folded = coldstart.fold_in(
+        vectors, prior, RNG.normal(size=(1, 4, 3)).astype(np.float32), np.ones((1, 4), np.float32)
+    )
+    assert folded[0, 2] == pytest.approx(1.0, abs=1e-6) and not np.allclose(folded[0, :2], 1.0)
+
+
+def test_adding_leaves_the_recommender_as_it_was(factorization):
+    before = factorization.encoder, len(factorization.seen)
+    touched = pd.DataFrame({"user": [42, 43], "item": ["film-00001", "brand-new"], "time": [0, 1]})
+    added = coldstart.add(factorization, interactions=touched)
+    assert (factorization.encoder, len(factorization.seen)) == before
+    assert len(added.seen) == before[1] + 2 and added.num_trained == factorization.num_trained
+    assert 42 in added.encoder.users and "brand-new" in added.encoder.items
+    assert added.params is factorization.params and added.prior is factorization.prior
+    assert "2 of 2" not in repr(added) and "Recommender(MatrixFactorization" in repr(added)
+
+
+def test_new_items_are_folded_in_from_their_users(factorization, world):
+    """Users who share a taste pull a new item towards it; items that were trained stay."""
+    truth = world.target_truth
+    fans = truth.users.ids[np.argsort(-truth.user_factors[:, 0])[:12]]
+    known = [user for user in fans.tolist() if factorization.encoder.features.user_row[
+        factorization.encoder.users.encode([user])[0]] > 0]  # fmt: skip
+    touched = pd.DataFrame({"user": known, "item": "brand-new", "time": 0})
+    added = coldstart.add(factorization, interactions=touched)
+    pairs = pd.DataFrame({"user": known, "item": "brand-new"})
+    others = [user for user in factorization.encoder.users.ids.tolist() if user not in known][:60]
+    theirs = pd.DataFrame({"user": others, "item": "brand-new"})
+    cold = coldstart.add(factorization, items=["brand-new"])
+    gain = jaxrec.predict(added, pairs).mean() - jaxrec.predict(cold, pairs).mean()
+    assert gain > jaxrec.predict(added, theirs).mean() - jaxrec.predict(cold, theirs).mean()
+    old = theirs.assign(item="film-00001")
+    np.testing.assert_allclose(jaxrec.predict(added, old), jaxrec.predict(cold, old), rtol=1e-5)
+
+
+def test_fold_in_helps_new_users_on_average(world):
+    """The more of a new user's interactions are known, the better the ranking of the others."""
+    from conftest import encoded
+
+    from jaxrec import data, models
+
+    rich = data.generate(seed=3, source_users=20, source_items=20, target_users=500, target_items=80,
+                         target_interactions=25.0)  # fmt: skip
+    parts = encoded(rich.target, data.split_cold_users)
+    frames = data.split_cold_users(rich.target.interactions, rich.target.schema, validation=0.15, test=0.15, seed=0)
+    recommender = jaxrec.fit(
+        models.MatrixFactorization.for_data(parts.train, dim=8), parts.train, epochs=30, batch_size=256
+    )
+    place = frames.test.groupby("user").cumcount()
+    first, later = frames.test[place < 8], frames.test[place >= 8]
+    values = []
+    for shots in (0, 2, 8):
+        known = coldstart.add(recommender, interactions=first[place[first.index] < shots]) if shots else recommender
+        values.append(jaxrec.evaluate(known, later, exclude=first, ks=(10,), draws=1)["ndcg@10"])
+    assert values[0] < values[1] < values[2]
+
+
+def test_bad_interactions_are_refused_before_anything_is_added(factorization, rated_parts):
+    with pytest.raises(ValueError, match="lacks the column 'time'"):
+        coldstart.add(factorization, interactions=pd.DataFrame({"user": [1], "item": ["film-00001"]}))
+    with pytest.raises(TypeError, match="Expected ids of type int.*got str"):
+        coldstart.add(factorization, users=["somebody"])
+    rated = jaxrec.coldstart.popularity(rated_parts.train)
+    with pytest.raises(ValueError, match="Expected finite numbers in the target column 'rating'"):
+        coldstart.add(rated, interactions=pd.DataFrame(
+            {"user": [1], "item": ["film-00001"], "time": [0], "rating": [float("nan")]}
+        ))  # fmt: skip
+
+
+def test_folding_in_compiles_once_for_any_numbers():
+    _, prior, vectors, touched, mask, _ = problem()
+    before = coldstart.fold_in._cache_size()
+    coldstart.fold_in(vectors, prior, touched, mask)
+    coldstart.fold_in(vectors + 1, jax.tree.map(lambda x: x * 2, prior), touched, mask)
+    assert coldstart.fold_in._cache_size() <= before + 1
+    assert jnp.isfinite(coldstart.fold_in(vectors, prior, touched, mask)).all()

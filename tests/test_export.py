@@ -1,0 +1,312 @@
+"""Files and artefacts: what comes back is what went in, and damage is found before anything is built."""
+
+import dataclasses
+import datetime
+import io
+import json
+import subprocess
+import sys
+import uuid
+import zipfile
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from cases import LinenScorer, batch_of
+from helpers import refuses
+
+import jaxrec
+from jaxrec import _values, data, export, models
+from jaxrec.export import _files, _pack
+
+
+def rewritten(path, target, *, manifest=None, arrays=None):
+    """A copy of a saved file with another manifest or other array bytes."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "manifest.json" and manifest is not None:
+                content = json.dumps(manifest(json.loads(content))).encode()
+            if name.endswith(".npy") and arrays is not None:
+                content = arrays(content)
+            new.writestr(name, content)
+    return target
+
+
+@pytest.fixture(scope="module")
+def saved(towers, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "towers.jaxrec"
+    jaxrec.save(towers, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["factorization", "towers"])
+def test_a_recommender_survives_the_round_trip(name, request, tmp_path, parts):
+    recommender = request.getfixturevalue(name)
+    jaxrec.save(recommender, tmp_path / "deep" / "file.jaxrec")
+    loaded = jaxrec.load(tmp_path / "deep" / "file.jaxrec")
+    assert loaded.model == recommender.model and loaded.encoder == recommender.encoder
+    assert loaded.seen == recommender.seen and loaded.num_trained == recommender.num_trained
+    assert _values.same(loaded.params, recommender.params)
+    pd.testing.assert_frame_equal(loaded.history, recommender.history)
+    pd.testing.assert_frame_equal(jaxrec.recommend(loaded, k=5), jaxrec.recommend(recommender, k=5))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.jaxrec"]
+
+
+def test_an_encoder_can_be_saved_alone(towers, tmp_path):
+    jaxrec.save(towers.encoder, tmp_path / "encoder")
+    assert jaxrec.load(tmp_path / "encoder") == towers.encoder
+
+
+IDS: dict[str, Any] = {
+    "64-bit integers": [2**40 + 5, 5, -(2**62), 2**33],
+    "unsigned": np.array([2**63 + 9, 1, 2, 3], np.uint64),
+    "text": ["a", "b\x00", "ü\u2028", "𝄞"],
+    "tuples": [("a", 1), ("a", 2), ("b", 1), ("c", 0)],
+    "uuids": [uuid.UUID(int=n) for n in (5, 3, 9, 1)],
+    "dates": [datetime.date(2020, 1, n) for n in (4, 3, 2, 1)],
+    "times": [datetime.datetime(2020, 1, n, 1, 2, 3, 4) for n in (4, 3, 2, 1)],
+    "bytes": [b"\xff", b"", b"a", b"b"],
+    "floats": [0.1, 1e300, -0.5, 2.0],
+    "bools": [True, False],
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_raw_ids_of_every_kind_survive(kind, tmp_path):
+    ids = list(IDS[kind])
+    series = pd.Series(ids, dtype=object) if kind != "unsigned" else pd.Series(IDS[kind])
+    frame = pd.DataFrame({"user": series, "item": range(len(ids))})
+    recommender = jaxrec.coldstart.popularity(data.encode(data.Parts(frame, None, None), data.Schema()).train)
+    jaxrec.save(recommender, tmp_path / "file")
+    loaded = jaxrec.load(tmp_path / "file")
+    assert loaded.encoder == recommender.encoder
+    assert loaded.encoder.users.encode(series).tolist() == recommender.encoder.users.encode(series).tolist()
+    assert {type(each) for each in loaded.encoder.users.ids.tolist()} == {type(each) for each in series.tolist()}
+
+
+def test_ids_that_need_pickle_are_refused(tmp_path):
+    frame = pd.DataFrame({"user": pd.Series([complex(1, 2)], dtype=object), "item": [1]})
+    recommender = jaxrec.coldstart.popularity(data.encode(data.Parts(frame, None, None), data.Schema()).train)
+    with pytest.raises(TypeError, match="Cannot store ids of type complex without pickle"):
+        jaxrec.save(recommender, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_and_integer_parameters_survive(factorization, tmp_path):
+    params = {
+        "item": {"embedding": factorization.params["item"]["embedding"].astype(jnp.bfloat16)},
+        "user": {"embedding": jnp.ones((3, 2), jnp.int8)},
+        "bias": jnp.zeros(()),
+    }
+    jaxrec.save(dataclasses.replace(factorization, params=params), tmp_path / "file")
+    loaded = jaxrec.load(tmp_path / "file").params
+    assert loaded["item"]["embedding"].dtype == jnp.bfloat16 and _values.same(loaded, params)
+
+
+def test_a_model_of_ones_own_is_given_back_by_the_caller(parts, tmp_path):
+    model = models.from_linen(LinenScorer(), batch_of(), parts.train.features)
+    recommender = jaxrec.train.Recommender(model, {"head": {"kernel": jnp.ones(2)}}, parts.train.encoder,
+                                           parts.train.interactions, 3)  # fmt: skip
+    jaxrec.save(recommender, tmp_path / "file")
+    with pytest.raises(ValueError, match="a model of a class of your own, LinenModel. Give it: load"):
+        jaxrec.load(tmp_path / "file")
+    assert jaxrec.load(tmp_path / "file", model=model).model is model
+
+
+def test_nothing_is_unpickled(saved, tmp_path):
+    with zipfile.ZipFile(saved) as archive:
+        assert all(name == "manifest.json" or name.endswith(".npy") for name in archive.namelist())
+
+    def evil(_):
+        file = io.BytesIO()
+        np.save(file, np.array([print], dtype=object), allow_pickle=True)
+        return file.getvalue()
+
+    with pytest.raises(ValueError, match="cannot be read.*The file is damaged"):
+        jaxrec.load(rewritten(saved, tmp_path / "evil", arrays=evil))
+
+
+def test_an_interrupted_save_leaves_the_older_file(saved, factorization, monkeypatch):
+    before = saved.read_bytes()
+
+    def fails(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(_files.np.lib.format, "write_array", fails)
+    with pytest.raises(OSError, match="disk full"):
+        jaxrec.save(factorization, saved)
+    assert saved.read_bytes() == before and [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.999])
+def test_truncated_files_are_refused(saved, tmp_path, share):
+    content = saved.read_bytes()
+    (tmp_path / "cut").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match="is not a file that jaxrec.save wrote, or it is truncated"):
+        jaxrec.load(tmp_path / "cut")
+
+
+def test_other_files_versions_and_damage_are_refused(saved, tmp_path):
+    def changed(**fields):
+        return rewritten(saved, tmp_path / "changed", manifest=lambda old: {**old, **fields})
+
+    with pytest.raises(ValueError, match="is 'something', expected 'jaxrec'"):
+        jaxrec.load(changed(format="something"))
+    with pytest.raises(ValueError, match="has version 99 of the file format and this jaxrec reads 1"):
+        jaxrec.load(changed(version=99))
+    with pytest.raises(ValueError, match="names 'Popen', which this version of jaxrec does not know"):
+        jaxrec.load(changed(tree={"class": "Popen", "fields": {}}))
+    with pytest.raises(ValueError, match="holds a Schema, expected a recommender or an encoder"):
+        jaxrec.load(changed(tree={"class": "Schema", "fields": {}}))
+
+    def flipped(content):
+        return content[:-1] + bytes([content[-1] ^ 1])
+
+    with pytest.raises(ValueError, match="does not agree with the manifest's.*damaged"):
+        jaxrec.load(rewritten(saved, tmp_path / "flipped", arrays=flipped))
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        jaxrec.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="needs no model from you.*Leave model= out"):
+        jaxrec.load(saved, model=models.Linear(context=1))
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="is not a file that jaxrec.save wrote"):
+        jaxrec.load(tmp_path / "text")
+
+
+def test_packing_refuses_what_it_does_not_know():
+    with refuses(TypeError, "Cannot store x of type set without pickle"):
+        _pack.pack({1, 2}, {}, name="x")
+
+
+# Artefacts
+
+SCRIPT = """
+import json, sys
+import serve
+artefact = serve.load(".")
+users = json.loads(sys.argv[1])
+lists = artefact.recommend(users, k=6)
+touched = artefact.recommend([987654321], k=6, touched=[json.loads(sys.argv[2])], values=json.loads(sys.argv[3]))
+scores = artefact.score(users, [row[0][0] for row in lists])
+assert not [name for name in sys.modules if name.split(".")[0] in ("jaxrec", "pandas", "flax", "optax")]
+print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}))
+"""
+
+
+def model_of(name, train):
+    return {
+        "factorization": models.MatrixFactorization.for_data(train, dim=4),
+        "towers": models.TwoTower.for_data(train, dim=4, hidden=(8,), code_dim=2),
+        "history": models.TwoTower.for_data(train, dim=4, hidden=(8,), code_dim=2, history=4),
+        "linear": models.Linear.for_data(train),
+    }[name]
+
+
+@pytest.mark.parametrize("kind", ["implicit", "rated"])
+@pytest.mark.parametrize("name", ["factorization", "towers", "history", "linear"])
+def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
+    train = (parts if kind == "implicit" else rated_parts).train
+    recommender = jaxrec.fit(model_of(name, train), train, epochs=2, batch_size=128)
+    items = recommender.encoder.items.ids.tolist()
+    row = {"user": [2] * 3, "item": items[:3], "time": [0, 1, 2]} | (
+        {"rating": [5.0, 1.0, 3.0]} if kind == "rated" else {}
+    )
+    recommender = jaxrec.coldstart.add(recommender, interactions=pd.DataFrame(row))
+    export.write_artefact(recommender, tmp_path / "artefact", k=10)
+    assert {path.name for path in (tmp_path / "artefact").iterdir()} == {
+        "arrays.npz", "manifest.json", "recommend.jaxexport", "score.jaxexport", "serve.py",
+    }  # fmt: skip
+    users = [2, 1, *recommender.encoder.users.ids[:20].tolist()]
+    users = list(dict.fromkeys(users))
+    values = [[4.0, 2.0]] if kind == "rated" else None
+    output = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.'){SCRIPT}", json.dumps(users),
+         json.dumps(items[5:7]), json.dumps(values)],
+        cwd=tmp_path / "artefact", capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = json.loads(output)
+    for listed, (_, rows) in zip(
+        found["lists"], jaxrec.recommend(recommender, users, k=6).groupby("user", sort=False), strict=True
+    ):
+        assert [item for item, _ in listed] == rows["item"].tolist()
+        np.testing.assert_allclose([score for _, score in listed], rows["score"], rtol=1e-4, atol=1e-5)
+    touched = pd.DataFrame({"user": 987654321, "item": items[5:7], "time": [0, 1], "rating": [4.0, 2.0]})
+    expected = jaxrec.recommend(recommender, [987654321], k=6, interactions=touched)
+    assert [item for item, _ in found["touched"][0]] == expected["item"].tolist()
+    pairs = pd.DataFrame({"user": users, "item": [listed[0][0] for listed in found["lists"]]})
+    np.testing.assert_allclose(found["scores"], jaxrec.predict(recommender, pairs), rtol=1e-4, atol=1e-4)
+
+
+def test_an_artefact_takes_any_batch_and_lowers_everywhere(factorization, tmp_path):
+    export.write_artefact(factorization, tmp_path / "artefact", k=5)
+    artefact = export.load_artefact(tmp_path / "artefact")
+    assert artefact._functions["recommend"].platforms == ("cpu", "cuda", "tpu")
+    users = factorization.encoder.users.ids.tolist()
+    one, many = artefact.recommend(users[:1], k=5), artefact.recommend(users, k=5)
+    assert [item for item, _ in one[0]] == [item for item, _ in many[0]] and len(many) == 200
+    assert not {item for item, _ in one[0]} & {item for item, _ in artefact.recommend(users[:1], exclude=[
+        item for item, _ in one[0]], k=5)[0]}  # fmt: skip
+    assert len(artefact.recommend([users[0]], k=2)[0]) == 2
+    assert artefact.recommend([5], k=5) == artefact.recommend([-(2**45)], k=5)  # two unknown users
+    seen = artefact.recommend(users[:1], k=5, exclude_seen=False)
+    assert seen != one
+
+
+def test_a_plain_regression_can_be_served(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=50), "b": rng.gamma(2.0, size=50)})
+    frame["y"] = 3 * frame["a"] - np.log1p(frame["b"]) + 7
+    schema = data.Schema(
+        user=None, item=None, target="y", target_scale="zscore",
+        context=(data.Numeric("a"), data.Numeric("b", scale="log1p")),
+    )  # fmt: skip
+    train = data.Encoder.fit(frame, schema).encode(frame)
+    recommender = jaxrec.fit(models.Linear.for_data(train), train, epochs=400, batch_size=None)
+    export.write_artefact(recommender, tmp_path / "artefact")
+    artefact = export.load_artefact(tmp_path / "artefact")
+    served = artefact.score(context=frame[["a", "b"]].to_numpy())
+    np.testing.assert_allclose(served, jaxrec.predict(recommender, frame), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(served, frame["y"], atol=0.2)
+    with pytest.raises(ValueError, match="This artefact only scores"):
+        artefact.recommend([1])
+
+
+def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_path):
+    folder = tmp_path / "artefact"
+    export.write_artefact(factorization, folder, k=5)
+    with pytest.raises(ValueError, match="k in 1 .. 5, the length the artefact was made for, got 6"):
+        export.load_artefact(folder).recommend([1], k=6)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for change, message in (
+        ({"version": 99}, "has version 99 and this reader reads 1"),
+        ({"format": "other"}, "is 'other', expected 'jaxrec artefact'"),
+    ):
+        (folder / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(ValueError, match=message):
+            export.load_artefact(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    content = (folder / "arrays.npz").read_bytes()
+    (folder / "arrays.npz").write_bytes(content[:-5])
+    with pytest.raises(ValueError, match="is damaged: its checksum does not agree"):
+        export.load_artefact(folder)
+    with pytest.raises(FileNotFoundError, match="No artefact in"):
+        export.load_artefact(tmp_path / "nowhere")
+
+
+def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path):
+    folder = tmp_path / "artefact"
+    export.write_artefact(factorization, folder, k=5)
+    export.write_artefact(factorization, folder, k=7)
+    assert export.load_artefact(folder).manifest["k"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(FileExistsError, match="holds no artefact"):
+        export.write_artefact(factorization, tmp_path / "precious")
+    frame = pd.DataFrame({"user": [("a", 1)], "item": [1]})
+    tuples = jaxrec.coldstart.popularity(data.encode(data.Parts(frame, None, None), data.Schema()).train)
+    with pytest.raises(TypeError, match="holds integer and string ids"):
+        export.write_artefact(tuples, tmp_path / "tuples")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "precious"]

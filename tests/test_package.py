@@ -1,0 +1,116 @@
+"""The public surface: what ``import jaxrec`` loads, what modules export, and that every name is explained."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import jaxrec
+from jaxrec import plot
+
+ROOMS = [
+    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "train", "transfer",
+]  # fmt: skip
+# Explained once, at models.Model.
+PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}
+
+
+def test_importing_jaxrec_is_light():
+    code = (
+        "import sys, jaxrec; "
+        "print([name for name in ('jax', 'pandas', 'orbax', 'matplotlib', 'flax') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_training_needs_no_plotting_and_no_orbax():
+    code = (
+        "import sys, jaxrec; jaxrec.fit, jaxrec.evaluate, jaxrec.save, jaxrec.transfer; "
+        "print([name for name in ('orbax', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_rooms_and_verbs_are_reached_by_name():
+    assert set(ROOMS) | {"evaluate", "fit", "load", "predict", "recommend", "save"} == set(jaxrec.__all__)
+    assert all(hasattr(jaxrec, name) for name in jaxrec.__all__) and set(jaxrec.__all__) <= set(dir(jaxrec))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        jaxrec.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_all_is_the_whole_public_surface_and_every_name_is_explained(room):
+    module = importlib.import_module(f"jaxrec.{room}")
+    assert module.__doc__ and module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert inspect.getdoc(value) and inspect.getdoc(value) != inspect.getdoc(tuple), f"{room}.{name}"
+        if inspect.isclass(value) and value.__module__.startswith("jaxrec"):
+            for member, function in vars(value).items():
+                if inspect.isfunction(function) and not member.startswith("_") and member not in PROTOCOL:
+                    assert function.__doc__, f"{room}.{name}.{member}"
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith(f"jaxrec.{room}")
+    }
+    assert public <= set(module.__all__), public - set(module.__all__)
+
+
+def test_no_function_has_the_name_of_a_module():
+    modules = {name.rsplit(".", 1)[-1] for _, name, _ in pkgutil.walk_packages(jaxrec.__path__, "jaxrec.")}
+    for room in ROOMS:
+        module = importlib.import_module(f"jaxrec.{room}")
+        assert not [name for name in module.__all__ if inspect.isfunction(getattr(module, name)) and name in modules]
+
+
+def test_private_modules_are_not_imported_by_users(tmp_path):
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    for path in [*root.glob("examples/*.py"), *root.glob("benchmarks/*.py")]:
+        assert "jaxrec._" not in path.read_text() and "import _" not in path.read_text(), path
+
+
+# Plots
+
+
+def history(*values):
+    return pd.DataFrame({"epoch": range(1, len(values) + 1), "loss": np.linspace(2, 1, len(values)), "ndcg@10": values})
+
+
+def test_learning_curves_mark_the_best_epoch():
+    figure = plot.learning_curves({"scratch": history(0.1, 0.3, 0.2), "transfer": history(0.3, 0.4)}, metric="ndcg@10")
+    assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    marks = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert marks == [[[2.0, 0.3]], [[2.0, 0.4]]] and axes.get_ylabel() == "ndcg@10"
+    lowest = plot.learning_curves({"scratch": history(0.1, 0.3)}, metric="loss").axes[0]
+    assert [line.get_xydata().tolist() for line in lowest.lines if len(line.get_xdata()) == 1] == [[[2.0, 1.0]]]
+    with pytest.raises(ValueError, match="'scratch' has no 'rmse'. It has epoch, loss, ndcg@10"):
+        plot.learning_curves({"scratch": history(0.1)}, metric="rmse")
+    with pytest.raises(ValueError, match="at least one history"):
+        plot.learning_curves({}, metric="loss")
+
+
+def test_cold_start_curves_have_a_line_and_a_band_per_method(tmp_path):
+    rows = [(method, shots, 0.1, 0.05, 0.15) for method in ("a", "b") for shots in (0, 1, 10)]
+    table = pd.DataFrame(rows, columns=["method", "shots", "mean", "low", "high"])
+    figure = plot.cold_start(table, metric="ndcg@10")
+    axes = figure.axes[0]
+    assert len(axes.lines) == 2 and len(axes.collections) == 2
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "10"]
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="missing: \\['low'\\]"):
+        plot.cold_start(table.drop(columns="low"), metric="ndcg@10")
+    with pytest.raises(ValueError, match="missing: any row"):
+        plot.cold_start(table.iloc[:0], metric="ndcg@10")

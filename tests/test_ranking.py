@@ -1,0 +1,307 @@
+"""Exact top-k, recommending and predicting: exclusions, candidates, ties, unknown and new users and items."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from cases import LinenScorer, batch_of
+from helpers import refuses
+
+import jaxrec
+from jaxrec import data, models
+from jaxrec.ranking import _top_k, top_k
+
+
+def by_user(frame):
+    return {user: rows["item"].tolist() for user, rows in frame.groupby("user", sort=False)}
+
+
+def test_top_k_sorts_by_score_then_position():
+    scores = jnp.asarray([[1.0, 3.0, 3.0, -jnp.inf], [-0.0, 0.0, -0.0, 0.0]])
+    assert top_k(scores, k=4).position.tolist() == [[1, 2, 0, 3], [0, 1, 2, 3]]
+    excluded = top_k(scores, k=4, exclude=jnp.asarray([[False, True, False, False], [True] * 4]))
+    assert excluded.position.tolist() == [[2, 0, 3, -1], [-1] * 4]
+    assert np.isneginf(excluded.score[1]).all()
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_top_k_refuses_lists_longer_than_the_catalogue(k):
+    with pytest.raises(ValueError, match=f"k in 1 .. 4 .*got {k}"):
+        top_k(jnp.ones((1, 4)), k=k)
+
+
+def test_top_k_lowers_for_cpu_cuda_and_tpu():
+    users = jax.export.symbolic_shape("users")[0]
+    shape = jax.ShapeDtypeStruct((users, 30), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda s: tuple(top_k(s, k=5))), platforms=("cpu", "cuda", "tpu"))(shape)
+    scores = jax.random.normal(jax.random.key(0), (4, 30))
+    np.testing.assert_array_equal(exported.call(scores)[1], top_k(scores, k=5).position)
+
+
+@pytest.mark.parametrize("name", ["factorization", "towers"])
+def test_lists_are_the_sorted_predictions_of_unseen_items(name, request, parts):
+    recommender = request.getfixturevalue(name)
+    users, items = recommender.encoder.users.ids[:7].tolist(), recommender.encoder.items.ids.tolist()
+    listed = jaxrec.recommend(recommender, users, k=8)
+    assert list(listed.columns) == ["user", "item", "score", "rank"]
+    assert listed["rank"].tolist() == list(range(1, 9)) * 7 and listed["user"].unique().tolist() == users
+    pairs = pd.DataFrame([(user, item) for user in users for item in items], columns=["user", "item"])
+    scores = jaxrec.predict(recommender, pairs).reshape(7, -1)
+    for row, user in enumerate(users):
+        index = recommender.encoder.users.encode([user])[0]
+        seen = set(parts.train.encoder.items.decode(parts.train.item[parts.train.user == index]))
+        order = sorted((j for j in range(len(items)) if items[j] not in seen), key=lambda j, row=row: -scores[row, j])
+        mine = listed[listed["user"] == user]
+        assert mine["item"].tolist() == [items[j] for j in order[:8]]
+        np.testing.assert_allclose(mine["score"], scores[row, order[:8]], rtol=1e-5)
+
+
+def test_excluded_items_are_never_recommended(factorization, parts):
+    user = int(factorization.encoder.users.ids[0])
+    free = jaxrec.recommend(factorization, [user], k=5, exclude_seen=False)
+    some = free["item"].tolist()[:2]
+    assert not set(some) & set(jaxrec.recommend(factorization, [user], k=5, exclude=some)["item"])
+    pairs = pd.DataFrame({"user": [user] * 2, "item": some})
+    other = int(factorization.encoder.users.ids[1])
+    lists = by_user(jaxrec.recommend(factorization, [user, other], k=20, exclude=pairs, exclude_seen=False))
+    assert (
+        not set(some) & set(lists[user])
+        and lists[other] == by_user(jaxrec.recommend(factorization, [other], k=20, exclude_seen=False))[other]
+    )
+
+
+def test_candidates_restrict_the_lists(factorization):
+    user, items = int(factorization.encoder.users.ids[0]), factorization.encoder.items.ids[[3, 30, 7]].tolist()
+    listed = jaxrec.recommend(factorization, [user], k=3, candidates=items, exclude_seen=False)
+    assert sorted(listed["item"]) == sorted(items)
+    everything = jaxrec.recommend(factorization, [user], k=60, exclude_seen=False).set_index("item")["score"]
+    np.testing.assert_allclose(listed["score"], everything.reindex(listed["item"]), rtol=1e-6)
+
+
+def test_lists_are_shorter_where_fewer_items_are_left(factorization, parts):
+    index = parts.train.user[0]
+    user = parts.train.encoder.users.decode(np.array([index])).tolist()
+    seen = len(np.unique(parts.train.item[parts.train.user == index]))
+    assert len(jaxrec.recommend(factorization, user, k=60)) == 60 - seen
+
+
+def test_blocks_of_users_change_nothing(factorization, monkeypatch):
+    whole = jaxrec.recommend(factorization, k=4)
+    monkeypatch.setattr(_top_k, "_USERS", 8)
+    pd.testing.assert_frame_equal(jaxrec.recommend(factorization, k=4), whole)
+
+
+def test_equal_scores_go_by_raw_id(parts):
+    recommender = jaxrec.coldstart.popularity(parts.train)
+    flat = jaxrec.train.Recommender(
+        recommender.model, {"item": {"count": jnp.zeros_like(recommender.params["item"]["count"])}},
+        recommender.encoder, recommender.seen, 0,
+    )  # fmt: skip
+    listed = jaxrec.recommend(flat, [1], k=5)
+    assert listed["item"].tolist() == sorted(recommender.encoder.items.ids)[:5]
+
+
+def test_a_model_that_does_not_factorise_gives_the_same_kind_of_lists(parts):
+    """Scoring pairs of users and items in blocks and multiplying vectors give the same lists up to rounding."""
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    recommender = jaxrec.fit(model, parts.train, epochs=2)
+    plain = jaxrec.train.Recommender(
+        Pairwise(model), recommender.params, recommender.encoder, recommender.seen, recommender.num_trained
+    )
+    assert not plain.factorises and recommender.factorises
+    ours, theirs = (jaxrec.recommend(each, k=10) for each in (plain, recommender))
+    assert ours["item"].tolist() == theirs["item"].tolist()
+    np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5)
+
+
+class Pairwise:
+    """A model that offers scores and no vectors."""
+
+    tables: dict = {}
+    unknown = "zero"
+
+    def __init__(self, model):
+        self.model = model
+
+    def __hash__(self):
+        return hash(self.model)
+
+    def __eq__(self, other):
+        return isinstance(other, Pairwise) and self.model == other.model
+
+    def init(self, key):
+        return self.model.init(key)
+
+    def lookups(self, batch, features):
+        return self.model.lookups(batch, features)
+
+    def score(self, params, gathered, batch, features, *, key=None):
+        return self.model.score(params, gathered, batch, features, key=key)
+
+    def apply(self, params, batch, features, *, key=None):
+        return self.model.apply(params, batch, features, key=key)
+
+
+def test_a_module_of_ones_own_is_ranked(parts):
+    model = models.from_linen(OwnScorer(), batch_of(), parts.train.features)
+    recommender = jaxrec.fit(model, parts.train, loss="bpr", epochs=2)
+    listed = jaxrec.recommend(recommender, recommender.encoder.users.ids[:3].tolist(), k=4)
+    assert len(listed) == 12 and listed["score"].notna().all()
+
+
+class OwnScorer(LinenScorer):
+    """Tables large enough for the small world."""
+
+    def __call__(self, batch, features):
+        return super().__call__(
+            batch._replace(
+                user=batch.user % 12, item=batch.item if batch.item is None else batch.item % 10,
+                shared_negatives=None if batch.shared_negatives is None else batch.shared_negatives % 10,
+            )
+            if batch.item is not None
+            else batch._replace(user=batch.user % 12, item=jnp.zeros((batch.user.shape[0], 0), jnp.int32),
+                                shared_negatives=batch.shared_negatives % 10),
+            features,
+        )  # fmt: skip
+
+
+# What an unknown user or item is scored with
+
+
+def test_an_unknown_user_is_the_average_one_for_factorization(factorization):
+    listed = jaxrec.recommend(factorization, [987654321], k=60)
+    table, bias = (np.asarray(factorization.params["user"][name]) for name in ("embedding", "bias"))
+    trained = factorization.encoder.features.user_row.max() + 1
+    mean, offset = table[1:trained].mean(axis=0), bias[1:trained].mean()
+    rows = factorization.encoder.features.item_row[1:61]
+    items = np.asarray(factorization.params["item"]["embedding"])[rows]
+    scores = items @ mean + np.asarray(factorization.params["item"]["bias"])[rows, 0] + offset
+    expected = dict(zip(factorization.encoder.items.ids, scores + float(factorization.params["bias"]), strict=True))
+    np.testing.assert_allclose(listed["score"], [expected[item] for item in listed["item"]], rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_ids_do_not_read_another_row(factorization, towers):
+    for recommender in (factorization, towers):
+        unknown = pd.DataFrame({"user": [5, -5, 2**40 + 1], "item": ["?", "film-99999", ""]})
+        first, *others = jaxrec.predict(recommender, unknown)
+        assert np.isfinite(first) and others == [first, first]
+
+
+def test_new_users_and_items_are_scored_from_their_features(towers, world):
+    person = world.target.users.iloc[:1].assign(user=42)
+    other = person.assign(age=70, group="F" if person["group"].iloc[0] != "F" else "A")
+    thing = world.target.items.iloc[:1].assign(item="zzz")
+    listed = jaxrec.recommend(towers, new_users=person, new_items=thing, k=61)
+    assert set(listed["user"]) == {42} and "zzz" in set(listed["item"])
+    again = jaxrec.recommend(towers, new_users=other, new_items=thing, k=61)
+    assert not np.allclose(again["score"], listed["score"])
+    twin = thing.assign(item="yyy", content=[-thing["content"].iloc[0]])
+    both = jaxrec.recommend(towers, new_users=person, new_items=pd.concat([thing, twin]), k=62).set_index("item")
+    assert both.loc["zzz", "score"] != both.loc["yyy", "score"]
+    assert len(towers.encoder.items) == 60  # the recommender itself has not changed
+
+
+def test_cold_items_keep_their_own_features_and_rank(world):
+    frames = world.target
+    parts = data.split_cold_items(frames.interactions, frames.schema, seed=0)
+    encoded = data.encode(parts, frames.schema, users=frames.users, items=frames.items)
+    model = models.TwoTower.for_data(encoded.train, dim=4, hidden=(8,), code_dim=2)
+    recommender = jaxrec.fit(model, encoded.train, epochs=2)
+    cold = sorted(set(parts.test["item"]))
+    listed = jaxrec.recommend(recommender, [1], k=len(cold), candidates=cold)
+    assert listed["score"].nunique() == len(cold)
+
+
+@pytest.mark.parametrize("name", ["factorization", "towers"])
+def test_a_few_interactions_move_a_new_user_towards_what_they_touched(name, request, world):
+    recommender = request.getfixturevalue(name)
+    truth = world.target_truth
+    liked = truth.items.ids[np.argsort(-truth.item_factors[:, 0])[:6]].tolist()
+    touched = pd.DataFrame({"user": [42] * 6, "item": liked, "time": range(6)})
+    before = jaxrec.recommend(recommender, [42], k=60).set_index("item")["score"]
+    after = jaxrec.recommend(recommender, [42], k=60, interactions=touched, exclude_seen=False).set_index("item")[
+        "score"
+    ]
+    gain = (after - before.reindex(after.index)).loc[liked].mean() - (after - before.reindex(after.index)).mean()
+    assert gain > 0
+    hidden = jaxrec.recommend(recommender, [42], k=54, interactions=touched)
+    assert not set(liked) & set(hidden["item"])
+
+
+def test_history_pooling_reads_a_new_users_interactions(parts):
+    model = models.TwoTower.for_data(parts.train, dim=8, hidden=(8,), code_dim=2, history=5)
+    recommender = jaxrec.fit(model, parts.train, epochs=2, batch_size=128)
+    items = recommender.encoder.items.ids[:3].tolist()
+    touched = pd.DataFrame({"user": [42] * 3, "item": items, "time": range(3)})
+    before = jaxrec.recommend(recommender, [42], k=57, exclude=items)
+    after = jaxrec.recommend(recommender, [42], k=57, interactions=touched)
+    assert set(before["item"]) == set(after["item"]) and not np.allclose(before["score"], after["score"])
+
+
+def test_adding_within_the_capacity_compiles_nothing(towers, world):
+    from test_train import record
+
+    def serve(number):
+        person = world.target.users.iloc[:2].assign(user=[number, number + 1])
+        thing = world.target.items.iloc[:1].assign(item=f"new-{number}")
+        touched = pd.DataFrame({"user": [number], "item": ["film-00003"], "time": [0]})
+        return jaxrec.recommend(towers, new_users=person, new_items=thing, interactions=touched, k=5)
+
+    serve(1)
+    compiled: list[str] = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        record(patch, compiled)
+        serve(7)
+    assert compiled == []
+
+
+def test_predictions_come_in_the_targets_unit(rated_parts):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    recommender = jaxrec.fit(model, rated_parts.train, epochs=3)
+    predicted = jaxrec.predict(recommender, rated_parts.test)
+    assert predicted.dtype == np.float64 and 2.0 < predicted.mean() < 5.0
+    touched = pd.DataFrame({"user": [42] * 3, "item": ["film-00001", "film-00002", "film-00003"], "time": [0, 1, 2]})
+    means = {}
+    for rating in (1.0, 5.0):
+        added = jaxrec.coldstart.add(recommender, interactions=touched.assign(rating=rating))
+        means[rating] = jaxrec.predict(added, touched[["user", "item"]]).mean()
+    assert means[1.0] < means[5.0]
+
+
+def test_probabilities_follow_a_sigmoid_loss(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    recommender = jaxrec.fit(model, parts.train, loss="sigmoid_cross_entropy", epochs=2)
+    probabilities = jaxrec.predict(recommender, parts.test)
+    scores = jaxrec.predict(jaxrec.train.Recommender(
+        recommender.model, recommender.params, recommender.encoder, recommender.seen, recommender.num_trained
+    ), parts.test)  # fmt: skip
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-scores)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 61}, "k in 1 .. 60 .*got 61"),
+        ({"k": 0}, "k in 1 .. 60"),
+        ({"candidates": ["film-00001"], "k": 2}, "k in 1 .. 1 "),
+        ({"candidates": ["nope"]}, "1 of the candidates are unknown items, such as 'nope'"),
+        ({"exclude": ["nope"]}, "1 of the excluded items are unknown items"),
+        ({"users": [3, 3]}, "each user once, got 3 twice"),
+        ({"new_users": pd.DataFrame({"user": [1]})}, "lacks the column 'age'"),
+        ({"interactions": pd.DataFrame({"user": [1]})}, "lacks the column 'item'"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(towers, options, message):
+    with refuses(ValueError, message):
+        jaxrec.recommend(towers, **options)
+
+
+def test_nan_scores_are_refused(factorization):
+    broken = jaxrec.train.Recommender(
+        factorization.model, jax.tree.map(lambda leaf: leaf * jnp.nan, factorization.params), factorization.encoder,
+        factorization.seen, factorization.num_trained,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="A score is NaN"):
+        jaxrec.recommend(broken, k=3)

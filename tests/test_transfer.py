@@ -1,0 +1,334 @@
+"""Alignment, copying with a report, freezing, adapting and comparing: what is carried over, and whether it helps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from conftest import encoded
+from helpers import refuses
+
+import jaxrec
+from jaxrec import _tree, data, models, transfer
+
+
+@pytest.fixture(scope="module")
+def source(world):
+    parts = encoded(world.source)
+    model = models.TwoTower.for_data(parts.train, dim=8, hidden=(16,), code_dim=4)
+    return jaxrec.fit(model, parts.train, epochs=3, batch_size=256)
+
+
+@pytest.fixture(scope="module")
+def target(world, source):
+    return encoded(world.target, data.split_cold_users, like=source.encoder)
+
+
+# Alignment
+
+
+def test_rows_are_aligned_by_raw_id(source, target):
+    alignment = transfer.align(source.encoder, target.train.encoder)
+    for numbering in ("user", "item"):
+        ours, theirs = source.encoder.vocabulary(numbering), alignment.encoder.vocabulary(numbering)
+        row_of = [getattr(each.features, f"{numbering}_row") for each in (source.encoder, alignment.encoder)]
+        back = [{int(row): at for at, row in enumerate(rows) if row} for rows in row_of]
+        pairs = alignment.rows[numbering]
+        for one, other in zip(np.asarray(pairs.source), np.asarray(pairs.target), strict=True):
+            assert ours.decode([back[0][int(one)]]) == theirs.decode([back[1][int(other)]])
+    shared = set(source.encoder.users.ids) & set(target.train.encoder.users.ids)
+    assert len(alignment.rows["user"].source) == len(shared) == 140 and not len(alignment.rows["item"].source)
+    assert "user: 140 aligned by raw id, of" in str(alignment) and "200 known in the target" in str(alignment)
+
+
+def test_a_user_who_is_cold_in_the_target_gets_a_row(source, target):
+    alignment = transfer.align(source.encoder, target.train.encoder)
+    before, after = target.train.features.user_row, alignment.encoder.features.user_row
+    assert (after > 0).sum() > (before > 0).sum()
+    np.testing.assert_array_equal(after[before > 0], before[before > 0])
+
+
+def test_labels_are_aligned_by_name_even_where_they_are_numbered_differently(world, source):
+    alone = encoded(world.target)  # fitted without like=
+    shuffled = alone.train.encoder
+    genres = next(each for each in shuffled.item_features if each.name == "genres")
+    turned = dataclasses.replace(genres.vocabulary, ids=genres.vocabulary.ids[::-1].copy())
+    features = tuple(
+        dataclasses.replace(each, vocabulary=turned) if each.name == "genres" else each
+        for each in shuffled.item_features
+    )
+    alignment = transfer.align(source.encoder, dataclasses.replace(shuffled, item_features=features))
+    pairs = alignment.rows["item/genres"]
+    ours = next(each for each in source.encoder.item_features if each.name == "genres").vocabulary
+    assert ours.decode(pairs.source).tolist() == turned.decode(pairs.target).tolist() and len(pairs.source) == 8
+
+
+def test_domains_without_anything_in_common_are_refused():
+    one, other = (
+        data.encode(data.Parts(pd.DataFrame({"user": users, "item": items}), None, None), data.Schema())
+        for users, items in (([1, 2], ["a", "b"]), ([3, 4], ["c", "d"]))
+    )
+    with pytest.raises(ValueError, match="share no vocabulary: users Vocabulary\\(2 int ids: 1 ... 2\\)"):
+        transfer.align(one.train.encoder, other.train.encoder)
+    nothing = transfer.align(one.train.encoder, other.train.encoder, require=False)
+    assert not len(nothing.rows["user"].source)
+    strings = data.encode(data.Parts(pd.DataFrame({"user": ["1", "2"], "item": ["a", "b"]}), None, None), data.Schema())
+    assert len(transfer.align(one.train.encoder, strings.train.encoder).rows["item"].source) == 2
+
+
+# Copying
+
+
+def trees():
+    ours = {
+        "user": {"embedding": jnp.arange(8.0).reshape(4, 2)},
+        "head": {"kernel": jnp.ones((2, 2))},
+        "old": jnp.ones(3),
+    }
+    theirs = {"user": {"embedding": -jnp.ones((3, 2))}, "head": {"kernel": jnp.zeros((2, 2))}, "new": jnp.zeros(())}
+    rows = {"user/embedding": transfer.Rows(np.array([3, 1]), np.array([1, 2]))}
+    return ours, theirs, rows
+
+
+def test_copying_accounts_for_every_leaf():
+    ours, theirs, rows = trees()
+    params, report = transfer.copy(ours, theirs, rows=rows)
+    assert params["user"]["embedding"].tolist() == [[-1.0, -1.0], [6.0, 7.0], [2.0, 3.0]]
+    assert params["head"]["kernel"].tolist() == [[1.0, 1.0], [1.0, 1.0]] and params["new"] == 0.0
+    outcome = {entry.path: (entry.outcome, entry.rows, entry.of) for entry in report.entries}
+    assert outcome == {
+        "user/embedding": ("rows copied", 2, 3), "head/kernel": ("copied", 2, 2), "new": ("initialised", 0, 1),
+        "old": ("left over", 0, 3),
+    }  # fmt: skip
+    text = str(report)
+    assert "2 of 3" in text and "the target has no such leaf" in text and "the source has no such leaf" in text
+    assert report.paths("copied", "rows copied") == ("user/embedding", "head/kernel")
+
+
+def test_copies_share_nothing_with_the_source():
+    ours, theirs, rows = trees()
+    params, _ = transfer.copy(ours, theirs, rows=rows)
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(params)
+    assert ours["head"]["kernel"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_head_may_be_initialised_anew():
+    ours, theirs, rows = trees()
+    params, report = transfer.copy(ours, theirs, rows=rows, patterns="user/*")
+    assert not params["head"]["kernel"].any()
+    assert next(entry for entry in report.entries if entry.path == "head/kernel").reason == "not selected"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": {"kernel": jnp.zeros((2, 3))}}, "Cannot copy 'head/kernel': the source has shape \\(2, 2\\)"),
+        ({"user": {"embedding": jnp.zeros((3, 5))}}, "Cannot copy 'user/embedding'.*leave the leaf out with patterns"),
+    ],
+)
+def test_shapes_that_differ_are_refused(change, message):
+    ours, theirs, rows = trees()
+    with pytest.raises(ValueError, match=message):
+        transfer.copy(ours, {**theirs, **change}, rows=rows)
+
+
+def test_copying_nothing_is_refused():
+    ours, theirs, rows = trees()
+    with pytest.raises(ValueError, match="Nothing was copied, so there is no transfer. Leaf by leaf"):
+        transfer.copy({"other": ours["old"]}, theirs, rows=rows)
+    with pytest.raises(ValueError, match="'tower/\\*' matches no parameter"):
+        transfer.copy(ours, theirs, rows=rows, patterns="tower/*")
+    outside = {"user/embedding": transfer.Rows(np.array([9]), np.array([1]))}
+    with pytest.raises(ValueError, match="Expected source rows in 0 .. 3, got 9 .. 9"):
+        transfer.copy(ours, theirs, rows=outside)
+
+
+# Freezing
+
+
+def test_freezing_by_pattern_and_by_rows(factorization):
+    rows = transfer.rows_of(
+        factorization.encoder, factorization.model, items=factorization.encoder.items.ids[:5].tolist()
+    )
+    frozen = transfer.freeze(factorization.params, ("user/*", "bias"), rows=rows)
+    assert set(frozen.leaves) == {"user/embedding", "user/bias", "bias"}
+    assert frozen.rows["item/embedding"].sum() == 5 and frozen.rows["item/bias"].sum() == 5
+    assert "5 rows of item/embedding" in str(frozen)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "rows", "message"),
+    [
+        ("towers/*", {}, "matches no parameter"),
+        ("item/*", {"item/embedding": np.array([1])}, "is frozen as a whole"),
+        ((), {"item/embedding": np.array([10_000])}, "Expected rows of 'item/embedding' in 0"),
+        ((), {"item/embedding": np.array([-1])}, "Expected rows"),
+        ((), {"item/embedding": np.ones(3, bool)}, "Expected a mask of"),
+        ((), {"item/nothing": np.array([1])}, "No parameter 'item/nothing'"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(factorization, patterns, rows, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.freeze(factorization.params, patterns, rows=rows)
+
+
+# Adapting
+
+
+def test_adapt_carries_over_what_the_source_knows(source, target):
+    adapted = transfer.adapt(source, target.train, epochs=1, optimizer=optax.sgd(0.0))
+    rows = adapted.alignment.for_model(adapted.recommender.model)["user/embedding"]
+    np.testing.assert_allclose(
+        adapted.recommender.params["user"]["embedding"][rows.target], source.params["user"]["embedding"][rows.source]
+    )
+    np.testing.assert_array_equal(
+        adapted.recommender.params["item"]["mlp"]["0"]["kernel"], source.params["item"]["mlp"]["0"]["kernel"]
+    )
+    assert {"item/embedding"} == set(adapted.copied.paths("initialised"))
+    assert "140 of" in str(adapted) and "frozen: nothing" in str(adapted)
+
+
+def test_what_was_copied_can_stay_frozen(source, target):
+    adapted = transfer.adapt(source, target.train, freeze="copied", epochs=2, batch_size=64)
+    params, rows = adapted.recommender.params, adapted.alignment.for_model(adapted.recommender.model)
+    for path in adapted.copied.paths("copied"):
+        np.testing.assert_array_equal(_tree.get(params, path), _tree.get(source.params, path), err_msg=path)
+    for path in adapted.copied.paths("rows copied"):
+        np.testing.assert_array_equal(
+            _tree.get(params, path)[rows[path].target], _tree.get(source.params, path)[rows[path].source], err_msg=path
+        )
+    fresh = adapted.recommender.model.init(jax.random.split(jax.random.key(0))[0])
+    assert (params["item"]["embedding"] != fresh["item"]["embedding"]).any()
+    assert (params["user"]["embedding"] != fresh["user"]["embedding"]).any()
+
+
+def test_patterns_and_a_frozen_value_steer_adapt(source, target):
+    adapted = transfer.adapt(source, target.train, patterns="user/*", freeze="user/mlp/*", epochs=1)
+    assert set(adapted.copied.paths("initialised")) == {
+        path for path in _tree.flatten(adapted.recommender.params) if path.startswith("item/")
+    }
+    np.testing.assert_array_equal(
+        adapted.recommender.params["user"]["mlp"]["0"]["kernel"], source.params["user"]["mlp"]["0"]["kernel"]
+    )
+    frozen = transfer.freeze(source.params, "item/mlp/*")
+    by_value = transfer.adapt(source, target.train, freeze=frozen, epochs=1)
+    assert by_value.frozen is frozen
+    whole = transfer.adapt(source, target.train, freeze="*")
+    assert whole.recommender.log == () and len(jaxrec.recommend(whole.recommender, k=3))
+
+
+def test_the_target_keeps_the_sources_options(source, target):
+    adapted = transfer.adapt(source, target.train, epochs=1)
+    assert adapted.recommender.model.hidden == source.model.hidden
+    assert adapted.recommender.model.item_rows == target.train.sizes.item_rows != source.model.item_rows
+    wider = models.TwoTower.for_data(target.train, dim=4, hidden=(16,), code_dim=4)
+    with pytest.raises(ValueError, match="Cannot copy 'user/embedding'"):
+        transfer.adapt(source, target.train, model=wider, epochs=1)
+
+
+def test_domains_that_share_a_feature_space_alone_transfer_their_towers(world, source):
+    frames = world.target
+    renamed = frames.interactions.assign(user="u" + frames.interactions["user"].astype(str))
+    parts = data.encode(
+        data.split_random(renamed, seed=0), frames.schema,
+        users=frames.users.assign(user="u" + frames.users["user"].astype(str)), items=frames.items, like=source.encoder,
+    )  # fmt: skip
+    adapted = transfer.adapt(source, parts.train, epochs=1)
+    assert "item/mlp/0/kernel" in adapted.copied.paths("copied")
+    assert "user/embedding" in adapted.copied.paths("initialised")
+
+
+@pytest.mark.parametrize("name", ["factorization", "linear"])
+def test_other_models_adapt_too(rated_world, name):
+    ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
+    model = {
+        "factorization": models.MatrixFactorization.for_data(ours.train, dim=4),
+        "linear": models.Linear.for_data(ours.train),
+    }[name]
+    rich = jaxrec.fit(model, ours.train, epochs=2)
+    adapted = transfer.adapt(rich, theirs.train, epochs=2, validation=theirs.validation)
+    assert adapted.copied.paths("copied", "rows copied")
+    assert np.isfinite(jaxrec.evaluate(adapted.recommender, theirs.test)["rmse"])
+
+
+# Comparing
+
+
+@pytest.fixture(scope="module")
+def comparison(source, target):
+    return transfer.compare(source, target.train, target.test, epochs=4, batch_size=64, validation=target.validation)
+
+
+def test_compare_says_what_transfer_is_worth(comparison, target):
+    options = {"epochs": 4, "batch_size": 64, "validation": target.validation}
+    assert comparison.table["slice"].tolist()[0] == "all"
+    row = comparison.table.iloc[0]
+    assert row.difference == pytest.approx(row.transfer - row.scratch) and row.low <= row.difference <= row.high
+    assert row.transfer == pytest.approx(comparison.reports["transfer"]["ndcg@10"])
+    alone = jaxrec.fit(models.TwoTower.for_data(target.train, dim=8, hidden=(16,), code_dim=4), target.train, **options)
+    for path, leaf in _tree.flatten(alone.params).items():
+        np.testing.assert_array_equal(leaf, _tree.get(comparison.scratch.params, path))
+    assert comparison.verdict in ("helped", "hurt", "no difference") and "ndcg@10" in str(comparison)
+
+
+def test_compare_turns_errors_round(rated_world):
+    ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
+    rich = jaxrec.fit(models.MatrixFactorization.for_data(ours.train, dim=4), ours.train, epochs=2)
+    comparison = transfer.compare(rich, theirs.train, theirs.test, metric="rmse", epochs=2)
+    row = comparison.table.iloc[0]
+    assert row.difference == pytest.approx(row.scratch - row.transfer) and row.low <= row.high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "words"),
+    [
+        (0.01, 0.03, "helped", "Transfer helped: ndcg@10 0.1000 -> 0.1200"),
+        (-0.03, -0.01, "hurt", "There was nothing to carry over, and what was copied misleads"),
+        (-0.01, 0.03, "no difference", "no difference that 50 test users could show.*nothing to carry over"),
+    ],
+)
+def test_verdicts_are_in_words(comparison, low, high, verdict, words):
+    import re
+
+    columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
+    table = pd.DataFrame([("all", 50, 0.1, 0.12, 0.02, low, high, 0.5)], columns=columns)
+    assert re.search(words, str(dataclasses.replace(comparison, table=table, verdict=verdict)))
+
+
+def gains(share, seeds):
+    """Gain of transfer for cold users of small worlds, and the verdicts."""
+    found, verdicts = [], []
+    for seed in seeds:
+        world = data.generate(
+            seed=seed, transferable=share, content=0.8, source_users=500, target_users=300, source_items=150,
+            target_items=120, source_interactions=25.0,
+        )  # fmt: skip
+        ours = encoded(world.source)
+        model = models.TwoTower.for_data(ours.train, dim=8, hidden=(16,), code_dim=4)
+        rich = jaxrec.fit(model, ours.train, validation=ours.validation, epochs=15, batch_size=512, seed=seed)
+        frames = world.target
+        parts = data.split_cold_users(frames.interactions, frames.schema, validation=0.15, test=0.35, seed=seed)
+        theirs = data.encode(parts, frames.schema, users=frames.users, items=frames.items, like=rich.encoder)
+        comparison = transfer.compare(
+            rich, theirs.train, theirs.test, validation=theirs.validation, epochs=15, batch_size=128, seed=seed
+        )
+        found.append(comparison.table.difference[0])
+        verdicts.append((comparison.verdict, str(comparison)))
+    return np.array(found), verdicts
+
+
+def test_the_gain_rises_with_the_transferable_share():
+    """The full run over ten seeds and four shares is benchmarks/shares.py."""
+    (none, at_zero), (much, at_nine) = gains(0.0, range(3)), gains(0.9, range(3))
+    assert much.mean() > 0 > none.mean()
+    assert [verdict for verdict, _ in at_nine].count("helped") >= 2
+    for verdict, words in at_zero:
+        assert verdict != "helped" and "nothing to carry over" in words
+
+
+def test_misspelt_options_are_refused(source, target):
+    with refuses(TypeError, "unexpected keyword argument 'epoch'"):
+        transfer.adapt(source, target.train, epoch=3)
