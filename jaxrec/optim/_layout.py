@@ -35,11 +35,12 @@ def layout_of(
 def _layout(
     transformation: optax.GradientTransformation, shapes: Shapes, tables: tuple[str, ...], sparse: bool
 ) -> Layout:
-    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"):
         owners = _owners(transformation, dict(shapes), tables, sparse)
         if not sparse or not tables:
             return Layout(owners, linear=False)
-        return Layout(owners, _check_rows(transformation, dict(shapes), tables, owners))
+        with jax.ensure_compile_time_eval():  # for the small copy only: it would make abstract tables real
+            return Layout(owners, _check_rows(transformation, dict(shapes), tables, owners))
 
 
 def _owners(
