@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo-output
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test doctest lint types check bench clean
+.PHONY: demo test doctest lint types check clean
 
 demo: .venv/.run  ## pretrain, transfer, evaluate, export; DATA=FOLDER for real data
 	$(BIN)/python examples/demo.py --out $(OUT) $(if $(DATA),--data $(DATA))

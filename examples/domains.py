@@ -43,7 +43,7 @@ def generated() -> Pair:
         transferable=0.8,
         content=0.8,
         source_items=1200,
-        target_users=1200,
+        target_users=800,
         target_items=500,
         target_interactions=16.0,
     )
