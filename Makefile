@@ -14,7 +14,6 @@ test: .venv/.dev
 
 doctest: .venv/.dev
 	$(BIN)/python -m pytest --doctest-modules jaxrec -p no:randomly --ignore=jaxrec/export/_serve.py
-	$(BIN)/python -m pytest tests/documents.py -p no:randomly
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
