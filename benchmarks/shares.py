@@ -4,7 +4,7 @@ Generates pairs of domains whose tastes and content agree to a planted share, tr
 the other, and compares with training from scratch on cold users. Rows are written as they come; those that are there
 are not computed again.
 
-python benchmarks/shares.py                      # 4 shares x 10 seeds, about 15 minutes on two cores
+python benchmarks/shares.py                      # 4 shares x 10 seeds, about 8 minutes on two cores
 python benchmarks/shares.py --seeds 2 --out x.json
 """
 
