@@ -62,6 +62,11 @@ class Recommender:
         return hasattr(self.model, "user_vectors") and hasattr(self.model, "item_vectors")
 
     @property
+    def reads_context(self) -> bool:
+        """Whether a score may depend on the interaction's own columns, so that there is none for a mere pair."""
+        return bool(self.encoder.context) and (not self.factorises or bool(getattr(self.model, "context", 0)))
+
+    @property
     def pooled_history(self) -> int:
         """Length of the history that the model reads of a user; 0 if it reads none."""
         return getattr(self.model, "history", 0)
@@ -91,15 +96,7 @@ class Recommender:
 
     def check(self, dataset: Dataset) -> None:
         """Raises unless the dataset's entity indices mean the same as this recommender's."""
-        for name, ours, theirs in (
-            ("users", self.encoder.users, dataset.encoder.users),
-            ("items", self.encoder.items, dataset.encoder.items),
-        ):
-            if theirs is not ours and not np.array_equal(theirs.ids, ours.ids[: len(theirs)]):
-                raise ValueError(
-                    f"The dataset's {name} were numbered by another encoder ({theirs!r}) than the recommender's "
-                    f"({ours!r}). Encode the frame with recommender.encoder, or encode all parts together."
-                )
+        self.encoder.check(dataset.encoder)
 
     def batch(self, users: np.ndarray, context: np.ndarray | None = None) -> Batch:
         """What a model is told of these users (entity indices): ids and the latest of their histories."""

@@ -36,6 +36,7 @@ def mse(
       >>> print(f"{mse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])):.1f}")
       2.0
     """
+    _need_same_shape(predictions, targets)
     return _mean(jnp.square(_float32(predictions) - _float32(targets)), weight)
 
 
@@ -58,6 +59,7 @@ def sigmoid_cross_entropy(
       >>> print(f"{sigmoid_cross_entropy(jnp.array([0.0]), jnp.array([1.0])):.4f}")
       0.6931
     """
+    _need_same_shape(logits, targets)
     logits = _float32(logits)
     return _mean(jax.nn.softplus(logits) - _float32(targets) * logits, weight)
 
@@ -225,6 +227,14 @@ def _corrected(scores: Array, log_q: Array | None) -> jax.Array:
     return scores if log_q is None else scores - _float32(log_q)
 
 
+def _need_same_shape(scores: Array, targets: Array) -> None:
+    if scores.shape != targets.shape:
+        raise ValueError(
+            f"Expected one target per score, got shapes {scores.shape} and {targets.shape}, which would broadcast. "
+            "Reshape one of them."
+        )
+
+
 def _need_negatives(scores: Array) -> None:
     if scores.shape[1] < 2:
         raise ValueError(
@@ -237,6 +247,6 @@ def _mean(losses: jax.Array, weight: Array | None) -> jax.Array:
     if weight is None:
         return losses.sum() / max(losses.size, 1)
     weight = _float32(weight)
-    # A row without weight is padding: whatever it scored, inf included, must not reach the sum or the gradient.
+    # A row without weight is padding: whatever it scored, inf included, must not reach the sum.
     total = (weight * jnp.where(weight > 0, losses, 0.0)).sum()
     return total / jnp.where(weight.sum() > 0, weight.sum(), 1.0)

@@ -8,11 +8,17 @@ import pytest
 
 
 @contextlib.contextmanager
-def refuses(error: type[Exception], message: str) -> Iterator[None]:
-    """``pytest.raises`` as a user meets it: without the annotations being checked before the function is entered."""
+def untyped() -> Iterator[None]:
+    """The library as users have it: without annotations being checked before a function is entered."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(error, match=message):
-            yield
+        yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@contextlib.contextmanager
+def refuses(error: type[Exception], message: str) -> Iterator[None]:
+    """``pytest.raises`` as a user meets it."""
+    with untyped(), pytest.raises(error, match=message):
+        yield

@@ -104,7 +104,7 @@ def test_fold_in_helps_new_users_on_average(world):
 
     from jaxrec import data, models
 
-    rich = data.generate(seed=3, source_users=20, source_items=20, target_users=500, target_items=80,
+    rich = data.generate(seed=3, source_users=20, shared_users=0.0, source_items=20, target_users=500, target_items=80,
                          target_interactions=25.0)  # fmt: skip
     parts = encoded(rich.target, data.split_cold_users)
     frames = data.split_cold_users(rich.target.interactions, rich.target.schema, validation=0.15, test=0.15, seed=0)

@@ -128,3 +128,23 @@ def test_times_may_be_dates():
         data.Encoder.fit(dated.assign(t=dated["t"].where(dated.index > 0)), SCHEMA).encode(
             dated.assign(t=dated["t"].where(dated.index > 0))
         )
+
+
+@pytest.mark.parametrize("option", ["missing", "out_of_range", "duplicates"])
+def test_misspelt_policies_are_refused(option):
+    frame = pd.DataFrame({"user": [1], "item": [1]})
+    with refuses(ValueError, f"Expected {option} to be .*'drop|'last.*got 'frist'"):
+        data.clean(frame, data.Schema(), **{option: "frist"})
+
+
+def test_infinite_weights_and_times_are_dropped():
+    frame = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 3], "w": [1.0, np.inf, 1.0], "t": [0.0, 1.0, -np.inf]})
+    cleaned, report = data.clean(frame, data.Schema(weight="w", time="t"))
+    assert cleaned["user"].tolist() == [1] and report["rows"].iloc[0] == 2
+
+
+def test_integer_ids_that_a_missing_value_made_floats_are_integers_again():
+    frame = pd.DataFrame({"user": [1.0, np.nan, 3.0], "item": ["a", "b", "c"]})
+    assert data.clean(frame, data.Schema()).frame["user"].tolist() == [1, 3]
+    with pytest.raises(TypeError, match="integers or strings, got floats such as 1.0.*astype"):
+        data.encode(data.Parts(frame.dropna(), None, None), data.Schema())

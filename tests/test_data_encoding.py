@@ -7,6 +7,7 @@ import uuid
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import refuses, untyped
 
 from jaxrec import data
 from jaxrec.data._sides import capacity_for
@@ -83,7 +84,7 @@ def test_ids_of_another_type_can_never_match_and_are_refused():
         data.Vocabulary.fit([1, 2]).encode(["1"])
     with pytest.raises(ValueError, match=r"indices in 1 .. 2, got 0 .. 2"):
         data.Vocabulary.fit([1, 2]).decode(np.array([0, 2]))
-    with pytest.raises(ValueError, match="do not fit one 64-bit integer type"):
+    with pytest.raises(ValueError, match="fit 64 bits, all signed or all unsigned, got -1"):
         data.Vocabulary.fit([-1]).extend([2**63 + 1])
 
 
@@ -226,7 +227,8 @@ def test_features_may_be_read_like_another_domain():
     other = pd.DataFrame({"user": [1, 2], "item": ["x", "y"], "rating": [1.0, 2.0]})
     users = pd.DataFrame({"user": [1, 2], "age": [100.0, 200.0], "job": ["b", "zzz"]})
     like = fitted()
-    encoder = data.Encoder.fit(other, SCHEMA, users=users, items=ITEMS, like=like)
+    with pytest.warns(UserWarning, match="1 of 3 items in the frame of items belong to the source domain"):
+        encoder = data.Encoder.fit(other, SCHEMA, users=users, items=ITEMS, like=like)
     np.testing.assert_allclose(encoder.features.user_dense[1:3, 0], [7.0, 17.0])
     assert encoder.features.user_codes["job"][1:3, 0].tolist() == [2, 3]  # "zzz" is appended
     assert encoder.target == like.target
@@ -288,3 +290,78 @@ def test_datasets_hold_entity_indices_and_no_raw_ids():
         dataclasses.replace(dataset, item=np.array([1, 2, 99], np.int32))
     with pytest.raises(ValueError, match="Expected arrays of one length, got {'user': 3, 'item': 2"):
         dataclasses.replace(dataset, item=np.array([1, 2], np.int32))
+
+
+@pytest.mark.parametrize("scale", ["zscore", "minmax", "log1p", "quantile"])
+def test_whoever_has_no_features_has_those_of_a_missing_value(scale):
+    schema = data.Schema(user_features=(data.Numeric("age", scale),))
+    train = pd.DataFrame({"user": [1, 2, 3, 4], "item": [1, 2, 1, 2]})
+    users = pd.DataFrame({"user": [1, 2, 3], "age": [10.0, 20.0, np.nan]})
+    with pytest.warns(UserWarning, match="1 of 4 users of the training part have no row in the frame of users"):
+        encoder = data.Encoder.fit(train, schema, users=users)
+    grown = encoder.extend(users=range(100, 200))
+    dense = grown.features.user_dense[:, 0]
+    assert len(dense) > len(encoder.features.user_dense)
+    np.testing.assert_array_equal(dense[[0, 4, 5, -1]], dense[3])
+
+
+def test_the_targets_scale_is_taken_over_only_if_it_is_the_same_kind():
+    frame = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1], "r": [1.0, 2.0, 6.0]})
+    like = data.Encoder.fit(frame, data.Schema(target="r", target_scale="zscore"))
+    other = data.Encoder.fit(frame.assign(r=frame["r"] * 10), data.Schema(target="r", target_scale="minmax"), like=like)
+    assert other.target.scale == "minmax" and other.encode(frame.assign(r=frame["r"] * 10)).target.max() == 1.0
+
+
+def test_unsigned_and_signed_64_bit_ids_live_together():
+    vocabulary = data.Vocabulary.fit(np.array([1, 2**63 + 5], np.uint64)).extend(np.array([7], np.uint64))
+    assert vocabulary.encode([1, 2**63 + 5, 7, 2**63 + 4]).tolist() == [1, 2, 3, 0]
+    assert vocabulary.encode([-1, 7]).tolist() == [0, 3]
+    grown = data.Vocabulary.fit([1, 2]).extend([2**63 + 1])
+    assert grown.encode([2**63 + 1]).tolist() == [3] and grown.encode([2, -5]).tolist() == [2, 0]
+    small = data.Vocabulary.fit([1, 2])
+    assert small.encode([2**63 + 1, 2]).tolist() == [0, 2]
+    train = pd.DataFrame({"user": np.array([2**63 + 5, 1], np.uint64), "item": [1, 2]})
+    users = pd.DataFrame({"user": np.array([1, 2, 2**63 + 5], np.uint64), "age": [3.0, 4.0, 5.0]})
+    encoder = data.Encoder.fit(train, data.Schema(user_features=(data.Numeric("age"),)), users=users)
+    assert encoder.users.ids.tolist() == [1, 2, 2**63 + 5]
+    for ids in ([2**63 + 1, -1], [2**70, 1]):
+        with pytest.raises(ValueError, match="fit 64 bits"):
+            data.Vocabulary.fit(ids)
+
+
+def test_categories_of_another_type_are_unknown_and_whole_floats_are_integers():
+    schema = data.Schema(user_features=(data.Categorical("job"),))
+    train = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1]})
+    encoder = data.Encoder.fit(train, schema, users=pd.DataFrame({"user": [1, 2, 3], "job": [1, 2, np.nan]}))
+    for value, code in ((2, 2), (2.0, 2), ("x", 0), (9, 0)):
+        grown = encoder.extend(users=pd.DataFrame({"user": [9], "job": [value]}))
+        assert grown.features.user_codes["job"][4, 0] == code
+
+
+@pytest.mark.parametrize("feature", [data.Numeric("a", None), data.Numeric("a", "log1p"), data.Vector("a")])
+def test_constant_features_are_refused_whatever_their_scale(feature):
+    users = pd.DataFrame({"user": [1, 2], "a": [[1.0, 2.0]] * 2 if isinstance(feature, data.Vector) else [1.0, 1.0]})
+    train = pd.DataFrame({"user": [1, 2], "item": [1, 2]})
+    with pytest.raises(ValueError, match="'a' is constant"):
+        data.Encoder.fit(train, data.Schema(user_features=(feature,)), users=users)
+
+
+def test_objects_that_carry_the_right_one_are_named(parts, world):
+    frame = world.target.interactions
+    with refuses(TypeError, "Expected a Parts for parts, got DataFrame.*data.split_random"):
+        data.encode(frame, world.target.schema)
+    with refuses(TypeError, "Expected a Encoder for like, got Parts. Pass its .train.encoder"):
+        data.encode(data.Parts(frame, None, None), data.Schema(), like=parts)
+    with refuses(TypeError, "Expected Numeric, Categorical, Labels or Vector .* got 'age'"):
+        data.Schema(user_features=("age",))
+    with untyped():  # the comma that makes a tuple is easily forgotten
+        assert data.Schema(user_features=data.Numeric("age")) == data.Schema(user_features=(data.Numeric("age"),))
+    with pytest.raises(ValueError, match="numbers or datetimes in the time column 't', got '2020'.*pandas.to_datetime"):
+        data.encode(
+            data.Parts(pd.DataFrame({"user": [1], "item": [1], "t": ["2020"]}), None, None), data.Schema(time="t")
+        )
+
+
+def test_rows_without_users_are_counted():
+    frame = pd.DataFrame({"item": ["a", "b"]})
+    assert len(data.Encoder.fit(frame, data.Schema(user=None)).encode(frame)) == 2

@@ -202,3 +202,21 @@ def test_ratings_follow_taste(rated_world):
 def test_worlds_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="Expected"):
         data.generate(seed=0, **options)
+
+
+def test_json_lines_keep_ids_as_they_are(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"user": "0012", "time": "7"}\n{"user": "12", "time": "8"}\n')
+    assert data.read_table(tmp_path / "a.jsonl")["user"].tolist() == ["0012", "12"]
+
+
+def test_truncated_files_are_refused(tmp_path):
+    (tmp_path / "u.data").write_text("1\t2\t3\t4\n1\t2\t")
+    (tmp_path / "u.user").write_text("1|20|M|artist|12345\n")
+    (tmp_path / "u.item").write_text("2|A (1990)|||" + "|0" * 19 + "\n")
+    with pytest.raises(ValueError, match="Line 2 of the ratings in .* lacks a value.*truncated"):
+        data.read_movielens(tmp_path)
+    whole = gzip.compress(b'{"reviewerID": "a", "asin": "b", "overall": 5.0, "unixReviewTime": 1}\n' * 200)
+    for name, content in (("cut.json.gz", whole[:-20]), ("other.json.gz", b"no gzip")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="no whole gzip file"):
+            data.read_amazon_reviews(tmp_path / name)

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import jax
-import pandas as pd
 import pytest
 
 from jaxrec import data
@@ -25,15 +24,14 @@ def blocks(page: Path) -> str:
 
 @pytest.fixture
 def own_files(tmp_path, monkeypatch):
-    """What the reader of README has: CSV files of a rich and a poor domain, and of items."""
+    """What the reader of README has: CSV files of a rich and a poor domain, and of their items."""
     monkeypatch.chdir(tmp_path)
     world = data.generate(seed=0, source_users=300, target_users=250, source_items=100, target_items=80)
-    items = []
     for name, frames in (("books", world.source), ("films", world.target)):
         rows = frames.interactions.rename(columns={"user": "user_id", "item": "item_id"})
         rows.assign(user_id="u" + rows["user_id"].astype(str)).to_csv(f"{name}.csv", index=False)
-        items.append(frames.items.rename(columns={"item": "item_id"})[["item_id", "genres"]])
-    pd.concat(items).to_csv("items.csv", index=False)
+        items = frames.items.rename(columns={"item": "item_id"})[["item_id", "genres"]]
+        items.to_csv(f"{name}_items.csv", index=False)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page).strip()], ids=str)

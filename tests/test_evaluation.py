@@ -343,7 +343,7 @@ def test_cross_validation_trains_anew_in_every_fold(world):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, ks=(61,)), ValueError, r"cut-offs in 1 .. 60 .*got 61"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, ks=(61,)), ValueError, r"in 1 .. 60 .*got \(61,\)"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test.subset([])), ValueError, "test part is empty"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, task="rating"), ValueError, "need a target"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, relevant_from=3.0), ValueError, "from needs a target"),
@@ -396,3 +396,45 @@ def test_evaluation_lowers_for_cpu_cuda_and_tpu():
     scores, relevant, exclude = (jnp.asarray(values[:8, :10]) for values in adversarial(0))
     values = jax.export.deserialize(exported.serialize()).call(scores, relevant & ~exclude, exclude)
     np.testing.assert_allclose(values["ndcg"], evaluation.ndcg_at_k(scores, relevant, k=5, exclude=exclude), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["zscore", "minmax", "log1p", "quantile"])
+def test_rows_at_the_threshold_are_relevant_whatever_the_scale(rated_world, scale):
+    frame = rated_world.target.interactions.assign(score=rated_world.target.interactions["rating"] * 1000.0)
+    split = data.split_random(frame, validation=0.0, test=0.3, seed=1)
+    counts = []
+    for each in (None, scale):
+        encoded = data.encode(split, data.Schema(target="score", target_scale=each))
+        fitted = jaxrec.fit(models.MatrixFactorization.for_data(encoded.train, dim=2), encoded.train, epochs=1)
+        report = jaxrec.evaluate(fitted, encoded.test, task="ranking", relevant_from=4000, draws=1)
+        counts.append(report.table["users"].iloc[0])
+    assert counts[0] == counts[1] > 10
+
+
+def test_datasets_of_another_encoder_are_refused(parts, factorization, world):
+    frame = world.target.interactions
+    other = data.encode(data.Parts(frame[frame["item"] > "film-00005"], None, None), data.Schema()).train
+    with pytest.raises(ValueError, match="numbered by another encoder"):
+        jaxrec.evaluate(factorization, parts.test, exclude=other)
+    with pytest.raises(ValueError, match="numbered by another encoder"):
+        jaxrec.evaluate(lambda users, items: np.zeros((len(users), len(items))), parts.test, seen=other)
+
+
+@pytest.mark.parametrize("values", [lambda x: 1 + 1e-9 * x, lambda x: 1e300 * x, lambda x: 2**24 + x, lambda x: x])
+def test_scores_of_a_function_keep_their_order_beyond_float32(parts, values):
+    def figure(change):
+        def scores(users, items):
+            rng = np.random.default_rng(0)
+            return change(rng.permuted(np.tile(np.arange(float(len(items))), (len(users), 1)), axis=1))
+
+        return jaxrec.evaluate(scores, parts.test, seen=parts.train, draws=1)["ndcg@10"]
+
+    assert figure(values) == figure(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"ks": ()}, "cut-offs"), ({"ks": (0,)}, "cut-offs"), ({"draws": 0}, "draws")]
+)
+def test_empty_options_are_refused(parts, factorization, options, message):
+    with pytest.raises(ValueError, match=message):
+        jaxrec.evaluate(factorization, parts.test, **options)

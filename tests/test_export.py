@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import io
 import json
+import shutil
 import subprocess
 import sys
 import uuid
@@ -310,3 +311,66 @@ def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path):
     with pytest.raises(TypeError, match="holds integer and string ids"):
         export.write_artefact(tuples, tmp_path / "tuples")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "precious"]
+
+
+def test_a_saved_file_may_be_read_by_whoever_may_read_new_files(saved, tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.fixture(scope="module")
+def artefact(factorization, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artefact") / "factorization"
+    export.write_artefact(factorization, folder, k=5)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"format": "jax', "no JSON"), ("[]", "expected 'jaxrec artefact'"), (None, "is missing")]
+)
+def test_artefacts_with_a_damaged_manifest_or_a_lost_file_are_refused(artefact, tmp_path, content, message):
+    shutil.copytree(artefact, tmp_path / "copy")
+    if content is None:
+        (tmp_path / "copy" / "arrays.npz").unlink()
+    else:
+        (tmp_path / "copy" / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        export.load_artefact(tmp_path / "copy")
+
+
+def test_an_artefact_refuses_ids_that_could_never_match(artefact, factorization):
+    served = export.load_artefact(artefact)
+    user, item = factorization.encoder.users.ids.tolist()[0], factorization.encoder.items.ids.tolist()[0]
+    assert served.recommend([]) == [] and len(served.recommend([user], k=2)[0]) == 2
+    for call in (
+        lambda: served.recommend("ann"),
+        lambda: served.recommend([str(user)]),
+        lambda: served.recommend(user),
+        lambda: served.score([str(user)], [item]),
+        lambda: served.score([user], [7]),
+        lambda: served.recommend([user], touched=[[7]]),
+        lambda: served.recommend([user], exclude=[7]),
+    ):
+        with pytest.raises(TypeError, match="Expected"):
+            call()
+    with pytest.raises(ValueError, match="a list of touched for each of 1 users, got 2"):
+        served.recommend([user], touched=[[], []])
+
+
+def test_folding_in_does_not_depend_on_what_was_asked_before(world, tmp_path):
+    frame = world.target.interactions
+    train = data.encode(data.Parts(frame, None, None), world.target.schema, users=world.target.users,
+                        items=world.target.items).train  # fmt: skip
+    model = models.TwoTower.for_data(train, dim=4, hidden=(4,), history=4)
+    fitted = jaxrec.fit(model, train, epochs=1)
+    premiere = world.target.items.iloc[:1].assign(item="premiere")
+    fans = pd.DataFrame({"user": frame["user"].unique()[:2], "item": "premiere", "time": 10**6})
+    later = frame.iloc[:200].assign(time=10**6 + 1)
+    pair = pd.DataFrame({"user": frame["user"].unique()[2:3], "item": "premiere"})
+    asked = jaxrec.coldstart.add(fitted, items=premiere, interactions=fans)
+    jaxrec.recommend(asked, k=3)
+    predicted = jaxrec.predict(jaxrec.coldstart.add(asked, interactions=later), pair)
+    fresh = jaxrec.coldstart.add(jaxrec.coldstart.add(fitted, items=premiere, interactions=fans), interactions=later)
+    jaxrec.save(fresh, tmp_path / "file")
+    np.testing.assert_array_equal(jaxrec.predict(jaxrec.load(tmp_path / "file"), pair), predicted)
+    np.testing.assert_array_equal(jaxrec.predict(fresh, pair), predicted)

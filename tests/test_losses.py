@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+from helpers import refuses
 
 from jaxrec import losses
 from jaxrec.data import Batch
@@ -132,3 +133,9 @@ def test_a_loss_without_negatives_says_what_to_do():
 def test_an_unknown_loss_names_the_known_ones():
     with pytest.raises(ValueError, match="mse, sigmoid_cross_entropy, bpr.*'hinge'"):
         losses.on_batch("hinge")
+
+
+@pytest.mark.parametrize("loss", [losses.mse, losses.sigmoid_cross_entropy])
+def test_shapes_that_would_broadcast_are_refused(loss):
+    with refuses(ValueError, r"one target per score, got shapes \(3,\) and \(3, 1\)"):
+        loss(jnp.ones(3), jnp.ones((3, 1)))

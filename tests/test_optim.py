@@ -159,13 +159,14 @@ def test_the_global_norm_is_taken_over_dense_and_merged_row_gradients():
 @pytest.mark.parametrize(
     ("transformation", "reason"),
     [
+        (optax.contrib.muon(0.1), "depends on the gradients of other rows"),
         (optax.lamb(0.1), "depends on rows that the batch did not touch"),
-        (optax.adafactor(0.1, min_dim_size_to_factor=4), "depends on rows"),
-        (optax.adaptive_grad_clip(0.01), "depends on rows"),
+        (optax.adafactor(0.1, min_dim_size_to_factor=4), "depends on"),
+        (optax.adaptive_grad_clip(0.01), "depends on"),
         (optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(), "saved for a later step are lost"),
         (optax.apply_every(3), "saved for a later step are lost"),
         (optax.scale_by_lbfgs(), "does not go by rows"),
-        (optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)), "depends on rows"),
+        (optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)), "depends on"),
     ],
 )
 def test_transformations_that_mix_rows_are_refused_for_tables(transformation, reason):
@@ -248,3 +249,38 @@ def test_one_step_and_a_loop_of_one_agree():
     looped, infos = epoch(state_of(optimizer), stack_of(1), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
     assert float(info.loss) == float(infos.losses[0])
     jax.tree.map(np.testing.assert_array_equal, single.params, looped.params)
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        optax.chain(optax.adam(0.1), optax.clip_by_global_norm(0.1)),
+        optax.chain(optax.trace(0.9), optax.clip_by_global_norm(0.1), optax.scale(-1.0)),
+    ],
+)
+def test_a_norm_taken_of_updates_counts_a_repeated_row_once(transformation):
+    def run(optimizer):
+        params, rows, grads = {"table": jnp.ones((4, 2))}, jnp.array([1, 1, 1, 2, 3]), jnp.ones((5, 2))
+        state, slots = optimizer.init(params, ("table",)), {"table": jnp.zeros(4, jnp.int32)}
+        for _ in range(5):
+            params, state, slots = optimizer.update(
+                params,
+                state,
+                slots,
+                grads={},
+                row_grads={"table": optim.RowGrads(rows, grads)},
+                frozen_rows={},
+                value=jnp.float32(1.0),
+                ok=jnp.bool_(True),
+            )
+        return np.asarray(params["table"])[1:]
+
+    # Every row but the unknown's is touched in every step, so that lazy and dense algorithms are the same.
+    expected = run(optim.dense(transformation))
+    np.testing.assert_allclose(run(optim.row_sparse(transformation)), expected, rtol=1e-6)
+
+
+def test_a_transformation_that_keeps_the_parameters_can_be_donated():
+    optimizer = optim.dense(optax.contrib.prodigy())
+    after, info = epoch(state_of(optimizer), stack_of(2), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
+    assert bool(info.ok) and int(after.step) == 2

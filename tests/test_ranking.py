@@ -305,3 +305,29 @@ def test_nan_scores_are_refused(factorization):
     )  # fmt: skip
     with pytest.raises(ValueError, match="A score is NaN"):
         jaxrec.recommend(broken, k=3)
+
+
+def test_pairs_are_excluded_for_users_of_whom_nothing_is_known(factorization):
+    best = jaxrec.recommend(factorization, [5555, 6666], k=3)
+    gone = pd.DataFrame({"user": 5555, "item": best["item"][:3]})
+    lists = by_user(jaxrec.recommend(factorization, [5555, 6666], k=3, exclude=gone))
+    assert not set(lists[5555]) & set(gone["item"]) and lists[6666] == best["item"].tolist()[3:]
+
+
+def test_a_string_is_no_list(factorization):
+    with refuses(TypeError, r"Expected a list of raw ids for users, got 'ann'. Say \['ann'\]"):
+        jaxrec.recommend(factorization, "ann")
+    with refuses(TypeError, "interpreted as an integer"):
+        jaxrec.recommend(factorization, k=3.5)
+
+
+def test_context_that_the_model_does_not_read_changes_nothing(world):
+    frame = world.target.interactions.assign(price=np.arange(len(world.target.interactions)) % 7)
+    schema = data.Schema(time="time", context=(data.Numeric("price"),))
+    train = data.encode(data.Parts(frame, None, None), schema).train
+    fitted = jaxrec.fit(models.MatrixFactorization.for_data(train, dim=4), train, epochs=2)
+    touched = pd.DataFrame({"user": 900, "item": frame["item"].iloc[:3], "time": 0, "price": 0.0})
+    grown = jaxrec.coldstart.add(fitted, interactions=touched)
+    listed = jaxrec.recommend(grown, [900], k=5, exclude=frame[["user", "item"]].iloc[:1])
+    predicted = jaxrec.predict(grown, listed[["user", "item"]].assign(price=0.0))
+    np.testing.assert_allclose(listed["score"], predicted, atol=1e-5)

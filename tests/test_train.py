@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, step
+from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, data, losses, models, optim, train
@@ -366,3 +367,54 @@ def test_a_progress_bar_is_shown_when_asked(parts, capsys):
 def test_the_default_optimiser_does_not_decay_biases_or_plain_regressions():
     assert _fit._DEFAULT_OPTIMIZER is not _fit._DEFAULT_WITHOUT_TABLES
     assert not models.Linear(context=3).tables
+
+
+def test_parameters_of_another_model_are_refused(parts, factorization):
+    model = factorization.model
+    with pytest.raises(ValueError, match=r"parameters are not those of .*at 'item/embedding' it has .* \(3, 8\) was"):
+        few = _tree.replace(factorization.params, {"item/embedding": jnp.zeros((3, 8))})
+        jaxrec.fit(model, parts.train, params=few, epochs=1)
+    with pytest.raises(ValueError, match="at 'bias' it has .*, and nothing was given"):
+        jaxrec.fit(model, parts.train, params=_tree.drop(factorization.params, {"bias"}), epochs=1)
+    with pytest.raises(ValueError, match="table 'user/embedding' has 5 rows and the data needs"):
+        jaxrec.fit(dataclasses.replace(model, user_rows=5), parts.train, epochs=1)
+
+
+def test_rows_that_could_learn_nothing_are_refused(parts, factorization):
+    grown = jaxrec.coldstart.add(factorization, users=[5])
+    frame = parts.train.encoder.schema
+    rows = grown.encoder.encode(
+        jaxrec.ranking.recommend(factorization, k=1).assign(**{frame.time: 0}).replace({"user": {}}).assign(user=5)
+    )
+    with pytest.raises(ValueError, match="1 users of the training part have no row in the model's tables.*adapt"):
+        jaxrec.fit(grown.model, rows, params=grown.params, epochs=1)
+
+
+def test_a_gradient_that_is_not_finite_is_named(parts):
+    def loss(scores, batch):
+        return 0.0 * jnp.sqrt(jnp.abs(scores - jax.lax.stop_gradient(scores))).sum()
+
+    model = models.MatrixFactorization.for_data(parts.train, dim=2)
+    with pytest.raises(train.Diverged, match="A gradient became infinite or NaN in step 1 "):
+        jaxrec.fit(model, parts.train, loss=loss, negatives=data.Negatives(num=1), epochs=1)
+
+
+def test_defaults_fit_a_small_catalogue(world):
+    few = world.target.interactions["item"].value_counts().index[:6]
+    frame = world.target.interactions[world.target.interactions["item"].isin(few)]
+    parts = data.encode(data.split_random(frame, validation=0.2, test=0.2, seed=0), data.Schema())
+    model = models.MatrixFactorization.for_data(parts.train, dim=2)
+    fitted = jaxrec.fit(model, parts.train, validation=parts.validation, epochs=1)
+    assert "ndcg@6" in fitted.history and jaxrec.evaluate(fitted, parts.test).coverage.keys() == {6}
+    assert jaxrec.recommend(fitted, exclude_seen=False).groupby("user").size().eq(6).all()
+
+
+def test_classes_and_other_objects_are_refused(parts, world):
+    with refuses(TypeError, "got the class TwoTower. Make one: TwoTower.for_data"):
+        jaxrec.fit(models.TwoTower, parts.train)
+    with refuses(TypeError, "Expected a Dataset for train, got Parts. Pass its .train"):
+        jaxrec.fit(models.MatrixFactorization.for_data(parts.train), parts)
+    with refuses(TypeError, "Expected a HasSizes for data, got Parts. Pass its .train"):
+        models.TwoTower.for_data(parts)
+    with refuses(TypeError, "Expected a Dataset for train, got DataFrame. Split the frame and encode it first"):
+        jaxrec.fit(models.MatrixFactorization.for_data(parts.train), world.target.interactions)

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec._expect import one_of
 from jaxrec.data._schema import Schema, need_columns, numbers, times, weights
 from jaxrec.data._vocabulary import Vocabulary
 
@@ -29,9 +30,9 @@ def clean(
 ) -> Cleaned:
     """Rows fit for training, in the order in which they came.
 
-    The steps, in order: rows with a missing id, target, time or weight; targets that are infinite or outside
-    ``target_range``; repeated pairs of user and item; users and items with too few rows, repeatedly until none is
-    left (the k-core).
+    The steps, in order: rows with a missing id, target, time or weight, or an infinite time or weight; targets that
+    are infinite or outside ``target_range``; repeated pairs of user and item; users and items with too few rows,
+    repeatedly until none is left (the k-core).
 
     Args:
       frame: interactions.
@@ -45,13 +46,16 @@ def clean(
       min_item: fewest rows per item.
 
     Returns:
-      The frame and the report.
+      The frame and the report. Integer ids that a missing value had made floats are integers again.
 
     Raises:
       ValueError: a column is missing, a target is no number, a weight is negative, a policy is ``"error"`` and finds
         something, or no row is left.
       TypeError: ids of mixed types.
     """
+    one_of(missing, ("drop", "error"), "missing")
+    one_of(out_of_range, ("drop", "error"), "out_of_range")
+    one_of(duplicates, ("last", "mean", "error", "keep"), "duplicates")
     need_columns(frame, schema.columns(), "interactions")
     steps: list[tuple[str, int, int]] = []
 
@@ -65,7 +69,10 @@ def clean(
         return kept
 
     named = [name for name in (schema.user, schema.item, schema.target, schema.time, schema.weight) if name is not None]
-    lacking = frame[named].isna().any(axis=1).to_numpy()
+    lacking = frame[named].isna().any(axis=1).to_numpy(copy=True)
+    for name in (schema.time, schema.weight):
+        if name is not None and not pd.api.types.is_datetime64_any_dtype(frame[name]):
+            lacking |= np.isinf(numbers(frame, name, "time" if name == schema.time else "weight"))
     if lacking.any() and missing == "error":
         columns = [name for name in named if frame[name].isna().any()]
         raise ValueError(
@@ -74,6 +81,8 @@ def clean(
     kept = after("missing values", int(lacking.sum()), frame[~lacking])
     for name in (schema.user, schema.item):
         if name is not None:
+            if pd.api.types.is_float_dtype(kept[name]) and (kept[name] % 1 == 0).all():
+                kept = kept.astype({name: "int64"})  # integers that a missing value had made floats
             Vocabulary.fit(kept[name])  # refuses mixed types
     if schema.weight is not None:
         weights(kept, schema.weight)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jaxrec import _values
+from jaxrec._expect import expect
 from jaxrec._types import Features, Sizes
 from jaxrec.data._features import FittedFeature, side_arrays
 from jaxrec.data._interactions import Interactions
@@ -70,7 +72,8 @@ class Encoder:
           items: likewise for items.
           also: further interactions whose ids belong to the catalogue as cold entities (validation and test).
           like: the encoder of a source domain, whose feature statistics and label numbering are taken over, so that
-            a model pretrained there reads the features here alike. New labels are appended.
+            a model pretrained there reads the features here alike. New labels are appended. So is the scale of the
+            target, where both schemas name the same kind.
 
         Raises:
           ValueError: a column is missing, a frame is empty, a number is not finite, a weight is negative, an id
@@ -94,7 +97,7 @@ class Encoder:
             specs = schema.user_features if side == "user" else schema.item_features
             frame = entity_frame(frame, column, specs, side)
             sources = [train, *also] + ([frame] if frame is not None else [])
-            vocabulary = Vocabulary.fit(pd.concat([source[column] for source in sources], ignore_index=True))
+            vocabulary = Vocabulary.fit(*(source[column] for source in sources))
             trained = np.unique(vocabulary.encode(train[column]))
             if frame is not None:
                 inherited = () if like is None else (like.user_features if side == "user" else like.item_features)
@@ -108,14 +111,13 @@ class Encoder:
             found[f"{side}s"], found[f"{side}_rows"] = vocabulary, capacity_for(len(trained) + 1)
             if frame is not None:
                 write(features, side, fitted[side], vocabulary.encode(frame[column]), frame)
+                _warn(side, vocabulary, trained, frame[column], None if like is None else like.vocabulary(side))
         target = None
         if schema.target is not None and schema.target_scale is not None:
-            values = finite(train, schema.target, "target")[:, None]
-            target = (
-                like.target
-                if like is not None and like.target
-                else Scaler.fit(values, schema.target_scale, schema.target)
-            )
+            target = None if like is None else like.target
+            if target is None or target.scale != schema.target_scale:
+                values = finite(train, schema.target, "target")[:, None]
+                target = Scaler.fit(values, schema.target_scale, schema.target)
         return cls(
             schema=schema,
             user_features=fitted["user"],
@@ -125,6 +127,23 @@ class Encoder:
             features=Features(**features),
             **found,
         )
+
+    def pairs(self, frame: pd.DataFrame) -> Interactions:
+        """The known pairs of users and items of a frame that has these two columns."""
+        user, item = self.schema.user, self.schema.item
+        if user is None or item is None:
+            raise ValueError("Pairs need users and items. Name both columns in the schema.")
+        need_columns(frame, (user, item), "pairs")
+        return Dataset(self, self.users.encode(frame[user]), self.items.encode(frame[item])).interactions
+
+    def check(self, other: "Encoder") -> None:
+        """Raises unless the entity indices of the other encoder mean the same as this one's."""
+        for name, ours, theirs in (("users", self.users, other.users), ("items", self.items, other.items)):
+            if theirs is not ours and not np.array_equal(theirs.ids, ours.ids[: len(theirs)]):
+                raise ValueError(
+                    f"The dataset's {name} were numbered by another encoder ({theirs!r}) than the recommender's "
+                    f"({ours!r}). Encode the frame with recommender.encoder, or encode all parts together."
+                )
 
     def encode(self, frame: pd.DataFrame, *, labelled: bool = True) -> "Dataset":
         """Interactions as arrays. Unknown users and items become index 0; ``extend`` first to tell them apart.
@@ -180,7 +199,7 @@ class Encoder:
     def _extend_side(self, side: Side, new: pd.DataFrame | Iterable[Any] | None) -> "Encoder":
         if new is None:
             return self
-        column, specs = self._column(side), tuple(feature.feature for feature in self._fitted(side))
+        column, specs = self._column(side), tuple(feature.feature for feature in self.fitted(side))
         if column is None:
             raise ValueError(f"The schema names no {side} column, so no {side}s can be added.")
         frame = None
@@ -196,7 +215,7 @@ class Encoder:
             features[name] = grown(features[name], size)
         features[f"{side}_codes"] = {name: grown(code, size) for name, code in features[f"{side}_codes"].items()}
         if frame is not None:
-            write(features, side, self._fitted(side), vocabulary.encode(frame[column]), frame)
+            write(features, side, self.fitted(side), vocabulary.encode(frame[column]), frame)
         vocabularies = {"users": vocabulary} if side == "user" else {"items": vocabulary}
         return dataclasses.replace(self, features=Features(**features), **vocabularies)
 
@@ -227,7 +246,7 @@ class Encoder:
 
         def codes(side: Side) -> tuple[tuple[str, int], ...]:
             return tuple(
-                (each.name, len(each.vocabulary) + 1) for each in self._fitted(side) if each.vocabulary is not None
+                (each.name, len(each.vocabulary) + 1) for each in self.fitted(side) if each.vocabulary is not None
             )
 
         def dense(fitted: Iterable[FittedFeature]) -> int:
@@ -246,7 +265,7 @@ class Encoder:
     def __repr__(self) -> str:
         def side(name: Side) -> str:
             row = self.features.user_row if name == "user" else self.features.item_row
-            known = [each.name for each in self._fitted(name)]
+            known = [each.name for each in self.fitted(name)]
             trained = int((row > 0).sum())
             features = ", ".join(known) or "none"
             return f"{len(self.vocabulary(name))} {name}s ({trained} with a table row; features: {features})"
@@ -256,8 +275,33 @@ class Encoder:
     def _column(self, side: Side) -> str | None:
         return self.schema.user if side == "user" else self.schema.item
 
-    def _fitted(self, side: Side) -> tuple[FittedFeature, ...]:
-        return self.user_features if side == "user" else self.item_features
+    def fitted(self, side: Side | Literal["context"]) -> tuple[FittedFeature, ...]:
+        """The features of one side with their training statistics, in the order in which models read them."""
+        return {"user": self.user_features, "item": self.item_features, "context": self.context}[side]
+
+
+def _warn(
+    side: Side, vocabulary: Vocabulary, trained: np.ndarray, described: pd.Series, source: Vocabulary | None
+) -> None:
+    """Two mistakes that would pass in silence and cost quality."""
+    described_index = vocabulary.encode(described)
+    missing = len(np.setdiff1d(trained, described_index))
+    if missing:
+        warnings.warn(
+            f"{missing} of {len(trained)} {side}s of the training part have no row in the frame of {side}s: their "
+            "features are unknown.",
+            stacklevel=4,
+        )
+    if side == "item" and source is not None and source.kind == vocabulary.kind:
+        others = vocabulary.decode(np.setdiff1d(described_index, trained))
+        foreign = int((source.encode(others) > 0).sum())
+        if foreign:
+            warnings.warn(
+                f"{foreign} of {len(described)} items in the frame of items belong to the source domain and have no "
+                "interaction here. They are candidates for recommendation like all others: leave them out of the frame "
+                "unless that is meant.",
+                stacklevel=4,
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -306,7 +350,7 @@ class Dataset:
                 )
 
     def __len__(self) -> int:
-        for values in (self.user, self.target, self.context):
+        for values in (self.user, self.item, self.target, self.context):
             if values is not None:
                 return len(values)
         return 0
@@ -369,7 +413,14 @@ def encode(
 
     Returns:
       Three datasets; a part that was None or empty stays None.
+
+    Warns:
+      UserWarning: users or items of the training part have no row in the frame of features, or the frame has some of
+        the source domain that have no interaction here.
     """
+    expect(parts, Parts, "parts")
+    if like is not None:
+        expect(like, Encoder, "like")
     held_out = [part for part in parts[1:] if part is not None and len(part)]
     for part in held_out:
         need_columns(part, schema.columns(), "held-out interactions")

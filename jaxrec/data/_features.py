@@ -30,14 +30,13 @@ class FittedFeature:
         if isinstance(feature, Numeric | Vector):
             values = _numbers_of(feature, frame, width=None)
             scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
+            if len(values) > 1 and (values == values[:1]).all():  # some numbers of a vector may be the same for all
+                raise ValueError(_constant(feature.column, f"{values[0, 0]:g}" if values.shape[1] == 1 else "a vector"))
             return cls(feature, values.shape[1], scaler=scaler)
         labels = _labels_of(feature, frame)
         vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
         if len(vocabulary) < 2:
-            raise ValueError(
-                f"The feature {feature.column!r} is constant in the training part ({vocabulary}), so it tells a model "
-                "nothing. Leave it out of the schema."
-            )
+            raise ValueError(_constant(feature.column, str(vocabulary)))
         return cls(feature, max(map(len, labels)), vocabulary=vocabulary)
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
@@ -52,7 +51,7 @@ class FittedFeature:
         codes = np.zeros((len(labels), max(self.width, int(lengths.max(initial=0)))), np.int32)
         row = np.repeat(np.arange(len(labels)), lengths)
         column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        codes[row, column] = self._vocabulary.encode([label for of_one in labels for label in of_one])
+        codes[row, column] = _known(self._vocabulary, [label for of_one in labels for label in of_one])
         return codes
 
     def extended(self, frame: pd.DataFrame) -> "FittedFeature":
@@ -60,7 +59,8 @@ class FittedFeature:
         if self.vocabulary is None:
             return self
         labels = _labels_of(self.feature, frame)
-        vocabulary = self.vocabulary.extend([label for of_one in labels for label in of_one])
+        flat = [label for of_one in labels for label in of_one]
+        vocabulary = self.vocabulary.extend([label for label in flat if _kind_fits(self.vocabulary, label)])
         return dataclasses.replace(self, vocabulary=vocabulary, width=max([self.width, *map(len, labels)]))
 
     @property
@@ -75,6 +75,22 @@ class FittedFeature:
     def _vocabulary(self) -> Vocabulary:
         assert self.vocabulary is not None
         return self.vocabulary
+
+
+def _known(vocabulary: Vocabulary, labels: list[Any]) -> np.ndarray:
+    """Codes of labels; one of another type than training saw is as unknown as any other new one."""
+    if vocabulary.kind == "other" and isinstance(vocabulary.ids[0], float):
+        labels = [float(label) if isinstance(label, int) else label for label in labels]
+    fits = np.array([_kind_fits(vocabulary, label) for label in labels], bool)
+    codes = np.zeros(len(labels), np.int32)
+    codes[fits] = vocabulary.encode([label for label, fit in zip(labels, fits, strict=True) if fit])
+    return codes
+
+
+def _kind_fits(vocabulary: Vocabulary, label: Any) -> bool:
+    if vocabulary.kind == "int":
+        return isinstance(label, int | np.integer) and not isinstance(label, bool | np.bool_)
+    return isinstance(label, str) if vocabulary.kind == "str" else isinstance(label, type(vocabulary.ids[0]))
 
 
 def side_arrays(
@@ -115,6 +131,11 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
     """Each row's labels without repetition; a missing value has none."""
     cells = frame[feature.column].tolist()
     if isinstance(feature, Categorical):
+        whole = all(
+            isinstance(cell, float) and (cell != cell or cell.is_integer()) or _is_missing(cell) for cell in cells
+        )
+        if whole:  # integers, of which a missing one has made floats
+            return [[] if _is_missing(cell) else [int(cell)] for cell in cells]
         return [[] if _is_missing(cell) else [cell] for cell in cells]
     assert isinstance(feature, Labels)
     split = []
@@ -131,6 +152,13 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
         else:
             split.append(list(dict.fromkeys(cell)))
     return split
+
+
+def _constant(column: str, value: str) -> str:
+    return (
+        f"The feature {column!r} is constant in the training part ({value}), so it tells a model nothing. Leave it out "
+        "of the schema; if it should vary, see whether the ids of the features' frame are those of the interactions."
+    )
 
 
 def _is_missing(cell: Any) -> bool:

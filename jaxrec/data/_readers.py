@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from jaxrec.data._schema import Categorical, Labels, Numeric, Schema, need_columns
@@ -42,7 +44,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if kind == ".parquet":
         return pd.read_parquet(path)
     if kind == ".jsonl":
-        return pd.read_json(path, lines=True)
+        return pd.read_json(path, lines=True, dtype=False)  # "012" and "12" are two ids
     raise ValueError(
         f"Expected a .csv, .tsv, .parquet or .jsonl file, got {path.name!r}. Read it with pandas: any DataFrame "
         "will do."
@@ -89,6 +91,12 @@ def read_movielens(folder: str | Path) -> Frames:
             "later). Give the unpacked folder."
         )
     need_columns(interactions, tuple(columns), "ratings")
+    incomplete = interactions[columns].isna().any(axis=1)
+    if incomplete.any():
+        raise ValueError(
+            f"Line {int(np.flatnonzero(incomplete)[0]) + 1} of the ratings in {folder} lacks a value: "
+            f"{interactions[columns][incomplete].iloc[0].tolist()}. The file may be truncated."
+        )
     movies["genres"] = movies["genres"].replace("(no genres listed)", "")
     movies["year"] = pd.to_numeric(movies["title"].str.extract(r"\((\d{4})\)\s*$", expand=False))
     schema = Schema(
@@ -116,20 +124,25 @@ def read_amazon_reviews(path: str | Path) -> Frames:
     """
     path = _existing(path)
     old, new = ("reviewerID", "asin", "overall", "unixReviewTime"), ("user_id", "parent_asin", "rating", "timestamp")
-    rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                review = json.loads(line)
-                names = new if "parent_asin" in review else old
-                rows.append(tuple(review[name] for name in names))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"Line {number} of {path.name} is no Amazon review ({error!r}): expected a JSON object with "
-                    f"{', '.join(old)} or {', '.join(new)}."
-                ) from None
+    rows, number = [], 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    review = json.loads(line)
+                    names = new if "parent_asin" in review else old
+                    rows.append(tuple(review[name] for name in names))
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"Line {number} of {path.name} is no Amazon review ({error!r}): expected a JSON object with "
+                        f"{', '.join(old)} or {', '.join(new)}."
+                    ) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path.name} is no whole gzip file ({error}, after line {number}). Download it again, or unpack it."
+        ) from None
     interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
     need_columns(interactions, (), "reviews")
     return Frames(interactions, None, None, Schema(user="user_id", item="item_id", target="rating", time="timestamp"))

@@ -43,7 +43,7 @@ class Scaler:
             known = column[~np.isnan(column)]
             if not len(known):
                 raise ValueError(f"The feature {name!r} has no value in the training part. Leave it out of the schema.")
-            if known.min() == known.max() and scale != "log1p":
+            if known.min() == known.max():
                 raise ValueError(
                     f"The feature {name!r} is constant ({known[0]:g}) in the training part, so it cannot be scaled and "
                     "tells a model nothing. Leave it out of the schema, or give it scale=None."

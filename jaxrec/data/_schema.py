@@ -84,7 +84,14 @@ class Schema:
 
     def __post_init__(self) -> None:
         for name in ("user_features", "item_features", "context"):
-            features = tuple(getattr(self, name))
+            features = getattr(self, name)
+            features = (features,) if isinstance(features, Feature) else tuple(features)
+            for feature in features:
+                if not isinstance(feature, Feature) or not isinstance(feature.column, str):
+                    raise TypeError(
+                        f"Expected Numeric, Categorical, Labels or Vector of a column's name in Schema.{name}, got "
+                        f"{feature!r}. Say, for example, Categorical('country')."
+                    )
             object.__setattr__(self, name, features)
             columns = [feature.column for feature in features]
             wrong = [column for column in columns if columns.count(column) > 1 or "/" in column]
@@ -124,15 +131,16 @@ def numbers(frame: pd.DataFrame, column: str, what: str) -> np.ndarray:
     """The column as float64; missing values are NaN. Anything that is no number is an error."""
     values = frame[column]
     if pd.api.types.is_bool_dtype(values):
-        values = values.astype("int8")
+        values = values.astype("Float64" if values.isna().any() else "int8")
     if not pd.api.types.is_numeric_dtype(values):
         parsed = pd.to_numeric(values, errors="coerce")
         wrong = parsed.isna() & values.notna()
         if not pd.api.types.is_object_dtype(values) or wrong.any():
             example = values[wrong].tolist()[0] if wrong.any() else values.tolist()[0]
             raise ValueError(
-                f"Expected numbers in the {what} column {column!r}, got {example!r} (dtype {values.dtype}). Convert it "
-                f"first, for example with pandas.to_numeric."
+                f"Expected numbers{' or datetimes' if what == 'time' else ''} in the {what} column {column!r}, got "
+                f"{example!r} (dtype {values.dtype}). Convert it first, for example with "
+                f"pandas.{'to_datetime' if what == 'time' else 'to_numeric'}."
             )
         values = parsed
     return values.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -48,9 +48,11 @@ def fit_features(
 
 
 def blank(side: Side, fitted: Sequence[FittedFeature], size: int) -> dict[str, Any]:
-    width = sum(each.width for each in fitted if not each.is_code)
+    """Arrays in which every entity has the features of one of whom nothing is known."""
+    nothing = pd.DataFrame({each.name: [None] for each in fitted}, dtype=object)
+    dense = [each.encode(nothing) for each in fitted if not each.is_code]
     return {
-        f"{side}_dense": np.zeros((size, width), np.float32) if width else None,
+        f"{side}_dense": np.repeat(np.concatenate(dense, axis=1), size, axis=0) if dense else None,
         f"{side}_codes": {each.name: np.zeros((size, each.width), np.int32) for each in fitted if each.is_code},
     }
 
@@ -71,7 +73,7 @@ def write(
 
 
 def grown(values: np.ndarray | None, size: int) -> np.ndarray | None:
-    """A copy with ``size`` rows, the new ones zero."""
+    """A copy with ``size`` rows, the new ones as the first, which is the unknown's."""
     if values is None:
         return None
-    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+    return np.concatenate([values, np.repeat(values[:1], size - len(values), axis=0)])

@@ -12,6 +12,8 @@ from jaxrec import _values
 
 Kind = Literal["int", "str", "other"]
 
+_TOO_WIDE = "Expected integer ids that fit 64 bits, all signed or all unsigned"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -35,10 +37,19 @@ class Vocabulary:
     ids: np.ndarray
 
     @classmethod
-    def fit(cls, values: Iterable[Any]) -> "Vocabulary":
-        """The distinct values in ascending order. Mixed types and missing values are errors."""
-        kind, array = _typed(values)
-        return cls(kind or "int", _distinct(kind, array))
+    def fit(cls, *columns: Iterable[Any]) -> "Vocabulary":
+        """The distinct values of all columns in ascending order. Mixed types and missing values are errors."""
+        typed: list[tuple[Kind, np.ndarray]]
+        typed = [(kind, array) for kind, array in map(_typed, columns) if kind is not None]
+        kinds = {kind for kind, _ in typed}
+        if len(kinds) > 1:
+            raise TypeError(
+                f"Expected ids of one type, got a mixture of {', '.join(sorted(kinds))}. Convert the columns, for "
+                "example to str."
+            )
+        if not typed:
+            return cls("int", np.zeros(0, np.int64))
+        return cls(typed[0][0], _distinct(typed[0][0], _joined([array for _, array in typed])))
 
     def extend(self, values: Iterable[Any]) -> "Vocabulary":
         """This vocabulary with the unknown ones among ``values`` appended in ascending order."""
@@ -51,10 +62,7 @@ class Vocabulary:
         new = _distinct(kind, array[self.encode(array) == 0])
         if not len(new):
             return self
-        joined = np.concatenate([self.ids, new.astype(np.promote_types(self.ids.dtype, new.dtype), copy=False)])
-        if joined.dtype.kind == "f":  # int64 and uint64 have no common integer type
-            raise ValueError("Ids from below 0 to above 2**63 do not fit one 64-bit integer type. Use strings.")
-        return Vocabulary(self.kind, joined)
+        return Vocabulary(self.kind, _joined([self.ids, new]))
 
     def encode(self, values: Iterable[Any]) -> np.ndarray:
         """int32 indices of the values, 0 where unknown.
@@ -68,6 +76,11 @@ class Vocabulary:
         if not len(self):
             return np.zeros(len(array), np.int32)
         self._need(kind)
+        if array.dtype.kind in "iu" and array.dtype != self.ids.dtype:
+            # NumPy and pandas would compare int64 with uint64 as floats, in which neighbours are equal.
+            fits = (array >= 0) if self.ids.dtype == np.uint64 else (array <= np.iinfo(np.int64).max)
+            same = self._index.get_indexer(pd.Index(np.where(fits, array, 0).astype(self.ids.dtype)))
+            return (np.where(fits, same, -1) + 1).astype(np.int32)
         return (self._index.get_indexer(pd.Index(array, tupleize_cols=False)) + 1).astype(np.int32)
 
     def decode(self, index: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -99,8 +112,8 @@ class Vocabulary:
     def _need(self, kind: Kind) -> None:
         if kind != self.kind:
             raise TypeError(
-                f"Expected ids of type {self.kind}, as the vocabulary was fitted on, got {kind}. Convert the column, "
-                "for example with frame['user'].astype('int64') or .astype(str), so that ids can match."
+                f"Expected ids of type {self.kind} ({self!r}), got {kind}. Convert the column, for example with "
+                ".astype('int64') or .astype(str), so that ids can match."
             )
 
 
@@ -129,9 +142,17 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
         raise TypeError(f"Expected ids of one type, got a mixture of {names}. Convert the column, for example to str.")
     (only,) = types
     if only is int:
-        return "int", np.array([int(value) for value in array], dtype=np.uint64 if max(array) >= 2**63 else np.int64)
+        low, high = int(min(array)), int(max(array))
+        if low < -(2**63) or high >= 2**64 or (low < 0 and high >= 2**63):
+            raise ValueError(f"{_TOO_WIDE}, got {low} .. {high}. Convert the column to str.")
+        return "int", np.array([int(value) for value in array], dtype=np.uint64 if high >= 2**63 else np.int64)
     if only is float and any(value != value for value in array) or only is type(None):
         raise ValueError("Some ids are missing (None or NaN). Drop them with data.clean.")
+    if only is float and all(value.is_integer() for value in array):
+        raise TypeError(
+            f"Expected ids that are integers or strings, got floats such as {array[0]!r}: integers become floats where "
+            "a value is missing. Drop missing rows and convert with .astype('int64')."
+        )
     try:
         hash(array[0])
     except TypeError:
@@ -139,9 +160,19 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
     return ("str" if issubclass(only, str) else "other"), array
 
 
-def _distinct(kind: Kind | None, array: np.ndarray) -> np.ndarray:
-    if kind in (None, "int"):
-        return np.unique(array.astype(np.int64) if kind is None else array)
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """One array; int64 and uint64, which NumPy would join to floats, in whichever of the two holds all."""
+    if len({array.dtype for array in arrays}) > 1:
+        low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
+        if low < 0 and high >= 2**63:
+            raise ValueError(f"{_TOO_WIDE}, got {low} .. {high}. Convert the columns to str.")
+        arrays = [array.astype(np.uint64 if high >= 2**63 else np.int64) for array in arrays]
+    return np.concatenate(arrays)
+
+
+def _distinct(kind: Kind, array: np.ndarray) -> np.ndarray:
+    if kind == "int":
+        return np.unique(array)
     ordered = sorted(set(array))
     distinct = np.empty(len(ordered), dtype=object)
     distinct[:] = ordered

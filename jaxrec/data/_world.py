@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec._expect import one_of
 from jaxrec.data._readers import Frames
 from jaxrec.data._schema import Categorical, Labels, Numeric, Schema, Vector
 from jaxrec.data._vocabulary import Vocabulary
@@ -96,10 +97,18 @@ def generate(
     for name, share in (("transferable", transferable), ("content", content), ("shared_users", shared_users)):
         if not 0 <= share <= 1:
             raise ValueError(f"Expected {name} in [0, 1], got {share}. It is a share.")
+    one_of(feedback, ("implicit", "explicit"), "feedback")
+    if min(source_interactions, target_interactions) < 2:
+        raise ValueError("Expected at least 2 interactions per user on average in each domain.")
+    if round(shared_users * target_users) > source_users:
+        raise ValueError(
+            f"{shared_users:g} of {target_users} target users cannot all be among {source_users} source users. Lower "
+            "shared_users, or raise source_users."
+        )
     if min(source_users, target_users, source_items, target_items, factors) < 4:
         raise ValueError("Expected at least 4 users and items in each domain, and 4 factors.")
     rng = np.random.default_rng(seed)
-    num_shared = min(round(shared_users * target_users), source_users)
+    num_shared = round(shared_users * target_users)
     num_users = source_users + target_users - num_shared
 
     group = rng.integers(0, 6, num_users)

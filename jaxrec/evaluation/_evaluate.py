@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import coldstart
+from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.evaluation._intervals import bootstrap_means
@@ -28,7 +29,7 @@ def evaluate(
     model: Recommender | Scores,
     test: Dataset | pd.DataFrame,
     *,
-    ks: Sequence[int] = (10, 20),
+    ks: Sequence[int] | None = None,
     task: Literal["ranking", "rating"] | None = None,
     relevant_from: float | None = None,
     seen: Dataset | None = None,
@@ -55,7 +56,7 @@ def evaluate(
         ``[users, items]``, so that other libraries pass through the same evaluator.
       test: held-out interactions. A frame may hold users and items that a recommender does not know: they are added
         as cold ones.
-      ks: cut-offs.
+      ks: cut-offs, by default 10 and 20, or as many as there are candidates.
       task: by default ``"rating"`` where the schema names a target, else ``"ranking"``.
       relevant_from: ranking of data with a target: lowest target of a relevant row; None for every row.
       seen: the training part, for a function; a recommender knows its own.
@@ -73,6 +74,8 @@ def evaluate(
       ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, a
         score is NaN.
     """
+    if draws < 1:
+        raise ValueError(f"Expected draws >= 1, got {draws}.")
     subject, test = _prepared(model, test, seen)
     if task is None:
         task = "ranking" if test.target is None else "rating"
@@ -82,11 +85,19 @@ def evaluate(
         return evaluate_rows(subject.model, test, level=level, draws=draws, seed=seed)
     if task != "ranking":
         raise ValueError(f"Expected task 'ranking' or 'rating', got {task!r}.")
+    chosen = candidate_items(subject.encoder, candidates)
+    live = int((chosen > 0).sum())
+    ks = tuple(sorted({min(k, live) for k in (10, 20)})) if ks is None else tuple(ks)
+    if not ks or not all(1 <= k <= live for k in ks):
+        raise ValueError(
+            f"Expected cut-offs in 1 .. {live} (the number of candidates), got {ks}. Name others with ks=, or in the "
+            "metric, as in 'ndcg@5'."
+        )
     lists = _ranked(
         subject,
         _relevant(test, relevant_from),
         longest=max(ks),
-        candidates=candidate_items(subject.encoder, candidates),
+        candidates=chosen,
         excluded=[*([subject.seen] if exclude_seen else []), *_extra(subject.encoder, exclude)],
     )
     return _report(lists, subject, ks, level=level, draws=draws, seed=seed)
@@ -126,19 +137,24 @@ def _prepared(
                 model, **{name: test[column].unique() for name, column in ids.items() if column in test.columns}
             )
             test = model.encoder.encode(test)
+        expect(test, Dataset, "test")
         model.check(test)
         return _Subject(model, model.encoder, model.seen, model.trained), test
     if not callable(model):
-        raise TypeError(f"Expected a recommender or a function (users, items) -> scores, got {type(model).__name__}.")
+        expect(model, Recommender, "model")
     if not isinstance(test, Dataset) or seen is None:
         raise TypeError("For a function, give test and seen= (the training part) as datasets of one encoder.")
+    test.encoder.check(seen.encoder)
     return _Subject(model, test.encoder, seen.interactions, seen.interactions), test
 
 
 def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Interactions]:
     if exclude is None:
         return []
-    return [(encoder.encode(exclude, labelled=False) if isinstance(exclude, pd.DataFrame) else exclude).interactions]
+    if isinstance(exclude, pd.DataFrame):
+        return [encoder.pairs(exclude)]
+    encoder.check(exclude.encoder)
+    return [exclude.interactions]
 
 
 def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
@@ -155,7 +171,10 @@ def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
         return test
     if test.target is None:
         raise ValueError("relevant_from needs a target. Name the column in the schema.")
-    return test.subset(test.encoder.original_target(test.target) >= relevant_from - 1e-6)
+    threshold = np.array([[relevant_from]], np.float64)
+    if test.encoder.target is not None:
+        threshold = test.encoder.target.transform(threshold, "relevant_from")
+    return test.subset(test.target >= threshold[0, 0].astype(np.float32))  # rounded as the targets were
 
 
 def _ranked(
@@ -167,8 +186,6 @@ def _ranked(
     excluded: list[Interactions],
 ) -> _Lists:
     live = int((candidates > 0).sum())
-    if not 1 <= longest <= live:
-        raise ValueError(f"Expected cut-offs in 1 .. {live} (the number of candidates), got {longest}.")
     column_of = columns(candidates, len(subject.encoder.features.item_row))
     pairs, repeated = _distinct(test)
     column = column_of[pairs.item]
@@ -222,14 +239,25 @@ def _function_scorer(encoder: Encoder, function: Scores, candidates: np.ndarray)
     items = encoder.items.decode(candidates[candidates > 0])
 
     def scores(users: np.ndarray, size: int) -> jax.Array:
-        values = np.asarray(function(encoder.users.decode(users), items), np.float32)
+        values = np.asarray(function(encoder.users.decode(users), items))
         if values.shape != (len(users), len(items)):
             raise ValueError(f"Expected scores of shape {(len(users), len(items))}, got {values.shape}.")
         full = np.zeros((len(users), len(candidates)), np.float32)
-        full[:, candidates > 0] = values
+        full[:, candidates > 0] = _float32(values)
         return jnp.asarray(padded(full, size))
 
     return scores
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """The same order in float32: scores that it cannot tell apart are replaced by their rank within the user's."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    lossy = ~((narrow == values) | np.isnan(narrow)).all(axis=1)
+    for row in np.flatnonzero(lossy):
+        ranks = np.unique(values[row], return_inverse=True)[1].astype(np.float32)
+        narrow[row] = np.where(np.isnan(values[row]), np.nan, ranks)
+    return narrow
 
 
 def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float, draws: int, seed: int) -> Report:

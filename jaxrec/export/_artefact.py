@@ -53,7 +53,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
     plan = _Plan(recommender, min(k, max(len(encoder.items), 1)))
     device = _tree.flatten(plan.arrays())
     functions: dict[str, Callable[..., Any]] = {"score": plan.score}
-    if has_items and not encoder.context:
+    if has_items and not recommender.reads_context:
         functions["recommend"] = plan.recommend
     exported = {name: _export(function, plan, device, name) for name, function in functions.items()}
 

@@ -27,15 +27,21 @@ class Artefact:
         folder = Path(folder)
         if not (folder / "manifest.json").is_file():
             raise FileNotFoundError(f"No artefact in {folder}: expected a folder that jaxrec.export wrote.")
-        self.manifest = json.loads((folder / "manifest.json").read_text())
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder} is {self.manifest.get('format')!r}, expected {FORMAT!r}.")
-        if self.manifest["version"] != VERSION:
+        try:
+            self.manifest = json.loads((folder / "manifest.json").read_text())
+        except ValueError:
+            raise ValueError(f"{folder / 'manifest.json'} is damaged: no JSON. Export the model again.") from None
+        came = self.manifest.get("format") if isinstance(self.manifest, dict) else self.manifest
+        if came != FORMAT:
+            raise ValueError(f"{folder} is {came!r}, expected {FORMAT!r}. Give another folder.")
+        if self.manifest.get("version") != VERSION:
             raise ValueError(
-                f"The artefact has version {self.manifest['version']} and this reader reads {VERSION}. Use the "
+                f"The artefact has version {self.manifest.get('version')} and this reader reads {VERSION}. Use the "
                 "serve.py that lies in its folder, or export the model again."
             )
         for name, digest in self.manifest["sha256"].items():
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name} is missing. Copy the whole folder, or export the model again.")
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{folder / name} is damaged: its checksum does not agree. Export the model again.")
         with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
@@ -62,12 +68,13 @@ class Artefact:
             name: flat[f"seen/{name}"] for name in ("start", "item", "added_start", "added_item", "added_value")
         }
 
-    def recommend(self, users, *, k=10, touched=None, values=None, exclude=(), exclude_seen=True):
+    def recommend(self, users, *, k=None, touched=None, values=None, exclude=(), exclude_seen=True):
         """Lists of ``(item, score)``, best first, one list per user.
 
         Args:
-          users: raw ids; one that is not known is the unknown user, whom ``touched`` makes known.
-          k: length of the lists, at most the artefact's.
+          users: raw ids of the type that the model was trained on; one that is not known is the unknown user, whom
+            ``touched`` makes known.
+          k: length of the lists, at most the artefact's; by default 10, or the artefact's if that is less.
           touched: for each user a list of raw items touched since the artefact was made; unknown ones are ignored.
           values: their targets, where the model was trained on targets.
           exclude: raw items for nobody.
@@ -76,9 +83,15 @@ class Artefact:
         if "recommend" not in self._functions:
             raise ValueError("This artefact only scores: its model has no items to recommend.")
         most = self.manifest["k"]
+        k = min(10, most) if k is None else k
         if not 1 <= k <= most:
             raise ValueError(f"Expected k in 1 .. {most}, the length the artefact was made for, got {k}.")
+        users = _listed(users, "users")
+        if not users:
+            return []
         inputs, lists = self._inputs(users, touched, values)
+        exclude = _listed(exclude, "exclude")
+        _same_kind(exclude, self._items, "exclude")
         none = {self._item_index[item] for item in exclude if item in self._item_index}
         gone = [sorted(none | (set(items) if exclude_seen else set())) for items in lists]
         inputs["exclude"] = _grid(gone, np.int32, at_least=1)
@@ -92,10 +105,13 @@ class Artefact:
     def score(self, users=None, items=None, *, context=None, touched=None, values=None):
         """Predictions for pairs, in the target's unit; ``context`` in the data's own unit, where the model has one."""
         width = self.manifest["context"]
+        users = None if users is None else _listed(users, "users")
         rows = np.zeros((0, 0), np.float32) if context is None else np.asarray(context, np.float32).reshape(-1, width)
         inputs, _ = self._inputs([None] * len(rows) if users is None else users, touched, values)
         if self.manifest["has_items"]:
-            inputs["item"] = np.array([self._item_index.get(item, 0) for item in items or ()], np.int32)
+            items = _listed(() if items is None else items, "items")
+            _same_kind(items, self._items, "items")
+            inputs["item"] = np.array([self._item_index.get(item, 0) for item in items], np.int32)
         if width:
             inputs["context"] = rows
         sizes = {len(values) for name, values in inputs.items() if name in ("user", "item", "context")}
@@ -105,6 +121,12 @@ class Artefact:
 
     def _inputs(self, users, touched, values):
         """What the functions are told of users, and everything that each has touched."""
+        _same_kind(users, self._users, "users")
+        for name, lists in (("touched", touched), ("values", values)):
+            if lists is not None and len(lists) != len(users):
+                raise ValueError(f"Expected a list of {name} for each of {len(users)} users, got {len(lists)}.")
+        for raw in touched or ():
+            _same_kind(_listed(raw, "each of touched"), self._items, "touched")
         index = np.array([self._user_index.get(user, 0) for user in users], np.int32)
         length, folds = self.manifest["history"], self.manifest["folds"]
         new_items, new_values = [], []
@@ -147,6 +169,22 @@ class Artefact:
     def _rows(self, prefix, name, user):
         start = self._seen[f"{prefix}start"]
         return [] if user == 0 else self._seen[f"{prefix}{name}"][start[user] : start[user + 1]].tolist()
+
+
+def _listed(ids, name):
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
+        raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    return [raw.item() if isinstance(raw, np.generic) else raw for raw in ids]
+
+
+def _same_kind(ids, known, name):
+    """An id of another type is never known, and would pass for somebody unknown."""
+    for raw in ids:
+        if known and raw is not None and isinstance(raw, str) != isinstance(known[0], str):
+            raise TypeError(
+                f"Expected {type(known[0]).__name__} ids for {name}, such as {known[0]!r}, got {raw!r} "
+                f"({type(raw).__name__}). Convert them."
+            )
 
 
 def _ids(flat, side):

@@ -8,9 +8,16 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, Key, Num
 
 from jaxrec import _tree
-from jaxrec._types import Array, Batch, Features, Params
+from jaxrec._expect import expect
+from jaxrec._types import Array, Batch, Features, HasSizes, Params, Sizes
 
 Gathered = dict[str, jax.Array]
+
+
+def sizes_of(data: HasSizes) -> Sizes:
+    """What a model's ``for_data`` reads; says which object was meant where another one came."""
+    expect(data, HasSizes, "data")
+    return data.sizes
 
 
 class Lookup(NamedTuple):

@@ -47,7 +47,8 @@ class MatrixFactorization:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "MatrixFactorization":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        return cls(user_rows=data.sizes.user_rows, item_rows=data.sizes.item_rows, **options)
+        sizes = _base.sizes_of(data)
+        return cls(user_rows=sizes.user_rows, item_rows=sizes.item_rows, **options)
 
     @property
     def tables(self) -> dict[str, str]:
@@ -133,7 +134,7 @@ class Popularity:
     @classmethod
     def for_data(cls, data: HasSizes) -> "Popularity":
         """The model that fits a dataset's or encoder's sizes."""
-        return cls(item_rows=data.sizes.item_rows)
+        return cls(item_rows=_base.sizes_of(data).item_rows)
 
     @property
     def tables(self) -> dict[str, str]:

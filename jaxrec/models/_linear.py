@@ -59,7 +59,7 @@ class Linear:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "Linear":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = data.sizes
+        sizes = _base.sizes_of(data)
         return cls(
             context=sizes.context,
             user_dense=sizes.user_dense,

@@ -59,13 +59,14 @@ class TwoTower:
     id_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
         if not 0.0 <= self.id_dropout <= 1.0:
             raise ValueError(f"Expected id_dropout in [0, 1], got {self.id_dropout}. It is a probability.")
 
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "TwoTower":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = data.sizes
+        sizes = _base.sizes_of(data)
         return cls(
             user_rows=sizes.user_rows,
             item_rows=sizes.item_rows,

@@ -102,6 +102,7 @@ def _check_rows(
         return {path: leaf for path, leaf in _tree.flatten(updates).items() if path in tables}
 
     second = jax.jit(second)
+    _refuse_mixing(second, part_state, part_params, tables, rng)
     linear = all(owner is None for owner in owners)
     for size in (1.0, 1e6):  # the large one is beyond any sensible clipping
         grads = {path: jnp.asarray(size * rng.normal(size=shape), jnp.float32) for path, shape in small.items()}
@@ -127,6 +128,20 @@ def _check_rows(
                 for path in tables
             )
     return linear
+
+
+def _refuse_mixing(
+    second: Any, state: Any, params: dict[str, jax.Array], tables: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Another gradient of one row, of the same norm, must leave the other rows' updates as they are."""
+    for path in tables:
+        grads = {name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for name, leaf in params.items()}
+        grads[path] = grads[path].at[0].multiply(30.0)
+        still = params | {path: params[path].at[0].set(0.0)}  # or the norm of weight decay plus gradient would change
+        other = grads | {path: grads[path].at[0].set(grads[path][0, ..., ::-1])}
+        a, b = (np.asarray(second(each, state, still)[path][1:]) for each in (grads, other))
+        if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()):
+            raise ValueError(_refusal(path, "a row's update depends on the gradients of other rows"))
 
 
 def _refuse_accumulation(state: Any, tables: tuple[str, ...]) -> None:

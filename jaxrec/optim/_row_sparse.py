@@ -82,9 +82,10 @@ class Optimizer:
         touched, slots = self._touched(row_grads, tables, frozen_rows, slots, merge=not linear)
         leaves, treedef = jax.tree.flatten(state)
         parts = [
-            leaf if owner is None else _rows(leaf, touched[owner]) for leaf, owner in zip(leaves, owners, strict=True)
+            leaf if owner is None else _rows(leaf, touched[owner], linear)
+            for leaf, owner in zip(leaves, owners, strict=True)
         ]
-        small = _tree.replace(params, {path: wide(_rows(tables[path], touched[path])) for path in tables})
+        small = _tree.replace(params, {path: wide(_rows(tables[path], touched[path], linear)) for path in tables})
         gradient = _tree.merge(grads, _tree.unflatten({path: touched[path].grads for path in tables}))
         update = optax.with_extra_args_support(self.transformation).update
         with jax.numpy_dtype_promotion("standard"):
@@ -195,8 +196,10 @@ def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
 
 
-def _rows(leaf: jax.Array, touched: _Touched) -> jax.Array:
-    return leaf.at[touched.rows].get(mode="promise_in_bounds")
+def _rows(leaf: jax.Array, touched: _Touched, linear: bool) -> jax.Array:
+    """The touched rows; a row that stands for nothing is zero, or a norm of updates would count its momentum too."""
+    rows = leaf.at[touched.rows].get(mode="promise_in_bounds")
+    return rows if linear else jnp.where(_column(touched.live, rows), rows, jnp.zeros((), rows.dtype))
 
 
 def _target(touched: _Touched, table: jax.Array, ok: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The verbs ``recommend`` and ``predict``: raw ids in, a frame or predictions out."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import coldstart
+from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
 from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
@@ -21,7 +23,7 @@ def recommend(
     recommender: Recommender,
     users: Iterable[Any] | None = None,
     *,
-    k: int = 10,
+    k: int | None = None,
     new_users: pd.DataFrame | None = None,
     new_items: pd.DataFrame | None = None,
     interactions: pd.DataFrame | None = None,
@@ -38,7 +40,7 @@ def recommend(
     Args:
       recommender: from ``fit``, ``load`` or ``transfer.adapt``.
       users: raw ids, each once; by default those of ``new_users``, else every user known.
-      k: length of the lists; shorter where fewer candidates are left.
+      k: length of the lists, by default 10 or as many as there are candidates; shorter where fewer are left.
       new_users: rows with the schema's user column and features.
       new_items: rows with the schema's item column and features; they become candidates.
       interactions: what (new) users touched since the training, with the schema's columns.
@@ -55,6 +57,13 @@ def recommend(
       ValueError: ``k`` is larger than the number of candidates, an id of ``candidates`` or ``exclude`` is unknown, a
         user is given twice, a score is NaN.
     """
+    expect(recommender, Recommender, "recommender")
+    for name, ids in (("users", users), ("candidates", candidates), ("exclude", exclude)):
+        if isinstance(ids, str | bytes):
+            raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    if isinstance(exclude, pd.DataFrame) and recommender.encoder.schema.user in exclude.columns:
+        # Users of whom nothing is known must be told apart.
+        recommender = coldstart.add(recommender, users=exclude[recommender.encoder.schema.user].unique())
     if new_users is not None or new_items is not None or interactions is not None:
         recommender = coldstart.add(recommender, users=new_users, items=new_items, interactions=interactions)
     encoder = recommender.encoder
@@ -66,6 +75,7 @@ def recommend(
     index = encoder.users.encode(users)
     items = candidate_items(encoder, candidates)
     live = int((items > 0).sum())
+    k = min(10, live) if k is None else operator.index(k)
     if not 1 <= k <= live:
         raise ValueError(f"Expected k in 1 .. {live} (the number of candidates), got {k}. Lists cannot be longer.")
     column_of = columns(items, len(encoder.features.item_row))
@@ -112,6 +122,9 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
       float64 ``[rows]``: ratings where the model was trained on (scaled) targets, probabilities after a sigmoid
       cross-entropy, plain scores after a ranking loss.
     """
+    expect(recommender, Recommender, "recommender")
+    if not isinstance(pairs, pd.DataFrame):
+        expect(pairs, Dataset, "pairs")
     data = pairs if isinstance(pairs, Dataset) else recommender.encoder.encode(pairs, labelled=False)
     recommender.check(data)
     scores = _row_scores(recommender, data).astype(np.float64)
@@ -153,13 +166,13 @@ def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame 
     if exclude is None:
         return nobody, None
     if isinstance(exclude, pd.DataFrame):
-        return nobody, recommender.encoder.encode(exclude, labelled=False).interactions
+        return nobody, recommender.encoder.pairs(exclude)
     return known_items(recommender.encoder, list(exclude), "excluded items"), None
 
 
 def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     """The model's score of each row, float32."""
-    vectors = recommender.factorises and data.context is None and data.item is not None
+    vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
         size = min(_ROWS, len(data))

@@ -78,6 +78,7 @@ def measure(recommender: Recommender) -> coldstart.Prior:
     """What fold-in needs to know of the trained vectors. At most 20,000 users and items stand for all."""
     rng = np.random.default_rng(0)
     trained = recommender.trained
+    recommender = recommender.replace(seen=trained)  # histories as training left them, whatever was added since
     samples = []
     for count in (trained.user_count, trained.item_count):
         known = np.flatnonzero(count)

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from jaxrec import _tree, losses, optim
-from jaxrec._metrics import lower_is_better, task_of
+from jaxrec._expect import expect
+from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Batches, Dataset, Negatives
@@ -100,8 +101,8 @@ def fit(
       negatives: by default what the loss needs.
       validation: held-out interactions of the same encoder.
       metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
-        default ``"ndcg@10"`` (``"rmse"`` where there is a target), or a function of the recommender, higher being
-        better. The best epoch's parameters are returned.
+        default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target), or a function of the
+        recommender, higher being better. The best epoch's parameters are returned.
       patience: stop after so many epochs without improvement; None for never.
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
@@ -117,6 +118,13 @@ def fit(
       ValueError: an option does not fit the data, a pattern matches nothing, everything is frozen.
       Diverged: loss or gradient is not finite; the exception carries the last good parameters.
     """
+    if isinstance(model, type):
+        raise TypeError(
+            f"Expected a model, got the class {model.__name__}. Make one: {model.__name__}.for_data(train)."
+        )
+    expect(train, Dataset, "train")
+    if validation is not None:
+        expect(validation, Dataset, "validation")
     if epochs < 1:
         raise ValueError(f"Expected epochs >= 1, got {epochs}.")
     if not len(train):
@@ -130,6 +138,7 @@ def fit(
     batches = Batches(
         train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
     )
+    _check_rows(model, train)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features
     key_init, key_train = jax.random.split(jax.random.key(seed))
@@ -152,8 +161,9 @@ def fit(
             recommender = blank.replace(params=_finished(model, state, train), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
+                what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
                 raise Diverged(
-                    f"Loss or gradient became {failed} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
+                    f"{what} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
                     "and this exception's `recommender` has the parameters before that step. Try a smaller learning "
                     "rate, optax.clip_by_global_norm, or look for extreme values in features and targets.",
                     recommender,
@@ -212,7 +222,7 @@ class _Judge:
         if validation is None and isinstance(metric, str):
             raise ValueError(f"The metric {metric!r} needs held-out data. Give fit(..., validation=...).")
         if metric is None and validation is not None:
-            metric = "ndcg@10" if validation.target is None else "rmse"
+            metric = default_metric(validation)
         self._validation, self._metric, self._patience = validation, metric, patience
         self._lower = isinstance(metric, str) and lower_is_better(metric)
         self._since, self._value = 0, -np.inf
@@ -240,6 +250,31 @@ class _Judge:
         assert self._metric is not None and self._validation is not None
         task, ks = task_of(self._metric)
         return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
+
+
+def _check_rows(model: Model, train: Dataset) -> None:
+    """Every entity of the training part needs a row of the model's tables: row 0, the unknown's, learns nothing."""
+    sizes = train.sizes
+    needed = {f"user/{name}": rows for name, rows in sizes.user_codes}
+    needed |= {f"item/{name}": rows for name, rows in sizes.item_codes}
+    sides = (("user", train.user, train.features.user_row), ("item", train.item, train.features.item_row))
+    for side, index, row in sides:
+        needed[side] = int(row.max()) + 1
+        if index is not None and side in model.tables.values() and not row[index].all():
+            without = np.unique(index[row[index] == 0])
+            raise ValueError(
+                f"{len(without)} {side}s of the training part have no row in the model's tables, so nothing could be "
+                f"learned of them. Encode the training part with data.encode, and use transfer.adapt to go on from a "
+                "recommender that does not know them."
+            )
+    shapes = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    for path, numbering in model.tables.items():
+        if shapes[path].shape[0] < needed.get(numbering, 0):
+            raise ValueError(
+                f"The model's table {path!r} has {shapes[path].shape[0]} rows and the data needs "
+                f"{needed[numbering]}. Make the model with for_data(train), and carry parameters over with "
+                "transfer.adapt."
+            )
 
 
 def _loss(

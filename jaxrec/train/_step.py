@@ -64,8 +64,10 @@ def init_state(
       frozen_rows: by table path, a mask of rows that do not move.
 
     Raises:
-      ValueError: a pattern matches nothing, everything is frozen, or the optimiser cannot train a table by rows.
+      ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, or the optimiser
+        cannot train a table by rows.
     """
+    _check_params(model, params)
     trainable, frozen = _tree.split(params, freeze)
     leaves = _tree.flatten(trainable)
     if not leaves:
@@ -80,15 +82,41 @@ def init_state(
                 f"Expected masks of rows of trainable tables ({', '.join(tables) or 'there is none'}), got one for "
                 f"{path!r} of shape {mask.shape} where the table has {shape}. Freeze a whole leaf by pattern instead."
             )
+    # Some transformations keep the parameters themselves, and one buffer cannot be donated twice.
+    trainable, opt_state = _unshared((trainable, optimizer.init(trainable, tables)))
     return TrainState(
         params=trainable,
         frozen=frozen,
-        opt_state=optimizer.init(trainable, tables),
+        opt_state=opt_state,
         frozen_rows=frozen_rows,
         slots={group[0]: jnp.zeros(leaves[group[0]].shape[:1], jnp.int32) for group in groups},
         key=key,
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def _check_params(model: Model, params: Params) -> None:
+    expected = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    given = _tree.flatten(params)
+    for path in sorted(expected.keys() | given.keys()):
+        ours, theirs = (tree[path].shape if path in tree else "nothing" for tree in (expected, given))
+        if ours != theirs:
+            raise ValueError(
+                f"The parameters are not those of {model}: at {path!r} it has {ours}, and {theirs} was given. To carry "
+                "parameters over to a model of another size use transfer.adapt or transfer.copy."
+            )
+
+
+def _unshared(tree: Any) -> Any:
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen:
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
 
 
 def _tables(

@@ -7,12 +7,14 @@ import jax
 import pandas as pd
 
 from jaxrec import _tree
-from jaxrec._metrics import lower_is_better, task_of
+from jaxrec._expect import expect
+from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Sizes
-from jaxrec.data import Dataset
+from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
+from jaxrec.models._base import with_unknown_rows
 from jaxrec.train import fit
 from jaxrec.transfer._align import Alignment, align
 from jaxrec.transfer._copy import CopyReport, copy
@@ -61,14 +63,18 @@ def adapt(
       The recommender, the alignment, the copy report and what was frozen.
 
     Raises:
-      ValueError: nothing can be copied, shapes differ, a pattern matches nothing.
+      ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing.
     """
+    expect(source, Recommender, "source")
+    expect(train, Dataset, "train")
     alignment = align(source.encoder, train.encoder, require=False)
     train = dataclasses.replace(train, encoder=alignment.encoder)
     target = _resized(source.model, train) if model is None else model
     rows = alignment.for_model(target)
     fresh = target.init(jax.random.split(jax.random.key(seed))[0])  # as fit does, so that scratch starts alike
     params, report = copy(source.params, fresh, rows=rows, patterns=patterns)
+    _check_inputs(source.encoder, train.encoder, report)
+    params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if isinstance(freeze, Frozen):
         frozen = freeze
     elif freeze == "copied":
@@ -85,6 +91,19 @@ def adapt(
     return Adapted(fitted, alignment, report, frozen)
 
 
+def _check_inputs(source: Encoder, target: Encoder, report: CopyReport) -> None:
+    """A copied kernel reads features by position, so they must be the same ones in the same order."""
+    for side in ("user", "item", "context"):
+        copied = [path for path in report.paths("copied") if path.startswith(f"{side}/")]
+        ours, theirs = ([each.name for each in encoder.fitted(side)] for encoder in (source, target))
+        if copied and ours != theirs:
+            raise ValueError(
+                f"{copied[0]!r} was learned on the {side} features {', '.join(ours) or 'none'} and the target has "
+                f"{', '.join(theirs) or 'none'}: a copied kernel would read one as another. Name the same features in "
+                "the same order, or choose what to copy with patterns=."
+            )
+
+
 _freeze = freeze  # `adapt` has a parameter of that name
 
 
@@ -98,7 +117,8 @@ class Comparison:
       reports: of the two, ``"transfer"`` and ``"scratch"``.
       table: by slice: figures of both, ``difference`` with ``low`` and ``high`` and the ``p_value`` of no difference.
       metric: that the verdict is about.
-      verdict: ``"helped"`` or ``"hurt"`` where the interval of the difference over all users excludes zero.
+      verdict: ``"helped"`` or ``"hurt"`` where the interval of the difference over all users excludes zero and the
+        paired test rejects equality at the same level; with few users the one can do so without the other.
     """
 
     adapted: Adapted
@@ -112,20 +132,22 @@ class Comparison:
         """The verdict in words, and the table."""
         row = self.table.iloc[0]
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
-        change = f"{self.metric} {row.scratch:.4f} -> {row.transfer:.4f} ({interval})"
+        better = "lower is better, gain " if lower_is_better(self.metric) else ""
+        change = f"{self.metric} {row.scratch:.4f} -> {row.transfer:.4f} ({better}{interval})"
         units = "users" if self.reports["transfer"].table["users"].any() else "rows"
         words = {
             "helped": f"Transfer helped: {change}.",
             "hurt": (
-                f"Transfer hurt: {change}. There was nothing to carry over, and what was copied misleads: train from "
-                "scratch."
+                f"Transfer hurt: {change}. There was nothing to carry over that is true here, and what was copied "
+                "misleads: train from scratch, or copy less."
             ),
             "no difference": (
-                f"Transfer made no difference that {int(row.users)} test {units} could show: {change}. There was "
-                "nothing to carry over, or too little to be seen."
+                f"Transfer made no difference that can be told from chance: {change}. There was nothing to carry over, "
+                f"or too little for {int(row.users)} test {units} to show."
             ),
         }
-        return f"{words[self.verdict]}\n{self.table.to_string(index=False, float_format=lambda value: f'{value:.4f}')}"
+        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.4f}")
+        return f"{words[self.verdict]}\n{self.adapted.alignment}\n{table}"
 
 
 def compare(
@@ -133,7 +155,7 @@ def compare(
     train: Dataset,
     test: Dataset,
     *,
-    metric: str = "ndcg@10",
+    metric: str | None = None,
     model: Model | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
@@ -148,7 +170,8 @@ def compare(
       train: the target's training part.
       test: held-out interactions of the target, neither trained nor stopped on.
       metric: of the verdict: a name from ``evaluate``'s report that has a value per user, such as ``"ndcg@10"``, or
-        ``"rmse"`` or ``"log_loss"`` for targets (the mean of users' errors, lower being better).
+        ``"rmse"`` or ``"log_loss"`` for targets (the mean of users' errors, lower being better). By default
+        ``"ndcg@10"``, cut to a smaller catalogue, or ``"rmse"`` where there is a target.
       model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
@@ -160,6 +183,8 @@ def compare(
       Both recommenders and reports, a table of paired differences by slice, and a verdict. Where lower is better the
       difference is turned round, so that positive always means that transfer is ahead.
     """
+    expect(test, Dataset, "test")
+    metric = metric or default_metric(test)
     adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **options)
     alone = _resized(source.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
@@ -180,10 +205,8 @@ def compare(
     columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
     table = pd.DataFrame(rows, columns=columns)
     verdict: Literal["helped", "hurt", "no difference"] = "no difference"
-    if table.low[0] > 0:
-        verdict = "helped"
-    elif table.high[0] < 0:
-        verdict = "hurt"
+    if table.p_value[0] < 1 - level and not table.low[0] <= 0 <= table.high[0]:
+        verdict = "helped" if table.low[0] > 0 else "hurt"
     return Comparison(adapted, scratch, reports, table, metric, verdict)
 
 

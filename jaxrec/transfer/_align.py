@@ -27,11 +27,13 @@ class Alignment:
         keeps what the source knows.
       rows: by numbering (``"user"``, ``"item"``, ``"item/genres"``): pairs of table rows.
       sizes: by numbering: how many ids the source has trained and how many the target knows.
+      notes: by numbering: why ids could not match, where there is a reason.
     """
 
     encoder: Encoder
     rows: Mapping[str, Rows]
     sizes: Mapping[str, tuple[int, int]]
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def for_model(self, model: Model) -> dict[str, Rows]:
         """Pairs of rows by the path of the model's tables."""
@@ -41,7 +43,7 @@ class Alignment:
     def __str__(self) -> str:
         lines = [
             f"{name}: {len(self.rows[name].source)} aligned by raw id, of {source} trained in the source and {target} "
-            "known in the target"
+            f"known in the target{self.notes.get(name, '')}"
             for name, (source, target) in self.sizes.items()
         ]
         return "\n".join(lines)
@@ -62,7 +64,11 @@ def align(source: Encoder, target: Encoder, *, require: bool = True) -> Alignmen
     rows: dict[str, Rows] = {}
     sizes: dict[str, tuple[int, int]] = {}
     encoder = target
+    notes = {}
     for side in ("user", "item"):
+        kinds = source.vocabulary(side).kind, target.vocabulary(side).kind
+        if kinds[0] != kinds[1] and len(source.vocabulary(side)) and len(target.vocabulary(side)):
+            notes[side] = f" ({kinds[0]} ids there and {kinds[1]} ids here can never match)"
         source_row = source.features.user_row if side == "user" else source.features.item_row
         here, there = _common(source.vocabulary(side), target.vocabulary(side))
         trained = source_row[here] > 0
@@ -72,7 +78,7 @@ def align(source: Encoder, target: Encoder, *, require: bool = True) -> Alignmen
         rows[side] = Rows(source_row[here], target_row[there])
         sizes[side] = int((source_row > 0).sum()), len(target.vocabulary(side))
     for side in ("user", "item"):
-        ours, theirs = (each.user_features if side == "user" else each.item_features for each in (source, target))
+        ours, theirs = (each.fitted(side) for each in (source, target))
         vocabularies = {each.name: each.vocabulary for each in ours if each.vocabulary is not None}
         for each in theirs:
             known = vocabularies.get(each.name)
@@ -85,7 +91,7 @@ def align(source: Encoder, target: Encoder, *, require: bool = True) -> Alignmen
             f"{target.items!r}, and no label of a feature in common. Are the ids of one kind and from one system? If "
             "only dense features are shared, use align(..., require=False)."
         )
-    return Alignment(encoder, rows, sizes)
+    return Alignment(encoder, rows, sizes, notes)
 
 
 def _common(source: Vocabulary, target: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

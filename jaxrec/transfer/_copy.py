@@ -66,10 +66,12 @@ def copy(
       New parameters and the report. Nothing is shared with ``source``: its arrays are copied.
 
     Raises:
-      ValueError: a pattern matches nothing, shapes differ, or nothing was copied.
+      ValueError: a pattern matches nothing, shapes differ, or nothing was copied but scalars.
     """
     rows = rows or {}
-    ours, theirs = _tree.flatten(source), _tree.flatten(target)
+    ours, theirs = (
+        {path: jnp.asarray(leaf) for path, leaf in _tree.flatten(tree).items()} for tree in (source, target)
+    )
     chosen = set(_tree.match(theirs, patterns))
     new, entries = {}, []
     for path, leaf in theirs.items():
@@ -99,10 +101,11 @@ def copy(
                 Entry(path, "left over", 0, leaf.shape[0] if leaf.ndim else 1, "the target has no such leaf")
             )
     report = CopyReport(tuple(entries))
-    if not report.paths("copied", "rows copied"):
+    copied = report.paths("copied", "rows copied")
+    if all(theirs[path].ndim == 0 for path in copied):
         raise ValueError(
-            f"Nothing was copied, so there is no transfer. Leaf by leaf:\n{report}\nDo the models have the same paths, "
-            "and the domains a raw id, a label or a feature space in common?"
+            f"Nothing of weight was copied, so there is no transfer. Leaf by leaf:\n{report}\nDo the models have the "
+            "same paths, and the domains a raw id, a label or a feature space in common?"
         )
     return _tree.unflatten(new), report
 

@@ -48,7 +48,7 @@ def freeze(params: Params, patterns: _tree.Patterns = (), *, rows: Mapping[str, 
         size = _tree.get(params, path).shape[0]
         if path in leaves:
             raise ValueError(f"{path!r} is frozen as a whole by {patterns!r}. Freeze either the leaf or rows of it.")
-        which = np.asarray(which)
+        which = np.asarray(which) if np.size(which) else np.zeros(0, np.int32)
         if which.dtype == bool and which.shape != (size,):
             raise ValueError(f"Expected a mask of {size} rows for {path!r}, got shape {which.shape}.")
         if which.dtype != bool and which.size and (which.min() < 0 or which.max() >= size):

@@ -1,0 +1,34 @@
+"""Checks of arguments. Objects that carry one another are easily mixed up: says which one was meant."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+_WAYS = ("recommender", "recommender.encoder", "train", "train.encoder", "encoder")
+
+
+def expect(value: Any, kind: type, name: str) -> None:
+    """Raises a TypeError unless ``value`` is of this kind; where it has one, the message says under which name."""
+    if isinstance(value, kind):
+        return
+    hint = ""
+    for way in _WAYS:
+        try:
+            found = operator.attrgetter(way)(value)
+        except AttributeError:
+            continue
+        if isinstance(found, kind):
+            hint = f" Pass its .{way}."
+            break
+    if isinstance(value, pd.DataFrame):
+        hint = " Split the frame and encode it first: data.encode(data.split_random(frame, seed=0), schema)."
+    came = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    raise TypeError(f"Expected a {kind.__name__} for {name}, got {came}.{hint}")
+
+
+def one_of(value: Any, options: Sequence[Any], name: str) -> None:
+    """Raises a ValueError unless ``value`` is one of the options."""
+    if value not in options:
+        raise ValueError(f"Expected {name} to be {', '.join(map(repr, options))}, got {value!r}.")
