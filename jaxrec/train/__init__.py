@@ -1,6 +1,7 @@
 """Training: a pure step, a compiled loop of steps, and ``fit`` around them. The verb is ``fit``."""
 
 from jaxrec._recommender import Recommender
+from jaxrec.train._als import fit_als
 from jaxrec.train._fit import Diverged, Progress, fit
 from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
 
@@ -12,6 +13,7 @@ __all__ = [
     "StepInfo",
     "TrainState",
     "fit",
+    "fit_als",
     "init_state",
     "train_epoch",
     "train_step",

@@ -13,16 +13,13 @@ import optax
 
 from jaxrec import _tree, losses, optim
 from jaxrec._expect import expect
-from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Batches, Dataset, Negatives
-from jaxrec.evaluation import evaluate
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
+from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
-
-Metric = str | Callable[[Recommender], float]
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
 # embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero.
@@ -152,7 +149,7 @@ def fit(
         freeze=freeze,
         frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
     )
-    judge = _Judge(validation, metric, patience)
+    judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
@@ -211,45 +208,6 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
 def _finished(model: Model, state: TrainState, train: Dataset) -> Params:
     """All parameters, with the unknown's rows filled in where they follow the trained ones."""
     return _tree.merge(with_unknown_rows(model, state.params, train.features), state.frozen)
-
-
-class _Judge:
-    """Computes the metric after each epoch and keeps a copy of the best parameters."""
-
-    def __init__(self, validation: Dataset | None, metric: Metric | None, patience: int | None) -> None:
-        if patience is not None and patience < 1:
-            raise ValueError(f"Expected patience >= 1 or None, got {patience}.")
-        if validation is None and isinstance(metric, str):
-            raise ValueError(f"The metric {metric!r} needs held-out data. Give fit(..., validation=...).")
-        if metric is None and validation is not None:
-            metric = default_metric(validation)
-        self._validation, self._metric, self._patience = validation, metric, patience
-        self._lower = isinstance(metric, str) and lower_is_better(metric)
-        self._since, self._value = 0, -np.inf
-        self.best: Params | None = None
-
-    def look(self, recommender: Recommender, row: dict[str, Any]) -> bool:
-        """Writes the metric into the history's row; True if it is time to stop."""
-        if self._metric is None:
-            return False
-        name = self._metric if isinstance(self._metric, str) else getattr(self._metric, "__name__", "metric")
-        row[name] = value = self._compute(recommender)
-        if np.isnan(value):
-            raise ValueError(f"The metric {name!r} is NaN on the validation part, so there is nothing to stop on.")
-        signed = -value if self._lower else value
-        if signed > self._value:
-            self._value, self._since = signed, 0
-            self.best = jax.tree.map(jnp.copy, recommender.params)
-        else:
-            self._since += 1
-        return self._patience is not None and self._since >= self._patience
-
-    def _compute(self, recommender: Recommender) -> float:
-        if callable(self._metric):
-            return float(self._metric(recommender))
-        assert self._metric is not None and self._validation is not None
-        task, ks = task_of(self._metric)
-        return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
 
 
 def _check_rows(model: Model, train: Dataset) -> None:

@@ -1,0 +1,224 @@
+"""Alternating least squares for implicit feedback: each side in turn is a regression on the other."""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxrec._expect import expect
+from jaxrec._recommender import Recommender
+from jaxrec._types import Params
+from jaxrec.data import Dataset
+from jaxrec.models import MatrixFactorization
+from jaxrec.models._base import with_unknown_rows
+from jaxrec.train._judge import Judge, Metric
+
+_CELLS = 2**13  # interactions gathered at once: their vectors should stay in the cache
+
+
+class _Plan(NamedTuple):
+    """One side's interactions in chunks of equal length, and the chunks in blocks of equal number.
+
+    An entity has as many chunks as it needs, all in one block. ``slot`` is its place in the block.
+    """
+
+    other: jax.Array  # int32 [blocks, chunks, length]: table rows of the other side, 0 where padded
+    weight: jax.Array  # float32 of that shape, 0 where padded
+    slot: jax.Array  # int32 [blocks, chunks]
+    row: jax.Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
+    count: jax.Array  # float32 [blocks, chunks]: interactions of each slot
+
+
+def fit_als(
+    train: Dataset,
+    *,
+    dim: int = 64,
+    epochs: int = 16,
+    unobserved: float = 0.1,
+    l2: float = 0.003,
+    exponent: float = 1.0,
+    steps: int = 3,
+    validation: Dataset | None = None,
+    metric: Metric | None = None,
+    patience: int | None = 3,
+    seed: int = 0,
+) -> Recommender:
+    r"""Matrix factorization of implicit feedback by alternating least squares (iALS).
+
+    Minimises, over user vectors :math:`p` and item vectors :math:`q`, with :math:`S` the interactions, :math:`w` their
+    weights, :math:`\alpha` ``unobserved``, :math:`\lambda` ``l2`` and :math:`\nu` ``exponent``,
+
+    .. math:: \sum_{(u,i) \in S} w_{ui} (1 - p_u^\top q_i)^2 + \alpha \sum_{u,i} (p_u^\top q_i)^2
+        + \lambda \sum_u (|S_u| + \alpha |I|)^\nu \lVert p_u \rVert^2
+        + \lambda \sum_i (|S_i| + \alpha |U|)^\nu \lVert q_i \rVert^2
+
+    Each half is a ridge regression per user (item), solved by a few steps of conjugate gradients from the last epoch's
+    vector. A strong baseline for warm users, in a few seconds. The same arguments give the same parameters.
+
+    Args:
+      train: implicit feedback; weights are confidences.
+      dim: width of the vectors.
+      epochs: passes over both sides, at most.
+      unobserved: weight of a pair that was not observed, positive.
+      l2: regularisation.
+      exponent: 1 regularises in proportion to the loss that an entity takes part in, 0 all alike.
+      steps: of conjugate gradients, at least 1.
+      validation: held-out interactions of the same encoder.
+      metric: as for ``fit``.
+      patience: as for ``fit``.
+      seed: of the initial vectors.
+
+    Returns:
+      A recommender of a ``MatrixFactorization`` without biases, with the training's ``history``.
+
+    Raises:
+      ValueError: the data has targets, or no users or items; an option is out of range.
+
+    References:
+      Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008; the objective and its
+      regularisation as in Rendle et al., Revisiting the performance of iALS on item recommendation benchmarks, RecSys
+      2022; conjugate gradients as in Takács, Pilászy and Tikk, Applications of the conjugate gradient method for
+      implicit feedback collaborative filtering, RecSys 2011.
+    """
+    expect(train, Dataset, "train")
+    if train.target is not None or train.user is None or train.item is None:
+        raise ValueError(
+            "Expected implicit feedback of users and items. Leave the target out of the schema and name both columns; "
+            "for ratings use fit with MatrixFactorization."
+        )
+    for name, value, least in (("epochs", epochs, 1), ("steps", steps, 1), ("dim", dim, 1)):
+        if value < least:
+            raise ValueError(f"Expected {name} >= {least}, got {value}.")
+    for name, number in (("unobserved", unobserved), ("l2", l2)):
+        if not number > 0:
+            raise ValueError(f"Expected {name} > 0, got {number}.")
+    model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
+    user, item = (
+        np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
+    )
+    weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
+    plans = {
+        "user": _plan(user, item, weight, model.user_rows),
+        "item": _plan(item, user, weight, model.item_rows),
+    }
+    tables = {
+        side: _start(key, rows, int(known.max()), dim)
+        for side, key, rows, known in zip(
+            ("user", "item"),
+            jax.random.split(jax.random.key(seed)),
+            (model.user_rows, model.item_rows),
+            (features.user_row, features.item_row),
+            strict=True,
+        )
+    }
+    options = {
+        "unobserved": jnp.float32(unobserved),
+        "l2": jnp.float32(l2),
+        "exponent": jnp.float32(exponent),
+    }
+    blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions))
+    judge = Judge(validation, metric, patience)
+    log: list[dict[str, Any]] = []
+    params: Params = {}
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        for side, other in (("user", "item"), ("item", "user")):
+            tables[side] = _sweep(tables[side], tables[other], plans[side], options, steps=steps)
+        params = {side: {"embedding": jnp.copy(table)} for side, table in tables.items()}
+        params = with_unknown_rows(model, params, features)
+        jax.block_until_ready(params)
+        row = {"epoch": epoch, "seconds": time.perf_counter() - start}
+        recommender = blank.replace(params=params, log=tuple(log))
+        stop = judge.look(recommender, row)
+        log.append(row)
+        if stop:
+            break
+    return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
+
+
+def _start(key: jax.Array, rows: int, known: int, dim: int) -> jax.Array:
+    """Small random vectors; zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
+    table = 0.1 * dim**-0.5 * jax.random.normal(key, (rows, dim), jnp.float32)
+    used = jnp.arange(rows)
+    return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
+
+
+def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int) -> _Plan:
+    count = np.bincount(row, minlength=rows)
+    present = np.flatnonzero(count)
+    length = int(np.clip(2 ** np.round(np.log2(np.mean(count[present]))), 8, 64))
+    chunks = -(-count[present] // length)
+    per_block = max(_CELLS // length, 1 << (int(chunks.max()) - 1).bit_length())
+    block, place, filled, number = np.zeros(len(present), np.int64), np.zeros(len(present), np.int64), 0, 0
+    for at, needed in enumerate(chunks.tolist()):  # next-fit packing
+        if filled + needed > per_block:
+            number, filled = number + 1, 0
+        block[at], place[at] = number, filled
+        filled += needed
+    shape = (number + 1, per_block)
+    order = np.argsort(row, kind="stable")
+    within = np.arange(len(row)) - np.repeat(np.cumsum(count[present]) - count[present], count[present])
+    first = np.repeat(block * per_block + place, count[present])  # chunk number over all blocks
+    cell = (first + within // length) * length + within % length
+    others, weights = (
+        np.zeros(shape[0] * per_block * length, np.int32),
+        np.zeros(shape[0] * per_block * length, np.float32),
+    )
+    others[cell], weights[cell] = other[order], weight[order]
+    # A slot is the place of its first chunk; padded chunks belong to the last slot, to which they add nothing.
+    slot = np.full(shape[0] * per_block, per_block - 1, np.int32)
+    rest = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+    slot[np.repeat(block * per_block + place, chunks) + rest] = np.repeat(place, chunks)
+    of_slot, size = np.full(shape, rows, np.int32), np.zeros(shape, np.float32)
+    of_slot[block, place], size[block, place] = present, count[present]
+    arrays = others.reshape(*shape, length), weights.reshape(*shape, length), slot.reshape(shape), of_slot, size
+    return _Plan(*map(jnp.asarray, arrays))
+
+
+@functools.partial(jax.jit, static_argnames=("steps",), donate_argnums=(0,))
+def _sweep(
+    table: Float[jax.Array, "rows dim"],
+    others: Float[jax.Array, "others dim"],
+    plan: _Plan,
+    options: dict[str, jax.Array],
+    *,
+    steps: int,
+) -> Float[jax.Array, "rows dim"]:
+    """Every vector of one side anew, the other side being fixed."""
+    gram = options["unobserved"] * (others.T @ others)
+    num_others = (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
+
+    def block(table: jax.Array, part: _Plan) -> tuple[jax.Array, None]:
+        vectors = others[part.other]
+        scale = options["l2"] * (part.count + options["unobserved"] * num_others) ** options["exponent"]
+
+        def by_slot(chunks: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(chunks, part.slot, num_segments=len(part.slot), indices_are_sorted=False)
+
+        def normal(x: jax.Array) -> jax.Array:
+            fitted = jnp.einsum("cld,cd->cl", vectors, x[part.slot]) * part.weight
+            return by_slot(jnp.einsum("cld,cl->cd", vectors, fitted)) + x @ gram + scale[:, None] * x
+
+        right = by_slot(jnp.einsum("cld,cl->cd", vectors, part.weight))
+        start = table.at[part.row].get(mode="fill", fill_value=0.0)
+        residual = right - normal(start)
+
+        def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            x, residual, direction, square = state
+            image = normal(direction)
+            along = square / jnp.maximum((direction * image).sum(axis=1), jnp.finfo(jnp.float32).tiny)
+            x = x + along[:, None] * direction
+            residual = residual - along[:, None] * image
+            new = jnp.square(residual).sum(axis=1)
+            turn = new / jnp.maximum(square, jnp.finfo(jnp.float32).tiny)
+            return x, residual, residual + turn[:, None] * direction, new
+
+        state = (start, residual, residual, jnp.square(residual).sum(axis=1))
+        solved = jax.lax.fori_loop(0, steps, step, state)[0]
+        return table.at[part.row].set(solved, mode="drop"), None
+
+    return jax.lax.scan(block, table, plan)[0]
