@@ -10,7 +10,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import data, models
-from jaxrec.ranking import _top_k, top_k
+from jaxrec.ranking import _search, _top_k, top_k
 
 
 def by_user(frame):
@@ -331,3 +331,46 @@ def test_context_that_the_model_does_not_read_changes_nothing(world):
     listed = jaxrec.recommend(grown, [900], k=5, exclude=frame[["user", "item"]].iloc[:1])
     predicted = jaxrec.predict(grown, listed[["user", "item"]].assign(price=0.0))
     np.testing.assert_allclose(listed["score"], predicted, atol=1e-5)
+
+
+# Large catalogues
+
+
+@pytest.mark.parametrize(("num", "k", "levels"), [(4096, 10, None), (4096, 100, 7), (2048, 1, 3), (2048, 64, None)])
+def test_searching_by_groups_is_sorting_everything(num, k, levels):
+    rng = np.random.default_rng(k)
+    users, items = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (6, num))
+    if levels is not None:  # many ties
+        users, items = (np.round(values[:, :1] * levels / 3) for values in (users, items))
+    live = rng.random(num) > 0.1
+    exclude = np.full((6, 64), num, np.int32)
+    best = np.argsort(-(users @ items.T), axis=1)
+    exclude[1:, :40] = best[1:, :40]  # the hardest case: what would have been listed
+    exclude[5, :40] = best[5, 0]  # one and the same
+    top, nan = _search.search(users, items, live, exclude, k=k)
+    gone = np.zeros((6, num + 1), bool)
+    gone[np.arange(6)[:, None], exclude] = True
+    expected = top_k(jnp.asarray(users @ items.T), k=k, exclude=jnp.asarray(gone[:, :num] | ~live[None, :]))
+    assert not nan
+    np.testing.assert_allclose(top.score, expected.score, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(top.position, expected.position)
+
+
+def test_searching_finds_scores_that_are_not_numbers():
+    items = np.ones((2048, 2), np.float32)
+    items[77] = np.nan
+    nothing = np.full((1, 1), 2048, np.int32)
+    for live, bad in ((np.ones(2048, bool), True), (np.arange(2048) != 77, False)):
+        assert bool(_search.search(np.ones((1, 2), np.float32), items, live, nothing, k=2)[1]) == bad
+
+
+@pytest.mark.parametrize("name", ["factorization", "towers"])
+def test_large_catalogues_give_the_same_lists_and_figures(name, request, parts, monkeypatch):
+    recommender = request.getfixturevalue(name)
+    grown = jaxrec.coldstart.add(recommender, items=[f"film-9{number:04d}" for number in range(2000)])
+    unseen = parts.test.encoder.items.ids[:3].tolist()
+    plain = jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))
+    monkeypatch.setattr(_search, "_LARGE", 1)
+    large = jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))
+    pd.testing.assert_frame_equal(plain[0], large[0], atol=1e-5)
+    pd.testing.assert_frame_equal(plain[1].table, large[1].table)

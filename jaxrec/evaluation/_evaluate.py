@@ -17,8 +17,9 @@ from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import evaluate_rows
 from jaxrec.evaluation._top_k_metrics import from_hits
 from jaxrec.ranking._recommend import candidate_items, columns
-from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
-from jaxrec.ranking._vectors import Scorer, scorer
+from jaxrec.ranking._search import Ranker, by_scores, ranker
+from jaxrec.ranking._top_k import Pairs, padded
+from jaxrec.ranking._vectors import Scorer
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -111,10 +112,10 @@ class _Subject(NamedTuple):
     seen: Interactions
     trained: Interactions
 
-    def scorer(self, candidates: np.ndarray) -> Scorer:
+    def ranker(self, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
         if isinstance(self.model, Recommender):
-            return scorer(self.model, candidates)
-        return _function_scorer(self.encoder, self.model, candidates)
+            return ranker(self.model, candidates)
+        return by_scores(_function_scorer(self.encoder, self.model, candidates), candidates)
 
 
 class _Lists(NamedTuple):
@@ -201,19 +202,19 @@ def _ranked(
     }
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
     users = np.unique(relevant.user)
-    score_of = subject.scorer(candidates)
+    rank_of, blocks_of = subject.ranker(candidates)
     items, hits = [np.zeros((0, longest), np.int32)], [np.zeros((0, longest), bool)]
-    for block, size in user_blocks(len(users), len(candidates)):
+    for block, size in blocks_of(len(users)):
         found = [each.rows_of(users[block]) for each in excluded]
         row = np.concatenate([position for position, _ in found]) if found else np.zeros(0, np.int64)
         item = np.concatenate([each.item[rows] for each, (_, rows) in zip(excluded, found, strict=True)] or [row])
         wanted_row, wanted = relevant.rows_of(users[block])
-        result = select(
-            score_of(users[block], size),
-            candidates > 0,
+        result = rank_of(
+            users[block],
+            size,
             Pairs.padded(row, column_of[item], len(candidates)),
             Pairs.padded(wanted_row, column_of[relevant.item[wanted]], len(candidates)),
-            k=longest,
+            longest,
         )
         if result.nan:
             raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")

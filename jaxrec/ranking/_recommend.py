@@ -13,8 +13,9 @@ from jaxrec import coldstart
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
-from jaxrec.ranking._top_k import Pairs, padded, select, user_blocks
-from jaxrec.ranking._vectors import apply, everything, item_vectors, scorer, user_vectors
+from jaxrec.ranking._search import ranker
+from jaxrec.ranking._top_k import Pairs, padded
+from jaxrec.ranking._vectors import apply, everything, item_vectors, user_vectors
 
 _ROWS = 4096
 
@@ -78,12 +79,12 @@ def recommend(
     k = min(10, live) if k is None else operator.index(k)
     if not 1 <= k <= live:
         raise ValueError(f"Expected k in 1 .. {live} (the number of candidates), got {k}. Lists cannot be longer.")
-    column_of = columns(items, len(encoder.features.item_row))
     everywhere, excluded = _exclusions(recommender, exclude)
-    allowed = (items > 0) & ~np.isin(items, everywhere)
-    score_of = scorer(recommender, items)
+    items = np.where(np.isin(items, everywhere), 0, items).astype(np.int32)
+    column_of = columns(items, len(encoder.features.item_row))
+    rank_of, blocks_of = ranker(recommender, items)
     found = []
-    for block, size in user_blocks(len(index), len(items)):
+    for block, size in blocks_of(len(index)):
         gone = [excluded.rows_of(index[block])] if excluded is not None else []
         item_gone = [excluded.item[row] for _, row in gone] if excluded is not None else []
         if exclude_seen:
@@ -92,8 +93,7 @@ def recommend(
             item_gone.append(recommender.seen.item[row])
         row = np.concatenate([position for position, _ in gone]) if gone else np.zeros(0, np.int64)
         column = column_of[np.concatenate(item_gone)] if gone else np.zeros(0, np.int64)
-        scores = score_of(index[block], size)
-        top, _, nan = select(scores, allowed, Pairs.padded(row, column, len(items)), _NOTHING, k=k)
+        top, _, nan = rank_of(index[block], size, Pairs.padded(row, column, len(items)), _NOTHING, k)
         if nan:
             raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
         found.append((np.asarray(top.score)[: len(block)], np.asarray(top.position)[: len(block)]))

@@ -27,10 +27,15 @@ def scorer(recommender: Recommender, candidates: np.ndarray) -> Scorer:
     factorises, else by ``apply`` on blocks of users x items."""
     if not recommender.factorises:
         return functools.partial(_score_pairs, recommender, candidates)
-    items = recommender.catalogue
-    if not np.array_equal(candidates, everything(recommender.encoder)):
-        items = take(items, candidates)
+    items = candidate_vectors(recommender, candidates)
     return lambda users, size: _product(user_vectors(recommender, padded(users, size)), items)
+
+
+def candidate_vectors(recommender: Recommender, candidates: np.ndarray) -> jax.Array:
+    """Vectors of candidates (entity indices) of a model that factorises."""
+    if np.array_equal(candidates, everything(recommender.encoder)):
+        return recommender.catalogue
+    return take(recommender.catalogue, candidates)
 
 
 def everything(encoder: Encoder) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Exact top-k of inner products in a large catalogue, without holding all scores."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+from jaxrec._recommender import Recommender
+from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
+from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
+
+_BLOCK = 2048  # items whose scores are computed at once: they stay in the cache until their groups' best are known
+_GROUP = 16
+_FEW = 16  # users of whom all scores are computed at once: reading the items bounds the time
+_LARGE = 2**15  # candidates from which this is faster than sorting all scores
+_USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
+
+Ranker = Callable[[np.ndarray, int, Pairs, Pairs, int], Block]
+"""``(users, size, exclude, relevant, k)``: the lists of some users (entity indices), padded to ``size``."""
+
+
+def ranker(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+    """How to rank ``candidates`` (entity indices, padded with 0), and how to cut users into blocks for it."""
+    if recommender.factorises and len(candidates) >= _LARGE:
+        return _by_groups(recommender, candidates)
+    return by_scores(scorer(recommender, candidates), candidates)
+
+
+def by_scores(score_of: Scorer, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+    """Ranks by sorting all scores of a block of users."""
+    live = jnp.asarray(candidates > 0)
+
+    def rank(users: np.ndarray, size: int, exclude: Pairs, relevant: Pairs, k: int) -> Block:
+        return select(score_of(users, size), live, exclude, relevant, k=k)
+
+    return rank, lambda num_users: list(user_blocks(num_users, len(candidates)))
+
+
+def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+    items, live, outside = candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), len(candidates)
+    if missing := -outside % _BLOCK:
+        items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
+
+    def rank(users: np.ndarray, size: int, exclude: Pairs, relevant: Pairs, k: int) -> Block:
+        inside = exclude.column < outside
+        order = np.argsort(exclude.row[inside], kind="stable")
+        row, column = exclude.row[inside][order], exclude.column[inside][order]
+        count = np.bincount(row, minlength=size)
+        width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
+        grid = np.full((size, width), outside, np.int32)
+        grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
+        top, nan = search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
+        position = np.asarray(top.position)
+        keys = relevant.row.astype(np.int64) * (outside + 1) + relevant.column
+        hit = np.isin(np.arange(size)[:, None] * (outside + 1) + position, keys) & (position >= 0)
+        return Block(top, jnp.asarray(hit), nan)
+
+    return rank, lambda num_users: list(user_blocks(num_users, outside // _USERS_SHARE))
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def search(
+    users: Float[jax.Array, "users dim"],
+    items: Float[jax.Array, "candidates dim"],
+    live: Bool[jax.Array, " candidates"],
+    exclude: Int32[jax.Array, "users excluded"],
+    *,
+    k: int,
+) -> tuple[TopK, jax.Array]:
+    """The ``k`` best candidates by inner product, and whether a score among them is NaN.
+
+    Of each group of neighbouring candidates only the best score is kept. The ``k`` best items are in the ``k`` groups
+    with the best scores, or, where some may be excluded, in as many more groups as there are exclusions; those are
+    scored again. Memory: users times a sixteenth of the candidates.
+
+    Args:
+      users: vectors.
+      items: vectors; their number is a multiple of 2048.
+      live: False for candidates that are never listed.
+      exclude: for each user positions that are not listed; padded with any number that is no position.
+      k: length of the lists, static.
+    """
+
+    def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
+        scores = items @ users.T
+        scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
+        return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
+
+    def block(_: None, start: jax.Array) -> tuple[None, jax.Array]:
+        return None, best_of(*(jax.lax.dynamic_slice_in_dim(values, start, _BLOCK) for values in (items, live)))
+
+    if len(users) <= _FEW:
+        best = best_of(items, live)
+    else:
+        best = jax.lax.scan(block, None, jnp.arange(0, len(items), _BLOCK))[1]
+    best = best.reshape(-1, len(users)).T
+    groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
+    # In order of position, so that of equal scores the lower position comes first.
+    member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
+    position = (jnp.sort(groups, axis=1)[:, :, None] * _GROUP + member).reshape(len(users), -1)
+    scores = jnp.einsum("ud,ucd->uc", users, items[position])
+    gone = ~live[position] | _among(position, exclude)
+    top = top_k(scores, k=k, exclude=gone)
+    place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)
+    return TopK(top.score, jnp.where(top.position < 0, -1, place)), (jnp.isnan(scores) & ~gone).any()
+
+
+def _among(position: jax.Array, exclude: jax.Array) -> jax.Array:
+    """Which positions of each row are among the row's excluded ones, by binary search."""
+    ordered = jnp.sort(exclude, axis=1)
+    place = jax.vmap(jnp.searchsorted)(ordered, position)
+    return jnp.take_along_axis(ordered, jnp.minimum(place, ordered.shape[1] - 1), axis=1) == position
