@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= demo-output
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test doctest lint types check clean
+.PHONY: demo test doctest lint types check bench clean
 
 demo: .venv/.run  ## pretrain, transfer, evaluate, export; DATA=FOLDER for real data
 	$(BIN)/python examples/demo.py --out $(OUT) $(if $(DATA),--data $(DATA))
@@ -22,6 +22,9 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/pyright
 
+bench: .venv/.bench  ## the quick form, about 8 minutes on two cores
+	$(BIN)/python benchmarks/engine.py
+
 check: lint types doctest test
 
 clean:
@@ -38,4 +41,8 @@ clean:
 
 .venv/.dev: .venv/.run
 	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv/.bench: .venv/.run
+	$(PIP) -e '.[bench]'
 	touch $@

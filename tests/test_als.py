@@ -21,7 +21,7 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent):
     weight = rng.uniform(0.5, 2.0, len(user)).astype(np.float32)
     others = rng.normal(size=(items, dim)).astype(np.float32)
     others[0] = 0.0
-    plan = _als._plan(user, item, weight, users)
+    plan = _als._plan(user, item, weight, users, cells=128)
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
     found = np.asarray(_als._sweep(jnp.copy(start), jnp.asarray(others), plan, options, steps=12))
@@ -36,9 +36,9 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent):
         np.testing.assert_allclose(found[row], np.linalg.solve(matrix, vectors.T @ weight[mine]), rtol=2e-3, atol=2e-4)
 
 
-def test_rows_longer_than_a_block_make_the_block_longer(monkeypatch):
-    monkeypatch.setattr(_als, "_CELLS", 16)
-    plan = _als._plan(np.full(100, 3, np.int32), np.arange(100, dtype=np.int32), np.ones(100, np.float32), 5)
+def test_rows_longer_than_a_block_make_the_block_longer():
+    row, other = np.full(100, 3, np.int32), np.arange(100, dtype=np.int32)
+    plan = _als._plan(row, other, np.ones(100, np.float32), 5, cells=16)
     assert plan.other.shape[0] == 1 and float(plan.weight.sum()) == 100.0
     assert plan.row[0, 0] == 3 and plan.count[0, 0] == 100.0 and (np.asarray(plan.row)[0, 1:] == 5).all()
 

@@ -9,7 +9,7 @@ from cases import LinenScorer, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import data, models
+from jaxrec import data, models, ranking
 from jaxrec.ranking import _search, _top_k, top_k
 
 
@@ -347,7 +347,7 @@ def test_searching_by_groups_is_sorting_everything(num, k, levels):
     best = np.argsort(-(users @ items.T), axis=1)
     exclude[1:, :40] = best[1:, :40]  # the hardest case: what would have been listed
     exclude[5, :40] = best[5, 0]  # one and the same
-    top, nan = _search.search(users, items, live, exclude, k=k)
+    top, nan = _search._search(users, items, live, exclude, k=k)
     gone = np.zeros((6, num + 1), bool)
     gone[np.arange(6)[:, None], exclude] = True
     expected = top_k(jnp.asarray(users @ items.T), k=k, exclude=jnp.asarray(gone[:, :num] | ~live[None, :]))
@@ -361,7 +361,7 @@ def test_searching_finds_scores_that_are_not_numbers():
     items[77] = np.nan
     nothing = np.full((1, 1), 2048, np.int32)
     for live, bad in ((np.ones(2048, bool), True), (np.arange(2048) != 77, False)):
-        assert bool(_search.search(np.ones((1, 2), np.float32), items, live, nothing, k=2)[1]) == bad
+        assert bool(_search._search(np.ones((1, 2), np.float32), items, live, nothing, k=2)[1]) == bad
 
 
 @pytest.mark.parametrize("name", ["factorization", "towers"])
@@ -374,3 +374,15 @@ def test_large_catalogues_give_the_same_lists_and_figures(name, request, parts, 
     large = jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))
     pd.testing.assert_frame_equal(plain[0], large[0], atol=1e-5)
     pd.testing.assert_frame_equal(plain[1].table, large[1].table)
+
+
+def test_search_takes_any_number_of_items():
+    rng = np.random.default_rng(0)
+    users, items = (rng.normal(size=(rows, 3)).astype(np.float32) for rows in (20, 50))
+    expected = np.argsort(-(users @ items.T), axis=1)
+    np.testing.assert_array_equal(ranking.search(users, items, k=5).position, expected[:, :5])
+    without = ranking.search(users, items, k=50, exclude=expected[:, :2].astype(np.int32)).position
+    np.testing.assert_array_equal(without[:, :48], expected[:, 2:])
+    assert (np.asarray(without)[:, 48:] == -1).all()
+    with pytest.raises(ValueError, match="k in 1 .. 50 .*got 51"):
+        ranking.search(users, items, k=51)

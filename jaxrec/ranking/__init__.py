@@ -1,6 +1,7 @@
 """Ranking: exact top-k with exclusions, for known and for new users and items."""
 
 from jaxrec.ranking._recommend import predict, recommend
+from jaxrec.ranking._search import search
 from jaxrec.ranking._top_k import TopK, top_k
 
-__all__ = ["TopK", "predict", "recommend", "top_k"]
+__all__ = ["TopK", "predict", "recommend", "search", "top_k"]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from jaxrec._recommender import Recommender
+from jaxrec._types import Array
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
 
@@ -52,7 +53,7 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker
         width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
         grid = np.full((size, width), outside, np.int32)
         grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
-        top, nan = search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
+        top, nan = _search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
         position = np.asarray(top.position)
         keys = relevant.row.astype(np.int64) * (outside + 1) + relevant.column
         hit = np.isin(np.arange(size)[:, None] * (outside + 1) + position, keys) & (position >= 0)
@@ -61,28 +62,53 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker
     return rank, lambda num_users: list(user_blocks(num_users, outside // _USERS_SHARE))
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
 def search(
-    users: Float[jax.Array, "users dim"],
-    items: Float[jax.Array, "candidates dim"],
-    live: Bool[jax.Array, " candidates"],
-    exclude: Int32[jax.Array, "users excluded"],
+    users: Float[Array, "users dim"],
+    items: Float[Array, "candidates dim"],
     *,
     k: int,
-) -> tuple[TopK, jax.Array]:
-    """The ``k`` best candidates by inner product, and whether a score among them is NaN.
+    live: Bool[Array, " candidates"] | None = None,
+    exclude: Int32[Array, "users excluded"] | None = None,
+) -> TopK:
+    """The ``k`` best items of each user by inner product: exact, without holding or sorting all scores.
 
-    Of each group of neighbouring candidates only the best score is kept. The ``k`` best items are in the ``k`` groups
-    with the best scores, or, where some may be excluded, in as many more groups as there are exclusions; those are
-    scored again. Memory: users times a sixteenth of the candidates.
+    Of each group of neighbouring items only the best score is kept. The ``k`` best items are in the ``k`` groups with
+    the best scores, or, where some may be excluded, in as many more groups as there are exclusions; those are scored
+    again. Memory: users times a sixteenth of the items.
 
     Args:
       users: vectors.
-      items: vectors; their number is a multiple of 2048.
-      live: False for candidates that are never listed.
-      exclude: for each user positions that are not listed; padded with any number that is no position.
+      items: vectors. Their number should be a multiple of 2,048; if it is not, a padded copy is made in every call.
       k: length of the lists, static.
+      live: False for items that are never listed, such as padding.
+      exclude: for each user positions that are not listed; fill up with any number that is no position.
+
+    Returns:
+      Scores in float32 and positions; equal scores: lower position first. Where a user has fewer than ``k``, the position
+      is -1 and the score -inf. NaN has no rank: check for it before.
+
+    Raises:
+      ValueError: ``k`` is outside ``1 .. items``.
+
+    Examples:
+      >>> search(jnp.ones((1, 2)), jnp.array([[1.0, 0.0], [2.0, 3.0]]), k=1).position.tolist()
+      [[1]]
     """
+    num = items.shape[0]
+    if not 1 <= k <= num:
+        raise ValueError(f"Expected k in 1 .. {num} (the number of items), got {k}. Lists cannot be longer.")
+    live = jnp.ones(num, bool) if live is None else live
+    exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else exclude
+    if missing := -num % _BLOCK:
+        items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
+    return _search(jnp.asarray(users), jnp.asarray(items), jnp.asarray(live), jnp.asarray(exclude), k=k)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def _search(
+    users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int
+) -> tuple[TopK, jax.Array]:
+    """``search``, and whether a score among the best is NaN."""
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
         scores = items @ users.T

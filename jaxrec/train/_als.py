@@ -17,7 +17,7 @@ from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
 
-_CELLS = 2**13  # interactions gathered at once: their vectors should stay in the cache
+_NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
 
 
 class _Plan(NamedTuple):
@@ -38,8 +38,8 @@ def fit_als(
     *,
     dim: int = 64,
     epochs: int = 16,
-    unobserved: float = 0.1,
-    l2: float = 0.003,
+    unobserved: float = 0.3,
+    l2: float = 0.01,
     exponent: float = 1.0,
     steps: int = 3,
     validation: Dataset | None = None,
@@ -101,9 +101,10 @@ def fit_als(
         np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )
     weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
+    cells = max(_NUMBERS // dim, 64)
     plans = {
-        "user": _plan(user, item, weight, model.user_rows),
-        "item": _plan(item, user, weight, model.item_rows),
+        "user": _plan(user, item, weight, model.user_rows, cells=cells),
+        "item": _plan(item, user, weight, model.item_rows, cells=cells),
     }
     tables = {
         side: _start(key, rows, int(known.max()), dim)
@@ -147,12 +148,12 @@ def _start(key: jax.Array, rows: int, known: int, dim: int) -> jax.Array:
     return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
 
 
-def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int) -> _Plan:
+def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int, *, cells: int) -> _Plan:
     count = np.bincount(row, minlength=rows)
     present = np.flatnonzero(count)
     length = int(np.clip(2 ** np.round(np.log2(np.mean(count[present]))), 8, 64))
     chunks = -(-count[present] // length)
-    per_block = max(_CELLS // length, 1 << (int(chunks.max()) - 1).bit_length())
+    per_block = max(cells // length, 1 << (int(chunks.max()) - 1).bit_length())
     block, place, filled, number = np.zeros(len(present), np.int64), np.zeros(len(present), np.int64), 0, 0
     for at, needed in enumerate(chunks.tolist()):  # next-fit packing
         if filled + needed > per_block:
@@ -199,17 +200,17 @@ def _sweep(
         def by_slot(chunks: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(chunks, part.slot, num_segments=len(part.slot), indices_are_sorted=False)
 
-        def normal(x: jax.Array) -> jax.Array:
-            fitted = jnp.einsum("cld,cd->cl", vectors, x[part.slot]) * part.weight
-            return by_slot(jnp.einsum("cld,cl->cd", vectors, fitted)) + x @ gram + scale[:, None] * x
+        def image_of(x: jax.Array, sought: jax.Array | float) -> jax.Array:
+            """The normal equations' matrix times ``x``, less the right side for a sought score."""
+            missing = (jnp.einsum("cld,cd->cl", vectors, x[part.slot]) - sought) * part.weight
+            return by_slot(jnp.einsum("cld,cl->cd", vectors, missing)) + x @ gram + scale[:, None] * x
 
-        right = by_slot(jnp.einsum("cld,cl->cd", vectors, part.weight))
         start = table.at[part.row].get(mode="fill", fill_value=0.0)
-        residual = right - normal(start)
+        residual = -image_of(start, 1.0)
 
         def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             x, residual, direction, square = state
-            image = normal(direction)
+            image = image_of(direction, 0.0)
             along = square / jnp.maximum((direction * image).sum(axis=1), jnp.finfo(jnp.float32).tiny)
             x = x + along[:, None] * direction
             residual = residual - along[:, None] * image

@@ -1,0 +1,165 @@
+"""What every benchmark shares: alternating timings, the machine's limits, rows of results."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+Run = Callable[[], float]
+"""Does one unit of work (an epoch, a block of queries) and returns how many units of the task that was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """A system that cannot be measured here, and why."""
+
+    reason: str
+
+
+def alternate(
+    task: str,
+    case: str,
+    systems: dict[str, Callable[[], Run]],
+    *,
+    unit: str,
+    repeats: int = 3,
+    budget: float = 60.0,
+    quality: dict[str, Callable[[], float]] | None = None,
+    bound: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Times the systems in turn, so that what disturbs the machine disturbs all.
+
+    Args:
+      task: number of the task, such as ``"T1"``.
+      case: what exactly is measured.
+      systems: by name, a function that prepares a system and returns its ``Run``. The first run compiles and is not
+        counted; its time less the median is reported as ``compile``.
+      unit: of the value, per second.
+      repeats: timed runs of each system.
+      budget: seconds after which a system is not repeated any more; two runs are timed at least.
+      quality: by name, a figure to stand beside the speed, computed after the last run.
+      bound: bytes and flops of one unit of work, from which the attained share is computed.
+    """
+    runs, first, times, units, rows = {}, {}, {}, {}, []
+    for name, prepare in systems.items():
+        before = _resident()
+        try:
+            run = prepare()
+            start = time.perf_counter()
+            units[name] = run()
+        except ImportError as error:
+            print(f"{task} {case} {name}: left out, {error}", flush=True)
+            continue
+        first[name], runs[name], times[name] = time.perf_counter() - start, run, []
+        rows.append({"system": name, "rss_mib": round((_resident() - before) / 2**20)})
+    for number in range(repeats):
+        for name, run in runs.items():
+            if number >= 2 and sum(times[name]) > budget:
+                continue
+            start = time.perf_counter()
+            units[name] = run()
+            times[name].append(time.perf_counter() - start)
+    for row in rows:
+        name = row["system"]
+        seconds = statistics.median(times[name])
+        rate = units[name] / seconds
+        row |= {"task": task, "case": case, "version": version(name), "value": rate, "unit": f"{unit}/s"}
+        row |= {"ms": 1e3 * seconds, "compile_s": round(max(0.0, first[name] - seconds), 3)}
+        row["quality"] = quality[name]() if quality and name in quality else None
+        if bound and name.startswith("jaxrec"):
+            limit = min(LIMITS[key] / bound[key] for key in bound if bound[key])
+            row["attained"] = round(rate / limit, 3)
+        print(f"{task} {case:34} {name:28} {rate:14,.0f} {unit}/s  {row['quality'] or ''}", flush=True)
+    return [{**stamp(), **row} for row in rows]
+
+
+def limits() -> dict[str, float]:
+    """What the machine reaches: bytes/s of a large copy, flops/s of a large product, rows/s of a random gather."""
+    big = jnp.ones(2**26, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    left = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    return {
+        "bytes": 2 * big.nbytes / _best(lambda: copy(big).block_until_ready()),
+        "flops": 2 * 2048**3 / _best(lambda: product(left).block_until_ready()),
+    }
+
+
+def _best(call: Callable[[], Any]) -> float:
+    call()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+LIMITS: dict[str, float] = {}
+
+
+def stamp() -> dict[str, Any]:
+    """Where and with what a figure was made."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return {
+        "device": jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _processor(),
+        "threads": len(os.sched_getaffinity(0)),
+        "commit": commit.stdout.strip(),
+        "jax": jax.__version__,
+        "seed": 0,
+    }
+
+
+def _processor() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.machine()
+
+
+def version(system: str) -> str:
+    """Of the package that a system's name begins with."""
+    package = {"numpy": "numpy", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(
+        system.split()[0], system.split()[0]
+    )
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """Replaces the rows of the same task, case and system in a file of results, and adds the others."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
+    old = json.loads(path.read_text()) if path.exists() else []
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["task"], row["case"], row["system"], row["device"]
+
+    new = {key(row) for row in rows}
+    kept = [row for row in old if key(row) not in new] + [
+        {name: round(value, 4) if isinstance(value, float | np.floating) else value for name, value in row.items()}
+        for row in rows
+    ]
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(sorted(kept, key=key), indent=1, default=float) + "\n")
+    temporary.replace(path)
