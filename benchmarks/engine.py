@@ -1,6 +1,6 @@
-"""Training and retrieval against other libraries, alternately in one process.
+"""Training and retrieval against other libraries, in turn.
 
-python benchmarks/engine.py                # all tasks, quick form, about 8 minutes on two cores -> results/engine.json
+python benchmarks/engine.py                # all tasks, quick form, about 5 minutes on two cores -> results/engine.json
 python benchmarks/engine.py --only T5 T6   # some of them
 python benchmarks/engine.py --full         # larger tables and more repeats
 
@@ -8,13 +8,11 @@ Tasks: T1 BPR epochs, T5 one step against the size of the tables, T6 exact top-1
 Rivals that are not installed are left out (``pip install -e '.[bench]'``).
 """
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # implicit asks for it; the others bring their own threads
-
 import argparse
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -34,9 +32,18 @@ def main() -> None:
     arguments.add_argument("--only", nargs="*", default=list(TASKS), choices=list(TASKS))
     arguments.add_argument("--full", action="store_true")
     arguments.add_argument("--out", default="engine.json")
+    arguments.add_argument("--package", help="measure one package in this process")
+    arguments.add_argument("--rows", help="file to write its rows to")
     options = arguments.parse_args()
+    full = ["--full"] if options.full else []
     for task in options.only:
-        harness.write(options.out, TASKS[task](options.full))
+        if options.package is None:
+            harness.write(options.out, harness.rounds(__file__, task, PACKAGES[task], *full))
+            continue
+        harness.PACKAGE = options.package
+        if options.package == "jaxrec":
+            harness.LIMITS.update(harness.limits())
+        Path(options.rows).write_text(json.dumps(TASKS[task](options.full), default=float))
 
 
 def ratings(users: int, items: int, rows: int) -> data.Parts:
@@ -437,8 +444,12 @@ def _implicit_als(dataset: data.Dataset, scores: dict[str, Any], alpha: float, l
 
 
 TASKS = {"T1": bpr, "T5": step, "T6": top_k, "T8": als}
+PACKAGES = {
+    "T1": ("jaxrec", "torch", "implicit", "cornac"),
+    "T5": ("jaxrec", "torch"),
+    "T6": ("jaxrec", "implicit", "faiss", "torch", "numpy"),
+    "T8": ("jaxrec", "implicit"),
+}
 
 if __name__ == "__main__":
-    harness.LIMITS.update(harness.limits())
-    print({name: f"{value:.3g}/s" for name, value in harness.LIMITS.items()})
     main()

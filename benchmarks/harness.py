@@ -1,6 +1,5 @@
-"""What every benchmark shares: alternating timings, the machine's limits, rows of results."""
+"""What every benchmark shares: timings in turn, the machine's limits, rows of results."""
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -8,6 +7,8 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,6 @@ Run = Callable[[], float]
 """Does one unit of work (an epoch, a block of queries) and returns how many units of the task that was."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Missing:
-    """A system that cannot be measured here, and why."""
-
-    reason: str
-
-
 def alternate(
     task: str,
     case: str,
@@ -40,7 +34,7 @@ def alternate(
     quality: dict[str, Callable[[], float]] | None = None,
     bound: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Times the systems in turn, so that what disturbs the machine disturbs all.
+    """Times the systems of one package; the packages take turns in processes of their own (``rounds``).
 
     Args:
       task: number of the task, such as ``"T1"``.
@@ -55,7 +49,8 @@ def alternate(
     """
     runs, first, times, units, rows = {}, {}, {}, {}, []
     for name, prepare in systems.items():
-        before = _resident()
+        if name.split()[0] != PACKAGE:
+            continue
         try:
             run = prepare()
             start = time.perf_counter()
@@ -64,7 +59,7 @@ def alternate(
             print(f"{task} {case} {name}: left out, {error}", flush=True)
             continue
         first[name], runs[name], times[name] = time.perf_counter() - start, run, []
-        rows.append({"system": name, "rss_mib": round((_resident() - before) / 2**20)})
+        rows.append({"system": name})
     for number in range(repeats):
         for name, run in runs.items():
             if number >= 2 and sum(times[name]) > budget:
@@ -82,18 +77,18 @@ def alternate(
         if bound and name.startswith("jaxrec"):
             limit = min(LIMITS[key] / bound[key] for key in bound if bound[key])
             row["attained"] = round(rate / limit, 3)
+        row["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(f"{task} {case:34} {name:28} {rate:14,.0f} {unit}/s  {row['quality'] or ''}", flush=True)
     return [{**stamp(), **row} for row in rows]
 
 
 def limits() -> dict[str, float]:
-    """What the machine reaches: bytes/s of a large copy, flops/s of a large product, rows/s of a random gather."""
-    big = jnp.ones(2**26, jnp.float32)
-    copy = jax.jit(lambda x: x + 1.0)
+    """What the machine reaches: bytes/s of a large copy by one thread, flops/s of a large product by all."""
+    there, here = np.ones(2**25), np.zeros(2**25)  # written once before, or page faults would be timed
     left = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda x: x @ x)
     return {
-        "bytes": 2 * big.nbytes / _best(lambda: copy(big).block_until_ready()),
+        "bytes": 2 * here.nbytes / _best(lambda: np.copyto(here, there)),
         "flops": 2 * 2048**3 / _best(lambda: product(left).block_until_ready()),
     }
 
@@ -109,6 +104,34 @@ def _best(call: Callable[[], Any]) -> float:
 
 
 LIMITS: dict[str, float] = {}
+PACKAGE = "jaxrec"
+
+
+def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, number: int = 2) -> list[dict[str, Any]]:
+    """Rows of a task, each the median over rounds in which every package in turn has a process of its own.
+
+    Together in one process they would disturb each other: idle threads of one library spin while another works.
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for _ in range(number):
+        for package in packages:
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "rows.json"
+                # implicit asks for one BLAS thread where it trains; in T6 two are faster for one user.
+                environment = os.environ | {"OPENBLAS_NUM_THREADS": "2" if task == "T6" else "1"}
+                command = [sys.executable, script, "--only", task, "--package", package, "--rows", str(out), *arguments]
+                subprocess.run(command, check=True, env=environment)
+                for row in json.loads(out.read_text()):
+                    found.setdefault((row["case"], row["system"]), []).append(row)
+    merged = []
+    for rows in found.values():
+        middle = {
+            name: statistics.median(row[name] for row in rows) for name in ("value", "ms", "compile_s", "rss_mib")
+        }
+        if "attained" in rows[0]:
+            middle["attained"] = statistics.median(row["attained"] for row in rows)
+        merged.append(rows[0] | middle)
+    return merged
 
 
 def stamp() -> dict[str, Any]:
@@ -139,11 +162,6 @@ def version(system: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:

@@ -84,8 +84,8 @@ def search(
       exclude: for each user positions that are not listed; fill up with any number that is no position.
 
     Returns:
-      Scores in float32 and positions; equal scores: lower position first. Where a user has fewer than ``k``, the position
-      is -1 and the score -inf. NaN has no rank: check for it before.
+      Scores in float32 and positions; equal scores: lower position first. Where a user has fewer than ``k``, the
+      position is -1 and the score -inf. NaN has no rank: check for it before.
 
     Raises:
       ValueError: ``k`` is outside ``1 .. items``.
