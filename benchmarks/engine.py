@@ -75,7 +75,7 @@ def bpr(full: bool) -> list[dict[str, Any]]:
     case = f"BPR d={DIM}, {len(parts.train.encoder.users)} x {len(parts.train.encoder.items)}, {rows:,} rows"
     # A step reads and writes three rows of d floats per example.
     bound = {"bytes": 3 * 2 * 4 * DIM}
-    return harness.alternate("T1", case, systems, unit="examples", repeats=repeats, quality=quality, bound=bound)
+    return harness.measure("T1", case, systems, unit="examples", repeats=repeats, quality=quality, bound=bound)
 
 
 def _ndcg(parts: data.Parts, scores: dict[str, Callable[[], Any]], name: str) -> float:
@@ -222,7 +222,7 @@ def step(full: bool) -> list[dict[str, Any]]:
             for name, transformation in OPTIMISERS.items()
         }
         systems |= {f"torch {name}": functools.partial(_torch_step, size, name) for name in ("sgd", "adagrad", "adam")}
-        rows += harness.alternate("T5", f"{size:,} rows", systems, unit="steps", repeats=5)
+        rows += harness.measure("T5", f"{size:,} rows", systems, unit="steps", repeats=5)
     return rows
 
 
@@ -309,7 +309,7 @@ def top_k(full: bool) -> list[dict[str, Any]]:
         }
         bound = {"bytes": 4 * DIM * num / users, "flops": 2 * DIM * num}
         case = f"top {k} of {num:,} x {DIM}, {users} user(s)"
-        rows += harness.alternate("T6", case, systems, unit="queries", repeats=7 if full else 5, bound=bound)
+        rows += harness.measure("T6", case, systems, unit="queries", repeats=7 if full else 5, bound=bound)
     return rows
 
 
@@ -394,7 +394,7 @@ def als(full: bool) -> list[dict[str, Any]]:
         systems[name] = functools.partial(_tuned, name, prepare, grid, parts, scores)
     quality = {name: functools.partial(_ndcg, parts, scores, name) for name in systems}
     case = f"iALS d={DIM}, {len(parts.train):,} rows, {_EPOCHS} epochs"
-    return harness.alternate("T8", case, systems, unit="interactions", repeats=9 if full else 7, quality=quality)
+    return harness.measure("T8", case, systems, unit="interactions", repeats=9 if full else 7, quality=quality)
 
 
 def _tuned(

@@ -23,7 +23,7 @@ Run = Callable[[], float]
 """Does one unit of work (an epoch, a block of queries) and returns how many units of the task that was."""
 
 
-def alternate(
+def measure(
     task: str,
     case: str,
     systems: dict[str, Callable[[], Run]],

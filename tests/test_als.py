@@ -79,3 +79,12 @@ def test_weights_are_confidences():
     plain = train.fit_als(data.encode(split, data.Schema(weight="w")).train, dim=2, epochs=3, exponent=0.0)
     np.testing.assert_allclose(twice.params["user"]["embedding"], plain.params["user"]["embedding"], atol=1e-5)
     assert (once.params["user"]["embedding"] != plain.params["user"]["embedding"]).any()
+
+
+def test_the_seed_sets_the_start_and_rows_that_cannot_learn_are_refused(parts, factorization):
+    first, second = (train.fit_als(parts.train, dim=2, epochs=1, seed=seed) for seed in (0, 1))
+    assert (first.params["user"]["embedding"] != second.params["user"]["embedding"]).any()
+    grown = coldstart.add(factorization, users=[5])
+    rows = pd.DataFrame({"user": [5], "item": parts.train.encoder.items.ids[:1], "time": [0]})
+    with pytest.raises(ValueError, match="1 users of the training part have no row"):
+        train.fit_als(grown.encoder.encode(rows))

@@ -141,7 +141,7 @@ def test_interactions_know_histories_counts_and_pairs():
     [
         ({"num": -1}, "negatives >= 0"),
         ({"in_batch": True, "num": 1}, "leave num and shared at 0"),
-        ({"sampling": "clever"}, "'uniform' or 'popularity', got 'clever'"),
+        ({"sampling": "clever"}, "'uniform', 'popularity', got 'clever'"),
         ({"reject_seen": True}, "give num >= 1"),
     ],
 )

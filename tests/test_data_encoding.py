@@ -365,3 +365,39 @@ def test_objects_that_carry_the_right_one_are_named(parts, world):
 def test_rows_without_users_are_counted():
     frame = pd.DataFrame({"item": ["a", "b"]})
     assert len(data.Encoder.fit(frame, data.Schema(user=None)).encode(frame)) == 2
+
+
+def test_parts_of_different_id_types_are_refused():
+    train, test = (pd.DataFrame({"user": users, "item": [1, 2]}) for users in ([1, 2], ["a", "b"]))
+    with pytest.raises(TypeError, match="ids of one type, got a mixture of int, str"):
+        data.encode(data.Parts(train, None, test), data.Schema())
+
+
+def test_pairs_need_users_and_items():
+    encoder = data.Encoder.fit(pd.DataFrame({"user": [1, 2], "item": [1, 2]}), data.Schema())
+    assert len(encoder.pairs(pd.DataFrame({"user": [1, 9], "item": [2, 2]}))) == 1
+    with pytest.raises(ValueError, match="frame of pairs lacks the column 'item'"):
+        encoder.pairs(pd.DataFrame({"user": [1]}))
+    alone = data.Encoder.fit(pd.DataFrame({"item": [1, 2]}), data.Schema(user=None))
+    with pytest.raises(ValueError, match="Pairs need users and items"):
+        alone.pairs(pd.DataFrame({"item": [1]}))
+
+
+def test_a_missing_truth_value_is_a_missing_number():
+    schema = data.Schema(user_features=(data.Numeric("member", "minmax"),))
+    users = pd.DataFrame({"user": [1, 2, 3], "member": pd.array([True, False, None], dtype="boolean")})
+    encoder = data.Encoder.fit(pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1]}), schema, users=users)
+    assert encoder.features.user_dense[1:4, 0].tolist() == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feedback": "explict"}, "feedback to be 'implicit', 'explicit', got 'explict'"),
+        ({"source_interactions": 0.0}, "at least 2 interactions per user"),
+        ({"shared_users": 1.0, "source_users": 10, "target_users": 20}, "cannot all be among 10 source users"),
+    ],
+)
+def test_worlds_that_cannot_be_are_refused(options, message):
+    with refuses(ValueError, message):
+        data.generate(seed=0, **options)

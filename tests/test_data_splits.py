@@ -129,5 +129,5 @@ def test_splits_that_cannot_be_are_refused(frame, call, message):
 
 def test_folds_go_by_known_things(frame):
     by: Any = "day"
-    with refuses(ValueError, "Expected by='interaction', 'user' or 'item', got 'day'"):
+    with refuses(ValueError, "Expected by to be 'interaction', 'user', 'item', got 'day'"):
         data.k_fold(frame, SCHEMA, by=by, seed=0)

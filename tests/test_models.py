@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DIM, FEATURES, MODELS, batch_of, columns
-from helpers import refuses
+from helpers import refuses, untyped
 
 from jaxrec import _tree, models
 from jaxrec.data import Batch
@@ -298,3 +298,8 @@ def on_context(module, batch, features):
 def test_columns_helper_agrees_with_the_order_of_scores():
     shared = batch_of(2)._replace(shared_negatives=jnp.asarray([5, 6], jnp.int32))
     assert columns(shared)[:, 2:].tolist() == [[5, 6], [5, 6]]
+
+
+def test_widths_may_be_a_list():
+    with untyped():
+        assert models.TwoTower(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)

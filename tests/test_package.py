@@ -21,21 +21,16 @@ ROOMS = [
 PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}
 
 
-def test_importing_jaxrec_is_light():
-    code = (
-        "import sys, jaxrec; "
-        "print([name for name in ('jax', 'pandas', 'orbax', 'matplotlib', 'flax') if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def test_training_needs_no_plotting_and_no_orbax():
-    code = (
-        "import sys, jaxrec; jaxrec.fit, jaxrec.evaluate, jaxrec.save, jaxrec.transfer; "
-        "print([name for name in ('orbax', 'matplotlib') if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("jaxrec", ("jax", "pandas", "orbax", "matplotlib", "flax")),
+        ("jaxrec.fit, jaxrec.evaluate, jaxrec.save, jaxrec.transfer", ("orbax", "matplotlib")),
+    ],
+)
+def test_importing_loads_nothing_that_is_not_needed(code, heavy):
+    script = f"import sys, jaxrec; {code}; print([name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

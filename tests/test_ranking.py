@@ -384,5 +384,7 @@ def test_search_takes_any_number_of_items():
     without = ranking.search(users, items, k=50, exclude=expected[:, :2].astype(np.int32)).position
     np.testing.assert_array_equal(without[:, :48], expected[:, 2:])
     assert (np.asarray(without)[:, 48:] == -1).all()
+    live = np.arange(50) != expected[0, 0]
+    assert int(ranking.search(users[:1], items, k=1, live=live).position[0, 0]) == expected[0, 1]
     with pytest.raises(ValueError, match="k in 1 .. 50 .*got 51"):
         ranking.search(users, items, k=51)

@@ -383,3 +383,10 @@ def test_what_was_made_of_the_right_object_is_named(source, target):
         transfer.adapt(source, target)
     with refuses(TypeError, "Expected a Dataset for test, got Parts"):
         transfer.compare(source, target.train, target)
+
+
+def test_trees_of_numpy_arrays_are_copied_and_no_rows_frozen():
+    tree = {"user": {"embedding": np.arange(6.0, dtype=np.float32).reshape(3, 2)}}
+    copied, _ = transfer.copy(tree, jax.tree.map(np.zeros_like, tree))
+    np.testing.assert_array_equal(copied["user"]["embedding"], tree["user"]["embedding"])
+    assert not transfer.freeze(tree, rows={"user/embedding": np.array([])}).rows["user/embedding"].any()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxrec._expect import one_of
 from jaxrec._types import Batch
 from jaxrec.data._encoder import Dataset
 
@@ -38,8 +39,7 @@ class Negatives:
             raise ValueError(f"Expected counts of negatives >= 0, got num={self.num}, shared={self.shared}.")
         if self.in_batch and (self.num or self.shared):
             raise ValueError("In-batch negatives are the batch's own positives: leave num and shared at 0.")
-        if self.sampling not in ("uniform", "popularity"):
-            raise ValueError(f"Expected sampling 'uniform' or 'popularity', got {self.sampling!r}.")
+        one_of(self.sampling, ("uniform", "popularity"), "sampling")
         if self.reject_seen and not self.num:
             raise ValueError("reject_seen applies to own negatives: give num >= 1.")
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec._expect import one_of
 from jaxrec.data._encoder import Parts
 from jaxrec.data._schema import Schema, need_columns, times
 
@@ -147,8 +148,7 @@ def k_fold(
       seed: of ``numpy.random.default_rng``.
     """
     need_columns(frame, schema.columns(), "interactions")
-    if by not in ("interaction", "user", "item"):
-        raise ValueError(f"Expected by='interaction', 'user' or 'item', got {by!r}.")
+    one_of(by, ("interaction", "user", "item"), "by")
     if by == "interaction":
         group, count = np.arange(len(frame)), len(frame)
     else:

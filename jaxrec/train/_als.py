@@ -15,6 +15,7 @@ from jaxrec._types import Params
 from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
+from jaxrec.train._fit import check_rows
 from jaxrec.train._judge import Judge, Metric
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
@@ -76,7 +77,8 @@ def fit_als(
       A recommender of a ``MatrixFactorization`` without biases, with the training's ``history``.
 
     Raises:
-      ValueError: the data has targets, or no users or items; an option is out of range.
+      ValueError: the data has targets, no users or no items, or users or items without a table row; an option is out of
+        range.
 
     References:
       Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008; the objective and its
@@ -97,6 +99,7 @@ def fit_als(
         if not number > 0:
             raise ValueError(f"Expected {name} > 0, got {number}.")
     model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
+    check_rows(model, train)
     user, item = (
         np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )

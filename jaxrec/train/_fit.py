@@ -135,7 +135,7 @@ def fit(
     batches = Batches(
         train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
     )
-    _check_rows(model, train)
+    check_rows(model, train)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features
     key_init, key_train = jax.random.split(jax.random.key(seed))
@@ -210,7 +210,7 @@ def _finished(model: Model, state: TrainState, train: Dataset) -> Params:
     return _tree.merge(with_unknown_rows(model, state.params, train.features), state.frozen)
 
 
-def _check_rows(model: Model, train: Dataset) -> None:
+def check_rows(model: Model, train: Dataset) -> None:
     """Every entity of the training part needs a row of the model's tables: row 0, the unknown's, learns nothing."""
     sizes = train.sizes
     needed = {f"user/{name}": rows for name, rows in sizes.user_codes}
