@@ -203,37 +203,34 @@ def _ranked(
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
     users = np.unique(relevant.user)
     rank_of, blocks_of = subject.ranker(candidates)
-    items, hits = [np.zeros((0, longest), np.int32)], [np.zeros((0, longest), bool)]
+    results = []
     for block, size in blocks_of(len(users)):
         found = [each.rows_of(users[block]) for each in excluded]
         row = np.concatenate([position for position, _ in found]) if found else np.zeros(0, np.int64)
         item = np.concatenate([each.item[rows] for each, (_, rows) in zip(excluded, found, strict=True)] or [row])
-        wanted_row, wanted = relevant.rows_of(users[block])
-        result = rank_of(
-            users[block],
-            size,
-            Pairs.padded(row, column_of[item], len(candidates)),
-            Pairs.padded(wanted_row, column_of[relevant.item[wanted]], len(candidates)),
-            longest,
-        )
-        if result.nan:
-            raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
-        position = np.asarray(result.top.position)[: len(block)]
-        items.append(np.where(position >= 0, candidates[position], 0))
-        hits.append(np.asarray(result.hit)[: len(block)])
-    return _Lists(users, np.concatenate(items), np.concatenate(hits), relevant, left_out, live)
+        exclude = Pairs.padded(row, column_of[item], len(candidates))
+        if results:  # one block's scores at a time; the host has prepared this one meanwhile
+            jax.block_until_ready(results[-1])
+        results.append((rank_of(users[block], size, exclude, longest), len(block)))
+    if any(bool(result.nan) for result, _ in results):
+        raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
+    positions = [np.asarray(result.top.position)[:num] for result, num in results]
+    position = np.concatenate(positions) if positions else np.zeros((0, longest), np.int32)
+    items = np.where(position >= 0, candidates[position], 0)
+    hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
+    return _Lists(users, items, hits, relevant, left_out, live)
 
 
 def _distinct(test: Dataset) -> tuple[Interactions, int]:
     """Test pairs without repetition, items that are not known included as index 0."""
     assert test.user is not None and test.item is not None
     known = test.item > 0
-    keys = np.stack([test.user[known], test.item[known]])
-    unique = np.unique(keys, axis=1)
-    size = len(test.features.user_row), len(test.features.item_row)
-    unknown = np.stack([test.user[~known], test.item[~known]])
-    pairs = np.concatenate([unique, unknown], axis=1)
-    return Interactions(pairs[0], pairs[1], *size), keys.shape[1] - unique.shape[1]
+    num_users, num_items = len(test.features.user_row), len(test.features.item_row)
+    unique = np.unique(test.user[known].astype(np.int64) * num_items + test.item[known])
+    user, item = (part.astype(np.int32) for part in np.divmod(unique, num_items))
+    pairs = Interactions(user, item, num_users, num_items)
+    unknown = Interactions(test.user[~known], test.item[~known], num_users, num_items)
+    return pairs.append(unknown), int(known.sum()) - len(unique)
 
 
 def _function_scorer(encoder: Encoder, function: Scores, candidates: np.ndarray) -> Scorer:

@@ -93,7 +93,7 @@ def recommend(
             item_gone.append(recommender.seen.item[row])
         row = np.concatenate([position for position, _ in gone]) if gone else np.zeros(0, np.int64)
         column = column_of[np.concatenate(item_gone)] if gone else np.zeros(0, np.int64)
-        top, _, nan = rank_of(index[block], size, Pairs.padded(row, column, len(items)), _NOTHING, k)
+        top, nan = rank_of(index[block], size, Pairs.padded(row, column, len(items)), k)
         if nan:
             raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
         found.append((np.asarray(top.score)[: len(block)], np.asarray(top.position)[: len(block)]))
@@ -193,6 +193,3 @@ def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
 @jax.jit
 def _inner(users: jax.Array, items: jax.Array) -> jax.Array:
     return jnp.einsum("bd,bd->b", users, items)
-
-
-_NOTHING = Pairs(np.zeros(16, np.int32), np.full(16, np.iinfo(np.int32).max, np.int32))

@@ -19,8 +19,8 @@ _FEW = 16  # users of whom all scores are computed at once: reading the items bo
 _LARGE = 2**15  # candidates from which this is faster than sorting all scores
 _USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
 
-Ranker = Callable[[np.ndarray, int, Pairs, Pairs, int], Block]
-"""``(users, size, exclude, relevant, k)``: the lists of some users (entity indices), padded to ``size``."""
+Ranker = Callable[[np.ndarray, int, Pairs, int], Block]
+"""``(users, size, exclude, k)``: the lists of some users (entity indices), padded to ``size``."""
 
 
 def ranker(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
@@ -34,18 +34,17 @@ def by_scores(score_of: Scorer, candidates: np.ndarray) -> tuple[Ranker, Callabl
     """Ranks by sorting all scores of a block of users."""
     live = jnp.asarray(candidates > 0)
 
-    def rank(users: np.ndarray, size: int, exclude: Pairs, relevant: Pairs, k: int) -> Block:
-        return select(score_of(users, size), live, exclude, relevant, k=k)
+    def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
+        return select(score_of(users, size), live, exclude, k=k)
 
     return rank, lambda num_users: list(user_blocks(num_users, len(candidates)))
 
 
 def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
-    items, live, outside = candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), len(candidates)
-    if missing := -outside % _BLOCK:
-        items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
+    outside = len(candidates)
+    items, live = _whole_blocks(candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), _BLOCK)
 
-    def rank(users: np.ndarray, size: int, exclude: Pairs, relevant: Pairs, k: int) -> Block:
+    def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
         inside = exclude.column < outside
         order = np.argsort(exclude.row[inside], kind="stable")
         row, column = exclude.row[inside][order], exclude.column[inside][order]
@@ -53,13 +52,14 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker
         width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
         grid = np.full((size, width), outside, np.int32)
         grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
-        top, nan = _search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
-        position = np.asarray(top.position)
-        keys = relevant.row.astype(np.int64) * (outside + 1) + relevant.column
-        hit = np.isin(np.arange(size)[:, None] * (outside + 1) + position, keys) & (position >= 0)
-        return Block(top, jnp.asarray(hit), nan)
+        return _search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
 
     return rank, lambda num_users: list(user_blocks(num_users, outside // _USERS_SHARE))
+
+
+def _whole_blocks(items: jax.Array, live: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    missing = -len(items) % size
+    return (jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))) if missing else (items, live)
 
 
 def search(
@@ -99,16 +99,14 @@ def search(
         raise ValueError(f"Expected k in 1 .. {num} (the number of items), got {k}. Lists cannot be longer.")
     live = jnp.ones(num, bool) if live is None else live
     exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else exclude
-    if missing := -num % _BLOCK:
-        items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
-    return _search(jnp.asarray(users), jnp.asarray(items), jnp.asarray(live), jnp.asarray(exclude), k=k)[0]
+    items, live = _whole_blocks(jnp.asarray(items), jnp.asarray(live), _BLOCK)
+    return _search(jnp.asarray(users), items, live, jnp.asarray(exclude), k=k).top
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
 def _search(
     users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int
-) -> tuple[TopK, jax.Array]:
-    """``search``, and whether a score among the best is NaN."""
+) -> Block:
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
         scores = items @ users.T
@@ -131,7 +129,7 @@ def _search(
     gone = ~live[position] | _among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)
     place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)
-    return TopK(top.score, jnp.where(top.position < 0, -1, place)), (jnp.isnan(scores) & ~gone).any()
+    return Block(TopK(top.score, jnp.where(top.position < 0, -1, place)), (jnp.isnan(scores) & ~gone).any())
 
 
 def _among(position: jax.Array, exclude: jax.Array) -> jax.Array:

@@ -74,7 +74,6 @@ class Block(NamedTuple):
     """What ``select`` returns for a block of users."""
 
     top: TopK
-    hit: Bool[jax.Array, "users k"]
     nan: Bool[jax.Array, ""]  # whether a candidate that counts has no rank
 
 
@@ -83,24 +82,19 @@ def select(
     scores: Float[jax.Array, "users candidates"],
     live: Bool[jax.Array, " candidates"],
     exclude: Pairs,
-    relevant: Pairs,
     *,
     k: int,
 ) -> Block:
-    """Top-k lists, and which of their members are relevant.
+    """Top-k lists.
 
     Args:
       scores: of every candidate.
       live: False for the padding of the candidates.
       exclude: pairs never listed.
-      relevant: held-out positives.
       k: length of the lists, static.
     """
     gone = jnp.zeros(scores.shape, bool).at[exclude.row, exclude.column].set(True, mode="drop") | ~live[None, :]
-    wanted = jnp.zeros(scores.shape, bool).at[relevant.row, relevant.column].set(True, mode="drop")
-    top = top_k(scores, k=k, exclude=gone)
-    hit = jnp.take_along_axis(wanted, jnp.maximum(top.position, 0), axis=1) & (top.position >= 0)
-    return Block(top, hit, (jnp.isnan(scores) & ~gone).any())
+    return Block(top_k(scores, k=k, exclude=gone), (jnp.isnan(scores) & ~gone).any())
 
 
 def user_blocks(num_users: int, num_candidates: int) -> Iterator[tuple[np.ndarray, int]]:
