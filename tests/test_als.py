@@ -56,6 +56,15 @@ def test_it_is_better_than_popularity_and_the_same_twice(parts, world):
     assert len(new) == 5
 
 
+def test_it_goes_on_from_given_parameters(parts):
+    whole = train.fit_als(parts.train, dim=4, epochs=4)
+    half = train.fit_als(parts.train, dim=4, epochs=2)
+    rest = train.fit_als(parts.train, dim=4, epochs=2, params=half.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), rest.params, whole.params)
+    with pytest.raises(ValueError, match="The parameters are not those of"):
+        train.fit_als(parts.train, dim=5, params=half.params)
+
+
 def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
     with pytest.raises(ValueError, match="Expected implicit feedback"):
         train.fit_als(rated_parts.train)

@@ -209,8 +209,8 @@ def _ranked(
         row = np.concatenate([position for position, _ in found]) if found else np.zeros(0, np.int64)
         item = np.concatenate([each.item[rows] for each, (_, rows) in zip(excluded, found, strict=True)] or [row])
         exclude = Pairs.padded(row, column_of[item], len(candidates))
-        if results:  # one block's scores at a time; the host has prepared this one meanwhile
-            jax.block_until_ready(results[-1])
+        if len(results) > 1:  # two blocks at work: on CPU each sorts on one core
+            jax.block_until_ready(results[-2])
         results.append((rank_of(users[block], size, exclude, longest), len(block)))
     if any(bool(result.nan) for result, _ in results):
         raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")

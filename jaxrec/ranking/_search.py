@@ -104,9 +104,7 @@ def search(
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
-def _search(
-    users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int
-) -> Block:
+def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int) -> Block:
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
         scores = items @ users.T

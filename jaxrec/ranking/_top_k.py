@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
-_SCORES = 2**25  # most scores held at once: 128 MiB in float32
+_SCORES = 2**24  # most scores of a block: 64 MiB in float32; evaluation has two blocks at work
 _USERS = 1024  # most users of a block
 
 

@@ -17,6 +17,7 @@ from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._fit import check_rows
 from jaxrec.train._judge import Judge, Metric
+from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
 
@@ -46,6 +47,7 @@ def fit_als(
     validation: Dataset | None = None,
     metric: Metric | None = None,
     patience: int | None = 3,
+    params: Params | None = None,
     seed: int = 0,
 ) -> Recommender:
     r"""Matrix factorization of implicit feedback by alternating least squares (iALS).
@@ -71,6 +73,7 @@ def fit_als(
       validation: held-out interactions of the same encoder.
       metric: as for ``fit``.
       patience: as for ``fit``.
+      params: of a ``MatrixFactorization`` without biases of this size, to start from; by default small random vectors.
       seed: of the initial vectors.
 
     Returns:
@@ -109,16 +112,11 @@ def fit_als(
         "user": _plan(user, item, weight, model.user_rows, cells=cells),
         "item": _plan(item, user, weight, model.item_rows, cells=cells),
     }
-    tables = {
-        side: _start(key, rows, int(known.max()), dim)
-        for side, key, rows, known in zip(
-            ("user", "item"),
-            jax.random.split(jax.random.key(seed)),
-            (model.user_rows, model.item_rows),
-            (features.user_row, features.item_row),
-            strict=True,
-        )
-    }
+    if params is None:
+        params = jax.tree.map(lambda leaf: 0.1 * leaf, model.init(jax.random.key(seed)))
+    check_params(model, params)
+    known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
+    tables = {side: _trained_rows(params[side]["embedding"], number) for side, number in known.items()}
     options = {
         "unobserved": jnp.float32(unobserved),
         "l2": jnp.float32(l2),
@@ -127,7 +125,6 @@ def fit_als(
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions))
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
-    params: Params = {}
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         for side, other in (("user", "item"), ("item", "user")):
@@ -144,10 +141,9 @@ def fit_als(
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
 
 
-def _start(key: jax.Array, rows: int, known: int, dim: int) -> jax.Array:
-    """Small random vectors; zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
-    table = 0.1 * dim**-0.5 * jax.random.normal(key, (rows, dim), jnp.float32)
-    used = jnp.arange(rows)
+def _trained_rows(table: jax.Array, known: int) -> jax.Array:
+    """A copy with zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
+    used = jnp.arange(table.shape[0])
     return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
 
 

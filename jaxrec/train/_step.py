@@ -67,7 +67,7 @@ def init_state(
       ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, or the optimiser
         cannot train a table by rows.
     """
-    _check_params(model, params)
+    check_params(model, params)
     trainable, frozen = _tree.split(params, freeze)
     leaves = _tree.flatten(trainable)
     if not leaves:
@@ -95,7 +95,7 @@ def init_state(
     )
 
 
-def _check_params(model: Model, params: Params) -> None:
+def check_params(model: Model, params: Params) -> None:
     expected = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     given = _tree.flatten(params)
     for path in sorted(expected.keys() | given.keys()):

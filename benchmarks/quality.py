@@ -1,0 +1,255 @@
+"""Seconds to quality: how long does training take until it ranks as well as the best rival ever does?
+
+python benchmarks/quality.py                     # MovieLens 1M and anime, about 40 minutes on two cores
+python benchmarks/quality.py --data ml-1m        # one of them
+
+``JAXREC_DATA`` names the folder of data. A tenth of the interactions is held out for validation at random. Every system
+is tuned by NDCG@10 there, over the full catalogue: nine settings each, at most 30 seconds of training for each setting.
+The target is the best that any rival reached. Then each system trains anew in a process of its own with its best
+setting, for as many epochs as it took to reach the target (or its own best, where that is below): once with everything
+that a first run costs, once again in the same process.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import optax
+import pandas as pd
+from tasks import factorization
+from tasks.common import DIM, Scores, by_tables, matrix, ndcg, trainer
+
+from jaxrec import data, models, optim, train
+
+_PATIENCE, _SECONDS = 4, 30.0
+_DATA = {"ml-1m": ("user_id", "movie_id"), "anime": ("user_id", "anime_id")}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", nargs="*", default=list(_DATA), choices=list(_DATA))
+    arguments.add_argument("--stage", choices=("tune", "time"), help="one stage of one system in this process")
+    arguments.add_argument("--system", choices=list(SYSTEMS))
+    arguments.add_argument("--setting", type=json.loads)
+    arguments.add_argument("--epochs", type=int)
+    arguments.add_argument("--out", type=Path)
+    options = arguments.parse_args()
+    if options.stage is None:
+        for name in options.data:
+            harness.write("quality.json", _compare(name))
+        return
+    parts = _parts(options.data[0])
+    if options.stage == "tune":
+        found = _tune(options.system, parts)
+    else:
+        found = _time(options.system, parts, options.setting, options.epochs)
+    options.out.write_text(json.dumps(found, default=float))
+
+
+def _parts(name: str) -> data.Parts:
+    folder = os.environ.get("JAXREC_DATA")
+    if not folder:
+        raise SystemExit("JAXREC_DATA names no folder of data; see benchmarks/README.md.")
+    user, item = _DATA[name]
+    frame = pd.read_parquet(Path(folder) / name / "interactions.parquet")[[user, item]].drop_duplicates()
+    frame = frame.rename(columns={user: "user", item: "item"})
+    return data.encode(data.split_random(frame, validation=0.1, test=0.1, seed=0), data.Schema())
+
+
+def _compare(name: str) -> list[dict[str, Any]]:
+    tuned = {}
+    for system in SYSTEMS:
+        tuned[system] = _run(name, system, "tune")
+        best = max(tuned[system]["curve"])
+        print(f"{name} {system:16} best NDCG@10 {best:.4f} with {tuned[system]['setting']}", flush=True)
+    target = max(max(found["curve"]) for system, found in tuned.items() if not system.startswith("jaxrec"))
+    rows = []
+    for system, found in tuned.items():
+        goal = min(target, max(found["curve"]))
+        epochs = next(number for number, value in enumerate(found["curve"], 1) if value >= goal)
+        timed = _run(name, system, "time", "--setting", json.dumps(found["setting"]), "--epochs", str(epochs))
+        print(
+            f"{name} {system:16} {goal:.4f} after {epochs} epochs: {timed['again']:.2f} s, first {timed['first']:.2f}"
+        )
+        rows.append(
+            {
+                "task": "T10",
+                "case": f"{name}, target {target:.4f}",
+                "system": system,
+                "version": harness.version(system),
+                "value": timed["again"],
+                "unit": "s",
+                "first_s": timed["first"],
+                "import_s": timed["import"],
+                "quality": found["curve"][epochs - 1],
+                "best": max(found["curve"]),
+                "epochs": epochs,
+                "setting": found["setting"],
+                "tuning_s": found["seconds"],
+            }
+        )
+    return [{**harness.stamp(), **row} for row in rows]
+
+
+def _run(name: str, system: str, stage: str, *more: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, __file__, "--data", name, "--stage", stage, "--system", system, "--out", str(out)]
+        subprocess.run([*command, *more], check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+        return json.loads(out.read_text())
+
+
+def _tune(system: str, parts: data.Parts) -> dict[str, Any]:
+    """The best of the settings, and its NDCG@10 by epoch up to the best one."""
+    prepare, grid = SYSTEMS[system]
+    best: dict[str, Any] = {"curve": [0.0]}
+    start = time.perf_counter()
+    for setting in itertools.product(*grid):
+        scores: Scores = {}
+        run = prepare(parts.train, scores, *setting)
+        curve: list[float] = []
+        spent = 0.0
+        while spent < _SECONDS and len(curve) - int(np.argmax(curve or [0])) <= _PATIENCE:
+            before = time.perf_counter()
+            run()
+            spent += time.perf_counter() - before
+            curve.append(ndcg(parts, scores, next(iter(scores))))
+        if max(curve) > max(best["curve"]):
+            best = {"setting": setting, "curve": curve[: int(np.argmax(curve)) + 1]}
+    return best | {"seconds": time.perf_counter() - start}
+
+
+def _time(system: str, parts: data.Parts, setting: list[float], epochs: int) -> dict[str, float]:
+    prepare, _ = SYSTEMS[system]
+    found = {"import": _import_seconds(system.split()[0])}
+    for name in ("first", "again"):
+        start = time.perf_counter()
+        if system == "jaxrec ials":
+            first, second = setting
+            train.fit_als(parts.train, dim=DIM, epochs=epochs, unobserved=first, l2=second)
+        else:
+            run = prepare(parts.train, {}, *setting)
+            for _ in range(epochs):
+                run()
+        found[name] = time.perf_counter() - start
+    return found
+
+
+def _import_seconds(package: str) -> float:
+    """Of the package in a fresh interpreter, less an empty one."""
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    return min(seconds(f"import {package}") for _ in range(2)) - min(seconds("pass") for _ in range(2))
+
+
+def _jaxrec_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: float) -> harness.Run:
+    model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
+    optimizer = optim.row_sparse(optax.adamw(rate, weight_decay=decay))
+    negatives = data.Negatives(in_batch=True)
+    return trainer("jaxrec", scores, dataset, model, "in_batch_softmax", optimizer, negatives=negatives, size=_SOFTMAX)
+
+
+def _jaxrec_ials(dataset: data.Dataset, scores: Scores, unobserved: float, l2: float) -> harness.Run:
+    box: list[Any] = [None]
+    scores["jaxrec"] = lambda: box[0]
+
+    def run() -> float:
+        start = None if box[0] is None else box[0].params
+        box[0] = train.fit_als(dataset, dim=DIM, epochs=1, unobserved=unobserved, l2=l2, params=start)
+        return len(dataset)
+
+    return run
+
+
+def _torch_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: float) -> harness.Run:
+    """The same loss, batches and optimiser; dense Adam in one kernel is faster than sparse Adam at this size."""
+    import torch
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    rows = [len(row) for row in dataset.features[:2]]
+    tables = [torch.nn.Parameter(DIM**-0.5 * torch.randn(number, DIM)) for number in rows]
+    optimiser = torch.optim.AdamW(tables, lr=rate, weight_decay=decay, fused=True)
+    users, items = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
+    log_q = torch.log(torch.bincount(items, minlength=rows[1]).clamp(min=1) / len(items)).float()
+
+    def loss(user: Any, item: Any) -> Any:
+        scores = tables[0][user] @ tables[1][item].T - log_q[item]
+        accidental = (item[:, None] == item[None, :]) & ~torch.eye(len(item), dtype=torch.bool)
+        scores = scores.masked_fill(accidental, -torch.inf)
+        return torch.nn.functional.cross_entropy(scores, torch.arange(len(item)))
+
+    objective = torch.compile(loss, dynamic=True)
+
+    def run() -> float:
+        order = torch.randperm(len(users))
+        for start in range(0, len(order), _SOFTMAX):
+            at = order[start : start + _SOFTMAX]
+            optimiser.zero_grad()
+            objective(users[at], items[at]).backward()
+            optimiser.step()
+        return len(users)
+
+    scores["torch"] = lambda: by_tables(dataset.encoder, *(table.detach().numpy() for table in tables))
+    return run
+
+
+def _implicit(kind: str, dataset: data.Dataset, scores: Scores, first: float, second: float) -> harness.Run:
+    import implicit
+
+    pairs = matrix(dataset)
+    shared = {"iterations": 1, "num_threads": 2, "random_state": 0}
+    if kind == "ials":
+        model = implicit.als.AlternatingLeastSquares(
+            factors=DIM, alpha=first, regularization=second, use_gpu=False, **shared
+        )
+    elif kind == "bpr":
+        model = implicit.bpr.BayesianPersonalizedRanking(
+            factors=DIM - 1, learning_rate=first, regularization=second, **shared
+        )
+    else:
+        model = implicit.lmf.LogisticMatrixFactorization(
+            factors=DIM, learning_rate=first, regularization=second, **shared
+        )
+
+    def run() -> float:
+        model.fit(pairs, show_progress=False)
+        return len(dataset)
+
+    scores["implicit"] = lambda: by_tables(dataset.encoder, model.user_factors, model.item_factors)
+    return run
+
+
+def _cornac_bpr(dataset: data.Dataset, scores: Scores, rate: float, l2: float) -> harness.Run:
+    return factorization.cornac_bpr(dataset, scores, rate=rate, l2=l2)
+
+
+_SOFTMAX = 1024  # examples in a batch, which are each other's negatives
+# How a system is made ready with two numbers, and three values to try for each.
+SYSTEMS: dict[str, tuple[Callable[..., harness.Run], tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    "implicit ials": (functools.partial(_implicit, "ials"), ((1.0, 3.0, 10.0), (0.1, 1.0, 10.0))),
+    "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.02, 0.05, 0.1), (0.001, 0.01, 0.03))),
+    "implicit lmf": (functools.partial(_implicit, "lmf"), ((0.1, 0.3, 1.0), (0.1, 0.6, 3.0))),
+    "cornac bpr": (_cornac_bpr, ((0.01, 0.03, 0.1), (0.001, 0.01, 0.03))),
+    "torch softmax": (_torch_softmax, ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
+    "jaxrec softmax": (_jaxrec_softmax, ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
+    "jaxrec ials": (_jaxrec_ials, ((0.1, 0.3, 1.0), (0.003, 0.01, 0.03))),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The tasks of engine.py: what is measured, and every system's way to do it."""

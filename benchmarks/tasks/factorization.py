@@ -1,0 +1,297 @@
+"""T1 an epoch of BPR, T2 an epoch of logistic factorization, T5 one step against the size of the tables."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrec import data, losses, models, optim, train
+from tasks.common import BATCH, DIM, Scores, by_tables, known_share, matrix, ndcg, ratings, size_of, trainer
+
+_RATE = 0.05
+_SHARED = 256
+
+
+def bpr(full: bool) -> list[dict[str, Any]]:
+    """An epoch of BPR: one uniform negative per example, drawn anew, SGD. Same draws, same updates on all sides."""
+    rows = []
+    sizes = [(6040, 3706, 1_100_000)] + [(1_000_000, 200_000, 11_000_000)] * full
+    for size in sizes:
+        parts, scores = ratings(*size), {}
+        systems = {
+            "jaxrec": functools.partial(_jaxrec_bpr, parts.train, scores),
+            "torch": functools.partial(_torch_bpr, parts.train, scores),
+            "implicit": functools.partial(_implicit_bpr, parts.train, scores),
+            "cornac": functools.partial(cornac_bpr, parts.train, scores),
+        }
+        small = size[0] < 100_000
+        quality = {name: functools.partial(ndcg, parts, scores, name) for name in systems} if small else None
+        # A step reads and writes three rows of d floats per example.
+        bound = {"bytes": 3 * 2 * 4 * DIM}
+        case = f"BPR d={DIM}, {size_of(parts.train)}"
+        repeats = 7 if full and small else 3
+        rows += harness.measure("T1", case, systems, unit="examples", repeats=repeats, quality=quality, bound=bound)
+    return rows
+
+
+def _jaxrec_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
+    model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
+    sgd = optim.row_sparse(optax.sgd(_RATE * BATCH))
+    return trainer("jaxrec", scores, dataset, model, "bpr", sgd, negatives=data.Negatives(num=1), scale=0.1)
+
+
+def _torch_tables(dataset: data.Dataset) -> tuple[Any, Any]:
+    import torch
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    user, item = (
+        0.1 * DIM**-0.5 * torch.randn(len(row), DIM) for row in (dataset.features.user_row, dataset.features.item_row)
+    )
+    return user, item
+
+
+def _torch_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
+    """Gradients by hand and index_add_: several times faster than autograd with an optimiser."""
+    import torch
+
+    user, item = _torch_tables(dataset)
+    users, positives = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
+    num = len(dataset.encoder.items)
+
+    def run() -> float:
+        order = torch.randperm(len(users))
+        negatives = torch.randint(1, num + 1, (len(users),))
+        for start in range(0, len(users), BATCH):
+            at = order[start : start + BATCH]
+            u, i, j = users[at], positives[at], negatives[start : start + BATCH]
+            pu, qi, qj = user[u], item[i], item[j]
+            step = _RATE * torch.sigmoid(((qj - qi) * pu).sum(1, keepdim=True))
+            user.index_add_(0, u, step * (qi - qj))
+            item.index_add_(0, torch.cat([i, j]), torch.cat([step * pu, -step * pu]))
+        return len(users)
+
+    scores["torch"] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    return run
+
+
+def _implicit_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
+    import implicit
+
+    pairs, updated = matrix(dataset), len(dataset) * (1 - known_share(dataset))
+    model = implicit.bpr.BayesianPersonalizedRanking(
+        factors=DIM - 1, learning_rate=_RATE, regularization=0.0, iterations=1, num_threads=2, random_state=0
+    )
+
+    def run() -> float:
+        model.fit(pairs, show_progress=False)
+        return updated
+
+    scores["implicit"] = lambda: by_tables(dataset.encoder, model.user_factors, model.item_factors)
+    return run
+
+
+def cornac_bpr(dataset: data.Dataset, scores: Scores, *, rate: float = _RATE, l2: float = 0.0) -> harness.Run:
+    import cornac
+
+    triples = [(u, i, 1.0) for u, i in zip(dataset.user.tolist(), dataset.item.tolist(), strict=True)]
+    built = cornac.data.Dataset.build(triples)
+    updated = len(dataset) * (1 - known_share(dataset))
+    box: list[Any] = [None]
+
+    def run() -> float:
+        old = box[0]
+        start = {"U": old.u_factors, "V": old.i_factors, "Bi": old.i_biases} if old is not None else None
+        box[0] = cornac.models.BPR(
+            k=DIM, max_iter=1, learning_rate=rate, lambda_reg=l2, num_threads=2, seed=0, init_params=start
+        )
+        box[0].fit(built)
+        return updated
+
+    def score() -> Any:
+        model, encoder = box[0], dataset.encoder
+        user, item, bias = (
+            np.zeros((len(encoder.users) + 1, DIM)),
+            np.zeros((len(encoder.items) + 1, DIM)),
+            np.zeros(len(encoder.items) + 1),
+        )
+        user[list(built.uid_map)], item[list(built.iid_map)] = model.u_factors, model.i_factors
+        bias[list(built.iid_map)] = model.i_biases
+        return by_tables(encoder, user, item, bias)
+
+    scores["cornac"] = score
+    return run
+
+
+def logistic(full: bool) -> list[dict[str, Any]]:
+    """An epoch of logistic factorization, SGD: four own negatives per example, or 256 shared by a batch.
+
+    Counted are scored pairs. implicit's LMF adds up the gradient of all pairs of a row and moves it once per epoch, so
+    its pairs are not comparable: see time to quality.
+    """
+    rows = []
+    for size in [(6040, 3706, 1_100_000)] + [(1_000_000, 200_000, 11_000_000)] * full:
+        parts, scores = ratings(*size), {}
+        systems = {
+            "jaxrec 4 own": functools.partial(_jaxrec_logistic, "jaxrec 4 own", 4, 0, parts.train, scores),
+            "jaxrec 256 shared": functools.partial(
+                _jaxrec_logistic, "jaxrec 256 shared", 0, _SHARED, parts.train, scores
+            ),
+            "torch 4 own": functools.partial(_torch_logistic, "torch 4 own", 4, parts.train, scores),
+            "torch 256 shared": functools.partial(_torch_shared, "torch 256 shared", parts.train, scores),
+        }
+        small = size[0] < 100_000
+        quality = {name: functools.partial(ndcg, parts, scores, name) for name in systems} if small else None
+        case = f"logistic d={DIM}, {size_of(parts.train)}"
+        for names, bound in (
+            (("4 own",), {"bytes": (1 + 5) * 2 * 4 * DIM / 5}),
+            (("256 shared",), {"flops": 6 * DIM}),
+        ):
+            chosen = {name: make for name, make in systems.items() if name.split(" ", 1)[1] in names}
+            rows += harness.measure("T2", case, chosen, unit="pairs", repeats=3, quality=quality, bound=bound)
+    return rows
+
+
+def _jaxrec_logistic(name: str, num: int, shared: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
+    model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
+    # The loss is a mean over pairs; with the rate times their number the sum is descended, as on the other side.
+    sgd = optim.row_sparse(optax.sgd(_rate(shared) * BATCH * (1 + num + shared)))
+    negatives = data.Negatives(num=num, shared=shared)
+    units = 1 + num + shared
+    loss = "sigmoid_cross_entropy"
+    return trainer(name, scores, dataset, model, loss, sgd, negatives=negatives, scale=0.1, units=units)
+
+
+def _rate(shared: int) -> float:
+    """Of one pair's gradient: with shared negatives every one of them meets all users of a batch."""
+    return _RATE if not shared else _RATE / 16
+
+
+def _torch_logistic(name: str, num: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
+    import torch
+
+    user, item = _torch_tables(dataset)
+    users, positives = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
+    items = len(dataset.encoder.items)
+
+    def run() -> float:
+        order = torch.randperm(len(users))
+        for start in range(0, len(users), BATCH):
+            at = order[start : start + BATCH]
+            u = users[at]
+            chosen = torch.cat([positives[at][:, None], torch.randint(1, items + 1, (len(at), num))], 1)
+            pu, q = user[u], item[chosen]
+            step = torch.sigmoid(torch.einsum("bd,bnd->bn", pu, q))
+            step[:, 0] -= 1.0
+            step *= -_RATE
+            user.index_add_(0, u, torch.einsum("bn,bnd->bd", step, q))
+            item.index_add_(0, chosen.reshape(-1), (step[:, :, None] * pu[:, None, :]).reshape(-1, DIM))
+        return len(users) * (1 + num)
+
+    scores[name] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    return run
+
+
+def _torch_shared(name: str, dataset: data.Dataset, scores: Scores) -> harness.Run:
+    import torch
+
+    user, item = _torch_tables(dataset)
+    users, positives = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
+    items = len(dataset.encoder.items)
+
+    def run() -> float:
+        order, rate = torch.randperm(len(users)), _rate(_SHARED)
+        for start in range(0, len(users), BATCH):
+            at = order[start : start + BATCH]
+            u, i, j = users[at], positives[at], torch.randint(1, items + 1, (_SHARED,))
+            pu, qi, qj = user[u], item[i], item[j]
+            own = rate * (1.0 - torch.sigmoid((pu * qi).sum(1, keepdim=True)))
+            shared = torch.sigmoid(pu @ qj.T).mul_(-rate)
+            user.index_add_(0, u, torch.addmm(own * qi, shared, qj))
+            item.index_add_(0, i, own * pu)
+            item.index_add_(0, j, shared.T @ pu)
+        return len(users) * (1 + _SHARED)
+
+    scores[name] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    return run
+
+
+def step(full: bool) -> list[dict[str, Any]]:
+    """One BPR step of 4,096 examples against the number of rows of the two tables together."""
+    rows = []
+    for size in (10_000, 100_000, 1_000_000, 5_000_000) if full else (10_000, 100_000, 1_000_000):
+        systems: dict[str, Callable[[], harness.Run]] = {
+            f"jaxrec {name}": functools.partial(_jaxrec_step, size, transformation)
+            for name, transformation in OPTIMISERS.items()
+        }
+        systems |= {f"torch {name}": functools.partial(_torch_step, size, name) for name in ("sgd", "adagrad", "adam")}
+        rows += harness.measure("T5", f"{size:,} rows", systems, unit="steps", repeats=5)
+    return rows
+
+
+OPTIMISERS = {
+    "sgd": optax.sgd(0.1),
+    "row-wise adagrad": optim.rowwise_adagrad(0.1),
+    "adagrad": optax.adagrad(0.1),
+    "adam": optax.adam(0.01),
+}
+_STEPS = 64
+
+
+def _jaxrec_step(size: int, transformation: Any) -> harness.Run:
+    rng = np.random.default_rng(0)
+    half = size // 2
+    model = models.MatrixFactorization(user_rows=half, item_rows=half, dim=DIM, bias=False)
+    optimizer, loss = optim.row_sparse(transformation), losses.on_batch("bpr")
+    row = jnp.arange(half, dtype=jnp.int32)
+    features = data.Features(user_row=row, item_row=row)
+    draw = functools.partial(rng.integers, 1, half, dtype=np.int32)
+    stack = data.Batch(
+        user=draw((_STEPS, BATCH)), item=draw((_STEPS, BATCH, 2)), weight=np.ones((_STEPS, BATCH), np.float32)
+    )
+    example = data.Batch(*(None if values is None else values[0] for values in stack))
+    state = train.init_state(model, model.init(jax.random.key(0)), optimizer, example, features, key=jax.random.key(1))
+    epoch = jax.jit(
+        functools.partial(train.train_epoch, model=model, loss=loss, optimizer=optimizer), donate_argnums=(0,)
+    )
+    box = [state]
+
+    def run() -> float:
+        box[0], _ = epoch(box[0], stack, features, _STEPS)
+        jax.block_until_ready(box[0].params)
+        return _STEPS
+
+    return run
+
+
+def _torch_step(size: int, name: str) -> harness.Run:
+    import torch
+
+    torch.set_num_threads(2)
+    rng = np.random.default_rng(0)
+    half = size // 2
+    user, item = (torch.nn.Embedding(half, DIM, sparse=True) for _ in range(2))
+    parameters = [user.weight, item.weight]
+    kinds = {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1),
+        "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1),
+        "adam": lambda: torch.optim.SparseAdam(parameters, lr=0.01),
+    }
+    optimiser = kinds[name]()
+    users = torch.from_numpy(rng.integers(1, half, (_STEPS, BATCH)))
+    items = torch.from_numpy(rng.integers(1, half, (_STEPS, BATCH, 2)))
+
+    def run() -> float:
+        for u, i in zip(users, items, strict=True):
+            optimiser.zero_grad()
+            scores = (user(u)[:, None, :] * item(i)).sum(2)
+            torch.nn.functional.softplus(scores[:, 1] - scores[:, 0]).mean().backward()
+            optimiser.step()
+        return _STEPS
+
+    return run

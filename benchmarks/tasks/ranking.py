@@ -1,0 +1,189 @@
+"""T6 exact top-100 of a million items, T9 evaluation over a full catalogue."""
+
+import functools
+from typing import Any
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import data, evaluate, models, ranking, train
+from tasks.common import DIM, matrix, ratings
+
+
+def top_k(full: bool) -> list[dict[str, Any]]:
+    """Exact top-100 of a million items by inner product, for one user and for blocks of users."""
+    rng = np.random.default_rng(0)
+    num, k = 1_000_000, 100
+    items = rng.normal(size=(num, DIM)).astype(np.float32)
+    rows = []
+    for users in (1, 128):
+        queries = rng.normal(size=(users, DIM)).astype(np.float32)
+        systems = {
+            "jaxrec": functools.partial(_jaxrec_search, queries, items, k),
+            "implicit": functools.partial(_implicit_search, queries, items, k),
+            "faiss": functools.partial(_faiss_search, queries, items, k),
+            "torch": functools.partial(_torch_search, queries, items, k),
+            "numpy": functools.partial(_numpy_search, queries, items, k),
+        }
+        bound = {"bytes": 4 * DIM * num / users, "flops": 2 * DIM * num}
+        case = f"top {k} of {num:,} x {DIM}, {users} user(s)"
+        rows += harness.measure("T6", case, systems, unit="queries", repeats=7 if full else 5, bound=bound)
+    return rows
+
+
+def _jaxrec_search(queries: np.ndarray, items: np.ndarray, k: int) -> harness.Run:
+    missing = -len(items) % 2048
+    users, catalogue = jnp.asarray(queries), jnp.asarray(np.pad(items, ((0, missing), (0, 0))))
+    live = jnp.arange(len(catalogue)) < len(items)
+
+    def run() -> float:
+        jax.block_until_ready(ranking.search(users, catalogue, k=k, live=live))
+        return len(queries)
+
+    return run
+
+
+def _implicit_search(queries: np.ndarray, items: np.ndarray, k: int) -> harness.Run:
+    from implicit.cpu.topk import topk
+
+    def run() -> float:
+        topk(items, queries, k, num_threads=2)
+        return len(queries)
+
+    return run
+
+
+def _faiss_search(queries: np.ndarray, items: np.ndarray, k: int) -> harness.Run:
+    import faiss
+
+    faiss.omp_set_num_threads(2)
+    index = faiss.IndexFlatIP(DIM)
+    index.add(items)
+
+    def run() -> float:
+        index.search(queries, k)
+        return len(queries)
+
+    return run
+
+
+def _torch_search(queries: np.ndarray, items: np.ndarray, k: int) -> harness.Run:
+    import torch
+
+    torch.set_num_threads(2)
+    users, catalogue = torch.from_numpy(queries), torch.from_numpy(items)
+
+    def run() -> float:
+        torch.topk(users @ catalogue.T, k)
+        return len(queries)
+
+    return run
+
+
+def _numpy_search(queries: np.ndarray, items: np.ndarray, k: int) -> harness.Run:
+    def run() -> float:
+        for start in range(0, len(queries), 16):
+            scores = queries[start : start + 16] @ items.T
+            best = np.argpartition(scores, -k, axis=1)[:, -k:]
+            np.take_along_axis(scores, best, axis=1).argsort(axis=1)
+        return len(queries)
+
+    return run
+
+
+def evaluation(full: bool) -> list[dict[str, Any]]:
+    """Recall, precision, hit rate, NDCG, MRR and MAP at 10 and 20 of every user, over the full catalogue.
+
+    implicit computes four of them (precision, NDCG, MAP, AUC) at one cut-off.
+    """
+    parts = ratings(6040, 3706, 1_100_000)
+    dataset = parts.train
+    model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
+    params = model.init(jax.random.key(0))
+    tables = [np.asarray(params[side]["embedding"]) for side in ("user", "item")]
+    user, item = (table[row] for table, row in zip(tables, dataset.features[:2], strict=True))
+    found: dict[str, float] = {}
+    systems = {
+        "jaxrec": functools.partial(_jaxrec_evaluate, found, parts, model, params),
+        "numpy": functools.partial(_numpy_evaluate, found, parts, user, item),
+        "implicit": functools.partial(_implicit_evaluate, found, parts, user, item),
+    }
+    quality = {name: functools.partial(found.__getitem__, name) for name in systems}
+    users, items = len(np.unique(parts.validation.user)), len(dataset.encoder.items)
+    case = f"{users} users x {items} items, {len(parts.validation):,} held out"
+    bound = {"flops": 2 * DIM * items}
+    return harness.measure("T9", case, systems, unit="users", repeats=7 if full else 5, quality=quality, bound=bound)
+
+
+def _jaxrec_evaluate(found: dict[str, float], parts: data.Parts, model: Any, params: Any) -> harness.Run:
+    dataset = parts.train
+    recommender = train.Recommender(model, params, dataset.encoder, dataset.interactions, len(dataset))
+    users = len(np.unique(parts.validation.user))
+
+    def run() -> float:
+        found["jaxrec"] = evaluate(recommender, parts.validation, draws=1)["ndcg@10"]
+        return users
+
+    return run
+
+
+def _numpy_evaluate(found: dict[str, float], parts: data.Parts, user: np.ndarray, item: np.ndarray) -> harness.Run:
+    """A block of users at a time: one product, known pairs out, a partial sort, the same metrics."""
+    seen, held = matrix(parts.train), matrix(parts.validation)
+    users = np.unique(parts.validation.user)
+    k = 20
+    discount = 1.0 / np.log2(np.arange(2, k + 2))
+    ideal = np.concatenate([[0.0], np.cumsum(discount)])
+
+    def run() -> float:
+        totals: dict[str, float] = {}
+        for start in range(0, len(users), 256):
+            block = users[start : start + 256]
+            scores = user[block] @ item.T
+            scores[:, 0] = -np.inf
+            rows = seen[block].tocoo()
+            scores[rows.row, rows.col] = -np.inf
+            best = np.argpartition(-scores, k, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+            best = np.take_along_axis(best, order, 1)
+            relevant = held[block].toarray() > 0
+            count = relevant.sum(1)
+            hits = np.take_along_axis(relevant, best, 1).astype(np.float64)
+            for cut in (10, 20):
+                top = hits[:, :cut]
+                precision = np.cumsum(top, 1) / np.arange(1, cut + 1)
+                first = np.where(top.any(1), 1.0 / (top.argmax(1) + 1), 0.0)
+                values = {
+                    "recall": top.sum(1) / count,
+                    "precision": top.sum(1) / cut,
+                    "hit": top.any(1),
+                    "ndcg": (top * discount[:cut]).sum(1) / ideal[np.minimum(count, cut)],
+                    "mrr": first,
+                    "map": (precision * top).sum(1) / np.minimum(count, cut),
+                }
+                for name, value in values.items():
+                    totals[f"{name}@{cut}"] = totals.get(f"{name}@{cut}", 0.0) + float(value.sum())
+        found["numpy"] = totals["ndcg@10"] / len(users)
+        return len(users)
+
+    return run
+
+
+def _implicit_evaluate(found: dict[str, float], parts: data.Parts, user: np.ndarray, item: np.ndarray) -> harness.Run:
+    import implicit
+    import implicit.evaluation
+
+    seen, held = matrix(parts.train), matrix(parts.validation)
+    model = implicit.als.AlternatingLeastSquares(factors=DIM, use_gpu=False, num_threads=2)
+    model.user_factors, model.item_factors = user, item
+    model.item_factors[0] = 0.0
+    users = len(np.unique(parts.validation.user))
+
+    def run() -> float:
+        table = implicit.evaluation.ranking_metrics_at_k(model, seen, held, K=10, show_progress=False, num_threads=2)
+        found["implicit"] = table["ndcg"]
+        return users
+
+    return run
