@@ -20,6 +20,7 @@ from jaxrec.data._splits import (
     split_random,
     split_temporal,
 )
+from jaxrec.data._stream import encode_to_disk, open_dataset
 from jaxrec.data._vocabulary import Vocabulary
 from jaxrec.data._world import Planted, World, generate
 
@@ -47,8 +48,10 @@ __all__ = [
     "World",
     "clean",
     "encode",
+    "encode_to_disk",
     "generate",
     "k_fold",
+    "open_dataset",
     "read_amazon_reviews",
     "read_goodbooks",
     "read_movielens",

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec import _values
 
-_ROWS = 2**20  # counted at once: bincount makes 64-bit copies
+_ROWS = 2**18  # counted at once: bincount makes 64-bit copies
 _MOST_BITS = 2**28  # a bit for every pair of user and item, 32 MiB at most; above, a filter in front of sorted keys
 
 
@@ -43,7 +43,8 @@ class Interactions:
         return len(self.user)
 
     def __repr__(self) -> str:
-        return f"Interactions({len(self)} of {len(np.unique(self.user))} users and {len(np.unique(self.item))} items)"
+        users, items = np.count_nonzero(self.user_count), np.count_nonzero(self.item_count)
+        return f"Interactions({len(self)} of {users} users and {items} items)"
 
     def append(self, other: "Interactions") -> "Interactions":
         """These pairs followed by the others."""
