@@ -40,7 +40,8 @@ class Batches:
       batch_size: examples per step; None for all rows in one step, in their own order.
       negatives: how to draw them; None for none.
       history: length of the histories to add, 0 for none. An example's history is a random number of the user's
-        other training items, so that short histories are met in training too. Takes 8 bytes of memory a row.
+        other training items, so that short histories are met in training too. Takes 8 bytes of memory a row, and more
+        while it is prepared.
       seed: of everything drawn.
     """
 

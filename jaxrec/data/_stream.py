@@ -87,10 +87,11 @@ def open_dataset(folder: str | Path, *, window: int = WINDOW) -> Dataset:
     The columns are memory-mapped: the system reads pages as they are needed and takes their memory back when it is
     short. While training, one window is in memory; ``Batches`` says how rows are shuffled.
 
-    *What needs memory for every row all the same*: rows that are not in the order of their time are sorted (20 bytes a
-    row, with the copies): sort the source, or leave time out of the schema. Validation, ``recommend`` and ``save``
-    group rows by user to leave out what was seen (8 bytes). A model with a history takes 8 bytes; ``reject_seen`` up to
-    12, where users times items exceed 2^28.
+    *What needs memory for every row all the same*: rows that are not in the order of their time are sorted (over 20
+    bytes a row): sort the source, or leave time out of the schema. Validation, ``recommend`` and ``write_artefact``
+    group rows by user to leave out what was seen (8 bytes). ``save`` copies one column at a time, and a recommender
+    that ``load`` returns has them in memory. A model with a history takes 8 bytes, and about 40 while fit prepares;
+    ``reject_seen`` 12, and more while it sorts, where users times items exceed 2^28.
 
     Args:
       folder: that ``encode_to_disk`` wrote.
