@@ -129,17 +129,18 @@ def sampled_softmax(
 
 
 def in_batch_softmax(
-    scores: Float[Array, "batch batch"],
+    scores: Float[Array, "batch columns"],
     *,
-    item: Int[Array, " batch"] | None = None,
-    log_q: Float[Array, "#batch batch"] | None = None,
+    item: Int[Array, " columns"] | None = None,
+    log_q: Float[Array, "#batch columns"] | None = None,
     weight: Float[Array, " batch"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """Softmax cross-entropy of each row's positive, on the diagonal, among the batch's positives.
+    """Softmax cross-entropy of each row's positive, on the diagonal, among the batch's positives and further columns.
 
     Args:
-      scores: row ``b`` scores user ``b`` against every row's positive item.
-      item: the positives' entity indices. Columns that hold the row's own positive a second time are left out
+      scores: row ``b`` scores user ``b`` against every row's positive item, then against items drawn for the whole
+        batch, if there are any (mixed negatives).
+      item: the columns' entity indices. Columns that hold the row's own positive a second time are left out
         (accidental hits), and so are columns of the unknown item 0, which pads a batch.
       log_q: logarithm of each column's sampling probability, usually of item popularity; subtracted from the
         scores, because popular items are met as negatives more often.
@@ -148,19 +149,28 @@ def in_batch_softmax(
     Returns:
       float32 scalar in nats; 0 for an empty batch or zero weights.
 
+    Raises:
+      ValueError: there are fewer columns than rows, so that some row has no positive.
+
     Examples:
       >>> print(f"{in_batch_softmax(jnp.zeros((2, 2))):.4f}")
       0.6931
 
     References:
       Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019 (no
-      temperature, no normalisation; accidental hits removed).
+      temperature, no normalisation; accidental hits removed). Yang et al., Mixed negative sampling for learning
+      two-tower neural networks in recommendations, WWW 2020, for further columns.
     """
+    if scores.shape[1] < scores.shape[0]:
+        raise ValueError(
+            f"Expected a column for every row's positive, got scores of shape {scores.shape}. Draw the batch with "
+            "Negatives(in_batch=True)."
+        )
     logits = _corrected(scores, log_q)
-    own = jnp.eye(logits.shape[0], dtype=bool)
+    own = jnp.eye(*logits.shape, dtype=bool)
     if item is not None:
         item = jnp.asarray(item)
-        gone = (item[:, None] == item[None, :]) | (item[None, :] == 0)
+        gone = (item[: logits.shape[0], None] == item[None, :]) | (item[None, :] == 0)
         logits = jnp.where(gone & ~own, -jnp.inf, logits)
     return _mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits), weight)
 

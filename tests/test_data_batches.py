@@ -136,11 +136,68 @@ def test_interactions_know_histories_counts_and_pairs():
     )
 
 
+def test_a_popularity_draw_by_alias_has_the_probabilities_of_the_weights():
+    rng = np.random.default_rng(0)
+    for weight in (rng.random(1000) ** 8, np.ones(7), np.array([1.0]), np.array([1e-12, 1.0, 1e-12]), np.arange(1, 50)):
+        weight = weight / weight.sum()
+        keep, other = data._negatives.alias_table(weight)
+        back = keep.astype(float) + np.bincount(other, 1.0 - keep, minlength=len(weight))
+        np.testing.assert_allclose(back / len(weight), weight, atol=1e-7)
+        assert keep.min() >= 0 and keep.max() <= 1 and other.dtype == np.int32
+
+
+def test_mixed_negatives_have_the_probability_of_the_mixture(parts):
+    how = data.Negatives(in_batch=True, shared=300, sampling="popularity", power=0.5)
+    batches = data.Batches(parts.train, batch_size=32, negatives=how, history=0, seed=0)
+    stack, steps = next(batches.epoch(1))
+    assert stack.item.shape[2] == 0 and stack.shared_negatives.shape == (len(stack.user), 32 + 300)
+    assert stack.log_q.shape == (len(stack.user), 1, 332)
+    count = np.bincount(parts.train.item)
+    root = np.sqrt(count) / np.sqrt(count).sum()
+    mixture = (32 * count / count.sum() + 300 * root) / 332
+    columns = stack.shared_negatives[: steps - 1]
+    np.testing.assert_allclose(stack.log_q[: steps - 1, 0], np.log(mixture[columns]), rtol=1e-5)
+    drawn = np.bincount(columns[:, 32:].ravel(), minlength=len(count)) / columns[:, 32:].size
+    assert np.abs(drawn - root).sum() < 0.1
+    plain, _ = next(
+        data.Batches(parts.train, batch_size=32, negatives=data.Negatives(in_batch=True), history=0, seed=0).epoch(1)
+    )
+    np.testing.assert_array_equal(plain.shared_negatives, stack.shared_negatives[:, :32])
+
+
+def test_pairs_are_found_with_and_without_a_bit_for_each(monkeypatch):
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(1, 300, 2000, dtype=np.int32), rng.integers(1, 200, 2000, dtype=np.int32)
+    asked = rng.integers(-3, 400, (500, 8)), rng.integers(-3, 400, (500, 8))
+    asked[0][:250], asked[1][:250] = user.reshape(250, 8), item.reshape(250, 8)
+    known = set(zip(user.tolist(), item.tolist(), strict=True))
+    expected = [
+        [pair in known for pair in zip(*row, strict=True)] for row in zip(*map(np.ndarray.tolist, asked), strict=True)
+    ]
+    assert data.Interactions(user, item, 300, 200).contains(*asked).tolist() == expected
+    monkeypatch.setattr(data._interactions, "_MOST_BITS", 1000)
+    assert data.Interactions(user, item, 300, 200).contains(*asked).tolist() == expected
+
+
+def test_counting_goes_by_parts(monkeypatch):
+    monkeypatch.setattr(data._interactions, "_ROWS", 7)
+    index = np.random.default_rng(0).integers(0, 20, 100, dtype=np.int32)
+    np.testing.assert_array_equal(data._interactions.counted(index, 30), np.bincount(index, minlength=30))
+
+
+def test_rows_that_are_in_order_are_not_copied(parts):
+    sorted_rows = parts.train.subset(np.argsort(parts.train.time, kind="stable"))
+    assert sorted_rows.interactions.user is sorted_rows.user
+    backwards = sorted_rows.subset(np.arange(len(sorted_rows))[::-1])
+    np.testing.assert_array_equal(backwards.interactions.user, sorted_rows.user)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num": -1}, "negatives >= 0"),
-        ({"in_batch": True, "num": 1}, "leave num and shared at 0"),
+        ({"in_batch": True, "num": 1}, "leave num at 0"),
+        ({"in_batch": True, "num": 1, "shared": 3}, "Further ones for the whole batch are shared="),
         ({"sampling": "clever"}, "'uniform', 'popularity', got 'clever'"),
         ({"reject_seen": True}, "give num >= 1"),
     ],

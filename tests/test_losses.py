@@ -74,6 +74,19 @@ def test_in_batch_softmax_compares_each_row_with_the_other_rows_positives():
     assert loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_in_batch_softmax_takes_further_columns_for_the_whole_batch():
+    scores, item = SQUARE[:3], jnp.asarray([1, 2, 3, 2, 4])  # the second positive is drawn once more
+    log_q = jnp.log(jnp.asarray([[0.5, 0.2, 0.1, 0.2, 0.3]]))
+    logits = np.asarray(scores - log_q)
+    kept = [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
+    expected = [np.log(np.exp(logits[row, columns]).sum()) - logits[row, row] for row, columns in enumerate(kept)]
+    batch = Batch(shared_negatives=item, log_q=log_q, weight=jnp.ones(3))
+    assert losses.on_batch("in_batch_softmax")(scores, batch) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert losses.in_batch_softmax(scores[:, :3]) < losses.in_batch_softmax(scores)
+    with pytest.raises(ValueError, match="a column for every row's positive, got scores of shape \\(5, 3\\)"):
+        losses.in_batch_softmax(SQUARE[:, :3])
+
+
 def test_padding_changes_neither_value_nor_gradient():
     def loss(scores, size):
         batch = Batch(

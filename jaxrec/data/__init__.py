@@ -1,10 +1,11 @@
 """From pandas frames to arrays: schema, cleaning, vocabularies, splits, batches, and a generator of worlds."""
 
 from jaxrec._types import Batch, Features, Sizes
-from jaxrec.data._batches import Batches, Negatives
+from jaxrec.data._batches import Batches
 from jaxrec.data._clean import Cleaned, clean
 from jaxrec.data._encoder import Dataset, Encoder, Parts, encode
 from jaxrec.data._interactions import Interactions
+from jaxrec.data._negatives import Negatives
 from jaxrec.data._readers import Frames, read_amazon_reviews, read_goodbooks, read_movielens, read_table
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Labels, Numeric, Schema, Vector
@@ -19,6 +20,7 @@ from jaxrec.data._splits import (
     split_random,
     split_temporal,
 )
+from jaxrec.data._stream import encode_to_disk, open_dataset
 from jaxrec.data._vocabulary import Vocabulary
 from jaxrec.data._world import Planted, World, generate
 
@@ -46,8 +48,10 @@ __all__ = [
     "World",
     "clean",
     "encode",
+    "encode_to_disk",
     "generate",
     "k_fold",
+    "open_dataset",
     "read_amazon_reviews",
     "read_goodbooks",
     "read_movielens",

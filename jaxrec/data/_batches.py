@@ -1,58 +1,47 @@
 """Batches on the host: shuffled, padded, with negatives and histories, a chunk of steps at a time."""
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec._expect import one_of
 from jaxrec._types import Batch
 from jaxrec.data._encoder import Dataset
+from jaxrec.data._interactions import counted
+from jaxrec.data._negatives import Negatives, Sampler
 
 _CHUNK = 2**18  # examples handed to the device at once
+_BLOCK = 2**16  # consecutive rows of a streamed dataset that are read together
+
+_Pieces = list[tuple[int, int]]  # ranges of rows
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Negatives:
-    """How a batch gets the items that its positives are compared with. Only trained items are drawn.
+class _Window(NamedTuple):
+    """Rows in memory that are shuffled together."""
 
-    Args:
-      num: own negatives of each example.
-      shared: negatives drawn once for the whole batch and scored for every user in it.
-      in_batch: every example's positive is a negative of the others; excludes ``num`` and ``shared``.
-      sampling: ``"uniform"`` over trained items or ``"popularity"``, in proportion to count ** power. The latter
-        fills ``Batch.log_q``, and so does ``in_batch``, whose items come in proportion to their count.
-      power: exponent of the count.
-      reject_seen: draw own negatives again until none is a training positive of the user.
-    """
+    columns: Dataset
+    number: np.ndarray | None  # row number in the dataset of each row here; None where they are the same
 
-    num: int = 0
-    shared: int = 0
-    in_batch: bool = False
-    sampling: Literal["uniform", "popularity"] = "uniform"
-    power: float = 0.75
-    reject_seen: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num < 0 or self.shared < 0:
-            raise ValueError(f"Expected counts of negatives >= 0, got num={self.num}, shared={self.shared}.")
-        if self.in_batch and (self.num or self.shared):
-            raise ValueError("In-batch negatives are the batch's own positives: leave num and shared at 0.")
-        one_of(self.sampling, ("uniform", "popularity"), "sampling")
-        if self.reject_seen and not self.num:
-            raise ValueError("reject_seen applies to own negatives: give num >= 1.")
+    @property
+    def rows(self) -> int:
+        return len(self.columns)
 
 
 class Batches:
     """The batches of a dataset, epoch by epoch; the same seed and epoch give the same batches.
+
+    Rows in memory are shuffled as a whole. Those of a streamed dataset (``data.open_dataset``) are shuffled in two
+    stages, so that files are read in long runs: blocks of 65,536 consecutive rows in a random order, then all rows of a
+    window of ``dataset.window`` rows. Every row comes once an epoch either way, and a window that holds all rows gives
+    the batches that memory gives.
 
     Args:
       dataset: rows to train on. Unknown users and items are an error: nothing could be learned of them.
       batch_size: examples per step; None for all rows in one step, in their own order.
       negatives: how to draw them; None for none.
       history: length of the histories to add, 0 for none. An example's history is a random number of the user's
-        other training items, so that short histories are met in training too.
+        other training items, so that short histories are met in training too. Takes 8 bytes of memory a row, and more
+        while it is prepared.
       seed: of everything drawn.
     """
 
@@ -77,118 +66,145 @@ class Batches:
         # A power of two, so that data sets of similar size share one compiled loop.
         self._per_chunk = 1 << (max(1, min(self.steps, _CHUNK // self._size)) - 1).bit_length()
         if dataset.item is not None:
-            self._prepare_items(dataset.item)
+            self._sampler = Sampler(dataset, self._negatives, self._size)
         if history:
             self._prepare_histories()
 
     def epoch(self, number: int) -> Iterator[tuple[Batch, int]]:
         """Chunks of stacked batches, each with its number of steps; the last chunk is padded with empty steps."""
         rng = np.random.default_rng([self._seed, number])
-        order = rng.permutation(len(self._data)) if self._shuffle else np.arange(len(self._data))
-        chunk = self._per_chunk * self._size
-        for start in range(0, len(order), chunk):
-            rows = order[start : start + chunk]
-            yield self._stack(rows, chunk, rng), -(-len(rows) // self._size)
+        for pieces in self._windows(rng):
+            yield from self._chunks(self._read(pieces), rng)
 
     def example(self) -> Batch:
         """One batch, for shapes."""
         stack, _ = next(self.epoch(0))
         return Batch(*(None if values is None else values[0] for values in stack))
 
-    def _stack(self, rows: np.ndarray, size: int, rng: np.random.Generator) -> Batch:
-        data, negatives = self._data, self._negatives
-        shape = (size // self._size, self._size)
+    def _windows(self, rng: np.random.Generator) -> list[_Pieces]:
+        """What to read for each window: whole chunks, but for the last."""
+        rows, chunk = len(self._data), self._per_chunk * self._size
+        window = rows if self._data.window is None else -(-self._data.window // chunk) * chunk
+        if window >= rows or not self._shuffle:
+            return [[(0, rows)]]
+        block = min(_BLOCK, window)
+        start = rng.permutation(-(-rows // block)) * block
+        stop = np.minimum(start + block, rows)
+        end = np.cumsum(stop - start)  # where blocks in this order end
+        windows = []
+        for low in range(0, rows, window):
+            high = min(low + window, rows)
+            first, last = np.searchsorted(end, [low, high - 1], side="right")
+            places = slice(first, last + 1)
+            left = np.maximum(start[places], stop[places] - (end[places] - low))
+            right = stop[places] - np.maximum(end[places] - high, 0)
+            windows.append(list(zip(left.tolist(), right.tolist(), strict=True)))
+        return windows
 
-        def padded(values: np.ndarray) -> np.ndarray:
-            filled = np.zeros((size, *values.shape[1:]), values.dtype)
-            filled[: len(values)] = values
-            return filled.reshape(*shape, *values.shape[1:])
+    def _read(self, pieces: _Pieces) -> _Window:
+        if self._data.window is None:
+            return _Window(self._data, None)
+        wide = np.int32 if len(self._data) < 2**31 else np.int64
+        number = np.concatenate([np.arange(*piece, dtype=wide) for piece in pieces]) if self._history else None
+        return _Window(self._data.loaded(pieces), number)
 
-        weight = np.ones(len(rows), np.float32) if data.weight is None else data.weight[rows]
-        batch = Batch(weight=padded(weight))
-        if data.user is not None:
-            batch = batch._replace(user=padded(data.user[rows]))
+    def _chunks(self, window: _Window, rng: np.random.Generator) -> Iterator[tuple[Batch, int]]:
+        order = rng.permutation(window.rows) if self._shuffle else np.arange(window.rows)
+        chunk = self._per_chunk * self._size
+        for start in range(0, len(order), chunk):
+            rows = order[start : start + chunk]
+            yield self._stack(window, rows, rng), -(-len(rows) // self._size)
+
+    def _stack(self, window: _Window, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        data, negatives = window.columns, self._negatives
+        steps, size = self._per_chunk, self._size
+
+        def taken(values: np.ndarray) -> np.ndarray:
+            """The chosen rows and zeros behind."""
+            filled = np.empty((steps * size, *values.shape[1:]), values.dtype)
+            np.take(values, rows, axis=0, out=filled[: len(rows)], mode="clip")  # the default mode makes a copy
+            filled[len(rows) :] = 0
+            return filled
+
+        def stacked(values: np.ndarray) -> np.ndarray:
+            return values.reshape(steps, size, *values.shape[1:])
+
+        if data.weight is None:
+            weight = np.ones(steps * size, np.float32)
+            weight[len(rows) :] = 0
+        else:
+            weight = taken(data.weight)
+        user = None if data.user is None else taken(data.user)
+        batch = Batch(weight=stacked(weight), user=None if user is None else stacked(user))
         if data.target is not None:
-            batch = batch._replace(target=padded(data.target[rows]))
+            batch = batch._replace(target=stacked(taken(data.target)))
         if data.context is not None:
-            batch = batch._replace(context=padded(data.context[rows]))
-        if self._history:
-            batch = batch._replace(history=padded(self._histories(rows, rng)))
+            batch = batch._replace(context=stacked(taken(data.context)))
         if data.item is None:
             return batch
+        positive = taken(data.item)
+        if self._history:
+            assert user is not None
+            number = rows if window.number is None else window.number[rows]
+            history = np.zeros((len(positive), self._history), np.int32)
+            history[: len(rows)] = self._histories(number, user[: len(rows)], positive[: len(rows)], rng)
+            batch = batch._replace(history=stacked(history))
         if negatives.in_batch:
-            item = padded(data.item[rows])
-            log_q = padded(self._log_count[data.item[rows]])[:, None, :]
-            return batch._replace(item=np.zeros((*shape, 0), np.int32), shared_negatives=item, log_q=log_q)
-        columns = data.item[rows][:, None]
+            return self._in_batch(batch, stacked(positive), rng)
+        item = np.zeros((len(positive), 1 + negatives.num), np.int32)
+        item[:, 0] = positive
         if negatives.num:
-            columns = np.concatenate([columns, self._own_negatives(rows, rng)], axis=1)
-        batch = batch._replace(item=padded(columns))
-        shared = self._draw(rng, (shape[0], negatives.shared)) if negatives.shared else None
+            item[: len(rows), 1:] = self._sampler.own(rng, None if user is None else user[: len(rows)])
+        batch = batch._replace(item=stacked(item))
+        shared = self._sampler.draw(rng, (steps, negatives.shared)) if negatives.shared else None
         if negatives.sampling == "popularity" and (negatives.num or negatives.shared):
-            log_q = padded(self._log_q[columns])
+            log_q = stacked(self._sampler.log_q[item])
             if shared is not None:
-                of_shared = np.broadcast_to(self._log_q[shared][:, None, :], (*shape, negatives.shared))
-                log_q = np.concatenate([log_q, of_shared], axis=2)
+                of_shared = self._sampler.log_q[shared][:, None, :]
+                log_q = np.concatenate([log_q, np.broadcast_to(of_shared, (steps, size, negatives.shared))], axis=2)
             batch = batch._replace(log_q=log_q)
         return batch if shared is None else batch._replace(shared_negatives=shared)
 
-    def _prepare_items(self, item: np.ndarray) -> None:
-        count = np.bincount(item)
-        self._pool = np.flatnonzero(count).astype(np.int32)
-        self._log_count = np.log(np.maximum(count, 1) / len(item)).astype(np.float32)
-        weight = np.where(count > 0, count, 1).astype(np.float64) ** self._negatives.power
-        weight = weight[self._pool] / weight[self._pool].sum()
-        self._cumulative = np.cumsum(weight)
-        self._log_q = np.zeros(len(count), np.float32)
-        self._log_q[self._pool] = np.log(weight)
-        if self._negatives.reject_seen:
-            # Rows and pool are those of one dataset, so a user with as many items as the pool has no negative at all.
-            pairs = np.unique(np.stack([self._user, item]), axis=1)
-            if (np.bincount(pairs[0]) >= len(self._pool)).any():
-                raise ValueError("A user has touched every trained item, so reject_seen leaves no negative to draw.")
+    def _in_batch(self, batch: Batch, positive: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Columns are the batch's positives, then draws for the whole batch."""
+        columns = positive
+        if self._negatives.shared:
+            drawn = self._sampler.draw(rng, (len(positive), self._negatives.shared))
+            columns = np.concatenate([positive, drawn], axis=1)
+        return batch._replace(
+            item=np.zeros((*positive.shape, 0), np.int32),
+            shared_negatives=columns,
+            log_q=self._sampler.log_in_batch[columns][:, None, :],
+        )
 
     @property
     def _user(self) -> np.ndarray:
         if self._data.user is None:
-            raise ValueError("reject_seen and histories need users. Name the user column in the schema.")
+            raise ValueError("Histories need users. Name the user column in the schema.")
         return self._data.user
-
-    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        if self._negatives.sampling == "uniform":
-            return self._pool[rng.integers(0, len(self._pool), shape, dtype=np.int32)]
-        place = np.searchsorted(self._cumulative, rng.random(shape), side="right")
-        return self._pool[np.minimum(place, len(self._pool) - 1)]
-
-    def _own_negatives(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        drawn = self._draw(rng, (len(rows), self._negatives.num))
-        if self._negatives.reject_seen:
-            user = np.broadcast_to(self._user[rows][:, None], drawn.shape)
-            bad = self._data.interactions.contains(user, drawn)
-            while bad.any():
-                drawn[bad] = self._draw(rng, (int(bad.sum()),))
-                bad[bad] = self._data.interactions.contains(user[bad], drawn[bad])
-        return drawn
 
     def _prepare_histories(self) -> None:
         """Rows grouped by user in a random order, so that a run of neighbours is a random subset."""
-        mixed = np.random.default_rng(self._seed).permutation(len(self._data)).astype(np.int32)
+        count = counted(self._user)
+        self._count, self._first = count, np.cumsum(count) - count
+        mixed = np.random.default_rng(self._seed).permutation(len(self._data))
         self._grouped = mixed[np.argsort(self._user[mixed], kind="stable")]
-        count = np.bincount(self._user)
-        start = np.cumsum(count) - count
-        self._first, self._count = start[self._user], count[self._user]
-        self._place = np.empty(len(self._data), np.int64)
-        self._place[self._grouped] = np.arange(len(self._data)) - start[self._user[self._grouped]]
+        self._place = np.empty_like(self._grouped)  # of a row in its user's group
+        self._place[self._grouped] = np.arange(len(self._data)) - np.repeat(self._first, count)
+        if len(self._data) < 2**31:
+            self._grouped, self._place = self._grouped.astype(np.int32), self._place.astype(np.int32)
 
-    def _histories(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        count = self._count[rows]
+    def _histories(
+        self, number: np.ndarray, user: np.ndarray, positive: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        count = self._count[user]
         length = rng.integers(0, np.minimum(count - 1, self._history) + 1)
         skip = rng.integers(0, count - length)  # a run of `length` among the count - 1 others, never the row itself
         column = np.arange(self._history)[None, :]
-        place = (self._place[rows][:, None] + 1 + skip[:, None] + column) % count[:, None]
+        place = (self._place[number][:, None] + 1 + skip[:, None] + column) % count[:, None]
         item = self._data.item
         assert item is not None
-        found = item[self._grouped[self._first[rows][:, None] + place]]
+        found = item[self._grouped[self._first[user][:, None] + place]]
         # A repeated pair would show the answer.
-        keep = (column < length[:, None]) & (found != item[rows][:, None])
+        keep = (column < length[:, None]) & (found != positive[:, None])
         return np.where(keep, found, 0).astype(np.int32)

@@ -316,6 +316,8 @@ class Dataset:
       weight: float32 ``[rows]``, non-negative; None for equal weights.
       time: float64 ``[rows]``; None where the schema names no time.
       context: float32 ``[rows, features]``; None where the schema names none.
+      window: rows of a streamed dataset that are in memory and shuffled together while training; None for a dataset
+        in memory.
     """
 
     encoder: Encoder
@@ -325,17 +327,20 @@ class Dataset:
     weight: np.ndarray | None = None
     time: np.ndarray | None = None
     context: np.ndarray | None = None
+    window: int | None = None
 
     __eq__ = _values.equal
 
     def __post_init__(self) -> None:
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
-        lengths = {name: len(values) for name, values in arrays.items() if values is not None}
+        if self.window is not None:
+            need_window(self.window)
+        arrays = self.columns()
+        lengths = {name: len(values) for name, values in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"Expected arrays of one length, got {lengths}.")
         known = {"user": len(self.encoder.users), "item": len(self.encoder.items)}
         for name, most in known.items():
-            index = arrays[name]
+            index = arrays.get(name)
             if index is None:
                 continue
             if index.dtype != np.int32:
@@ -365,10 +370,16 @@ class Dataset:
 
     @functools.cached_property
     def interactions(self) -> Interactions:
-        """The pairs of known users and items, ordered by time (or as in the frame)."""
+        """The pairs of known users and items, ordered by time (or as in the frame).
+
+        Rows that are all known and in order already are not copied.
+        """
         if self.user is None or self.item is None:
             none = np.zeros(0, np.int32)
             return Interactions(none, none, 1, 1)
+        if self.user.all() and self.item.all() and (self.time is None or _ascending(self.time)):
+            size = len(self.features.user_row), len(self.features.item_row)
+            return Interactions(self.user, self.item, *size, self.target)
         order = np.arange(len(self)) if self.time is None else np.argsort(self.time, kind="stable")
         order = order[(self.user[order] > 0) & (self.item[order] > 0)]
         return Interactions(
@@ -380,17 +391,39 @@ class Dataset:
         )
 
     def subset(self, rows: np.ndarray) -> "Dataset":
-        """The chosen rows, by a mask or by row numbers."""
+        """The chosen rows, by a mask or by row numbers, in memory."""
+        arrays = {name: values[rows] for name, values in self.columns().items()}
+        return dataclasses.replace(self, window=None, **arrays)
+
+    def loaded(self, pieces: Sequence[tuple[int, int]]) -> "Dataset":
+        """The rows of some ranges ``(start, stop)``, one after the other, in memory; time is left out."""
         arrays = {
-            field.name: None if (values := getattr(self, field.name)) is None else values[rows]
-            for field in dataclasses.fields(self)
-            if field.name != "encoder"
+            name: np.concatenate([values[start:stop] for start, stop in pieces])
+            for name, values in self.columns().items()
+            if name != "time"
         }
-        return Dataset(encoder=self.encoder, **arrays)
+        return dataclasses.replace(self, window=None, **(arrays | {"time": None}))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays that the dataset has, by name."""
+        names = ("user", "item", "target", "weight", "time", "context")
+        return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     def __repr__(self) -> str:
         kind = "implicit" if self.target is None else "with a target"
+        kind += "" if self.window is None else f", streamed by {self.window}"
         return f"Dataset({len(self)} interactions, {kind}; {self.encoder!r})"
+
+
+def need_window(window: int) -> None:
+    """Raises unless a window holds a row."""
+    if window < 1:
+        raise ValueError(f"Expected window >= 1, the number of rows that are shuffled together, got {window}.")
+
+
+def _ascending(values: np.ndarray) -> bool:
+    step = 2**18
+    return all((np.diff(values[start : start + step + 1]) >= 0).all() for start in range(0, len(values), step))
 
 
 def encode(

@@ -7,6 +7,17 @@ import numpy as np
 
 from jaxrec import _values
 
+_ROWS = 2**18  # counted at once: bincount makes 64-bit copies
+_MOST_BITS = 2**28  # a bit for every pair of user and item, 32 MiB at most; above, a filter in front of sorted keys
+
+
+def counted(index: np.ndarray, size: int = 0) -> np.ndarray:
+    """Rows by index, int64 ``[max(size, largest + 1)]``, in memory that does not grow with the rows."""
+    total = np.zeros(max(size, int(index.max(initial=0)) + 1), np.int64)
+    for start in range(0, len(index), _ROWS):
+        total += np.bincount(index[start : start + _ROWS], minlength=len(total))
+    return total
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interactions:
@@ -32,7 +43,8 @@ class Interactions:
         return len(self.user)
 
     def __repr__(self) -> str:
-        return f"Interactions({len(self)} of {len(np.unique(self.user))} users and {len(np.unique(self.item))} items)"
+        users, items = np.count_nonzero(self.user_count), np.count_nonzero(self.item_count)
+        return f"Interactions({len(self)} of {users} users and {items} items)"
 
     def append(self, other: "Interactions") -> "Interactions":
         """These pairs followed by the others."""
@@ -53,12 +65,12 @@ class Interactions:
     @functools.cached_property
     def user_count(self) -> np.ndarray:
         """Rows by user index."""
-        return np.bincount(self.user, minlength=self.num_users)
+        return counted(self.user, self.num_users)
 
     @functools.cached_property
     def item_count(self) -> np.ndarray:
         """Rows by item index."""
-        return np.bincount(self.item, minlength=self.num_items)
+        return counted(self.item, self.num_items)
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -96,10 +108,43 @@ class Interactions:
     def _keys(self) -> np.ndarray:
         return np.unique(self.user.astype(np.int64) * self.num_items + self.item)
 
+    @functools.cached_property
+    def _bits(self) -> np.ndarray:
+        """A bit for every pair, or for every hash of one, of which there are 16 to 32 for each row: 1 if any row."""
+        size = self.num_users * self.num_items if self._exact else 1 << (32 * len(self) - 1).bit_length() - 1
+        bits = np.zeros(size // 8 + 1, np.uint8)
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, start + _ROWS)
+            place = self._place(self.user[rows].astype(np.int64) * self.num_items + self.item[rows], size)
+            np.bitwise_or.at(bits, place >> 3, np.uint8(1) << (place & 7).astype(np.uint8))
+        return bits
+
+    @property
+    def _exact(self) -> bool:
+        return self.num_users * self.num_items <= _MOST_BITS
+
+    def _place(self, keys: np.ndarray, size: int) -> np.ndarray:
+        """Which bit is a pair's. The upper bits of a product by the golden ratio are a hash (Knuth, vol. 3, 6.4)."""
+        if self._exact:
+            return keys
+        mixed = keys.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (mixed >> np.uint64(65 - size.bit_length())).view(np.int64)
+
     def contains(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Whether each pair is among these, bool of the pairs' shape."""
+        """Whether each pair is among these, bool of the pairs' shape.
+
+        Takes a bit per pair of user and item in memory, up to 32 MiB; where that is more, 8 bytes for each distinct
+        pair and 2 to 4 for each row.
+        """
+        shape = np.broadcast_shapes(user.shape, item.shape)
         if not len(self):
-            return np.zeros(np.broadcast_shapes(user.shape, item.shape), bool)
-        keys = user.astype(np.int64) * self.num_items + item
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return (self._keys[place] == keys) & (item < self.num_items)
+            return np.zeros(shape, bool)
+        inside = (user >= 0) & (user < self.num_users) & (item >= 0) & (item < self.num_items)
+        keys = np.where(inside, user.astype(np.int64) * self.num_items + item, 0)
+        place = self._place(keys, 8 * (len(self._bits) - 1))
+        found = ((self._bits.take(place >> 3) >> (place & 7).astype(np.uint8)) & 1).astype(bool) & inside
+        if not self._exact:
+            maybe = keys[found]
+            at = np.minimum(np.searchsorted(self._keys, maybe), len(self._keys) - 1)
+            found[found] = self._keys[at] == maybe
+        return found

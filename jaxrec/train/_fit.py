@@ -16,6 +16,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.data._interactions import counted
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
@@ -218,8 +219,10 @@ def check_rows(model: Model, train: Dataset) -> None:
     sides = (("user", train.user, train.features.user_row), ("item", train.item, train.features.item_row))
     for side, index, row in sides:
         needed[side] = int(row.max()) + 1
-        if index is not None and side in model.tables.values() and not row[index].all():
-            without = np.unique(index[row[index] == 0])
+        if index is None or side not in model.tables.values():
+            continue
+        without = np.flatnonzero((counted(index, len(row)) > 0) & (row == 0))
+        if len(without):
             raise ValueError(
                 f"{len(without)} {side}s of the training part have no row in the model's tables, so nothing could be "
                 f"learned of them. Encode the training part with data.encode, and use transfer.adapt to go on from a "
