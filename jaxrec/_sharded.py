@@ -51,6 +51,11 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place, tree)
 
 
+def held(mesh: Mesh | None, leaf: jax.Array, *, cut: bool) -> jax.Array:
+    """A leaf of the next state where it was in the last one; left to choose, the compiler may move it."""
+    return leaf if mesh is None else placed(leaf, by_rows(mesh) if cut else everywhere(mesh))
+
+
 def rounded(size: int, mesh: Mesh | None) -> int:
     """``size`` or a little more, so that every device gets as much."""
     return size if mesh is None else -(-size // mesh.size) * mesh.size
@@ -64,9 +69,9 @@ def padded(mesh: Mesh, table: Num[Any, "rows ..."] | Bool[Any, "rows ..."]) -> j
     return placed(table, by_rows(mesh))
 
 
-def whole(params: Params, shapes: Params) -> Params:
+def whole(model: Any, params: Params) -> Params:
     """Parameters of a state as ordinary arrays of one device, with the shapes that the model gives them."""
-    sizes = _tree.flatten(shapes)
+    sizes = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
 
     def cut(path: str, leaf: jax.Array) -> jax.Array:
         values = np.asarray(leaf)

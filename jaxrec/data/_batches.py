@@ -54,13 +54,24 @@ class Batches:
       history: length of the histories to add, 0 for none. An example's history is a random number of the user's
         other training items, so that short histories are met in training too.
       seed: of everything drawn.
+      multiple_of: fill batches up with examples of weight 0 to a multiple of this, the number of devices that share
+        them. What is drawn stays the same.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int | None, negatives: Negatives | None, history: int, seed: int
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int | None,
+        negatives: Negatives | None,
+        history: int,
+        seed: int,
+        multiple_of: int = 1,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"Expected batch_size >= 1, or None for all rows at once, got {batch_size}.")
+        if multiple_of < 1:
+            raise ValueError(f"Expected multiple_of >= 1, got {multiple_of}.")
         for name, index in (("users", dataset.user), ("items", dataset.item)):
             if index is not None and not index.all():
                 raise ValueError(
@@ -72,6 +83,7 @@ class Batches:
         self._history = history
         self._seed = seed
         self._size = min(batch_size or len(dataset), len(dataset))
+        self._filled = -(-self._size // multiple_of) * multiple_of
         self._shuffle = batch_size is not None
         self.steps = -(-len(dataset) // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
@@ -97,12 +109,14 @@ class Batches:
 
     def _stack(self, rows: np.ndarray, size: int, rng: np.random.Generator) -> Batch:
         data, negatives = self._data, self._negatives
-        shape = (size // self._size, self._size)
+        shape = (size // self._size, self._filled)
 
         def padded(values: np.ndarray) -> np.ndarray:
             filled = np.zeros((size, *values.shape[1:]), values.dtype)
             filled[: len(values)] = values
-            return filled.reshape(*shape, *values.shape[1:])
+            filled = filled.reshape(shape[0], self._size, *values.shape[1:])
+            missing = self._filled - self._size
+            return np.pad(filled, ((0, 0), (0, missing), *((0, 0),) * (filled.ndim - 2))) if missing else filled
 
         weight = np.ones(len(rows), np.float32) if data.weight is None else data.weight[rows]
         batch = Batch(weight=padded(weight))

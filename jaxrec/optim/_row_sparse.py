@@ -117,6 +117,10 @@ class Optimizer:
             jnp.where(ok, part, old) if owner is None else _scatter(old, part, touched[owner], ok, mesh)
             for old, part, owner in zip(leaves, jax.tree.leaves(state), owners, strict=True)
         ]
+        new = {path: _sharded.held(mesh, leaf, cut=path in tables) for path, leaf in new.items()}
+        leaves = [
+            _sharded.held(mesh, leaf, cut=owner is not None) for leaf, owner in zip(leaves, owners, strict=True)
+        ]
         return _tree.unflatten(new), treedef.unflatten(leaves), slots
 
     def _touched(

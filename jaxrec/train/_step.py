@@ -72,6 +72,7 @@ def init_state(
       ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, the optimiser
         cannot train a table by rows, or is ``optim.dense`` and the devices cannot share the rows of a table evenly.
     """
+    _sharded.check(mesh)
     _check_params(model, params)
     trainable, frozen = _tree.split(params, freeze)
     leaves = _tree.flatten(trainable)
@@ -206,6 +207,7 @@ def train_step(
     Raises:
       ValueError: the devices of ``mesh`` cannot share the batch's examples evenly.
     """
+    _sharded.check(mesh)
     if mesh is not None:
         batch = _sharded.split(mesh, batch)
     lookups = _checked(model.lookups(batch, features), _sizes(model, state, mesh))
@@ -238,7 +240,7 @@ def train_step(
         ok=ok,
         mesh=mesh,
     )
-    step = state.step + ok.astype(jnp.int32)
+    step = _sharded.held(mesh, state.step + ok.astype(jnp.int32), cut=False)
     return state._replace(params=params, opt_state=opt_state, slots=slots, step=step), StepInfo(value, ok)
 
 
