@@ -104,6 +104,13 @@ def split(mesh: Mesh, batch: Batch, *, lead: int = 0) -> Batch:
     return Batch(**{name: cut(name, values) for name, values in batch._asdict().items()})
 
 
+def shared(mesh: Mesh | None, values: np.ndarray) -> Any:
+    """An array cut along its leading axis if the devices can share it evenly, else as it is."""
+    if mesh is None or not len(values) or len(values) % mesh.size:
+        return values
+    return placed(values, by_rows(mesh))
+
+
 def on_shards(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` of each device's share of the leading axes; without a mesh the function itself."""
     if mesh is None:
