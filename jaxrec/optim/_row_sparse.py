@@ -118,9 +118,7 @@ class Optimizer:
             for old, part, owner in zip(leaves, jax.tree.leaves(state), owners, strict=True)
         ]
         new = {path: _sharded.held(mesh, leaf, cut=path in tables) for path, leaf in new.items()}
-        leaves = [
-            _sharded.held(mesh, leaf, cut=owner is not None) for leaf, owner in zip(leaves, owners, strict=True)
-        ]
+        leaves = [_sharded.held(mesh, leaf, cut=owner is not None) for leaf, owner in zip(leaves, owners, strict=True)]
         return _tree.unflatten(new), treedef.unflatten(leaves), slots
 
     def _touched(

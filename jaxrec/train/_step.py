@@ -335,9 +335,7 @@ def _rows_by_table(lookups: dict[str, Lookup], mesh: Mesh | None = None) -> dict
     return rows
 
 
-def _grads_by_table(
-    lookups: dict[str, Lookup], grads: dict[str, jax.Array], mesh: Mesh | None
-) -> dict[str, RowGrads]:
+def _grads_by_table(lookups: dict[str, Lookup], grads: dict[str, jax.Array], mesh: Mesh | None) -> dict[str, RowGrads]:
     """All lookups of a table as one, of all devices on each."""
     rows = _rows_by_table(lookups, mesh)
     tables = {}
