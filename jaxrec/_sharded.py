@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int32, Num
 
 from jaxrec import _tree
 from jaxrec._expect import expect
-from jaxrec._types import Batch, Params
+from jaxrec._types import Array, Batch, Params
 
 
 def check(mesh: Mesh | None) -> None:
@@ -44,7 +45,7 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     """The arrays where ``sharding`` says, whether they are traced or not."""
 
     def place(leaf: Any) -> jax.Array:
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             return jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.device_put(leaf, sharding)
 
@@ -104,7 +105,7 @@ def split(mesh: Mesh, batch: Batch, *, lead: int = 0) -> Batch:
     return Batch(**{name: cut(name, values) for name, values in batch._asdict().items()})
 
 
-def shared(mesh: Mesh | None, values: np.ndarray) -> Any:
+def shared(mesh: Mesh | None, values: Array) -> Any:
     """An array cut along its leading axis if the devices can share it evenly, else as it is."""
     if mesh is None or not len(values) or len(values) % mesh.size:
         return values

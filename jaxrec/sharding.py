@@ -6,6 +6,7 @@ touched rows and their gradients travel between devices, never a table.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -17,7 +18,7 @@ from jaxrec.models import Model
 __all__ = ["make_mesh", "whole"]
 
 
-def make_mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, of type Auto: shapes stay those of one device, and so does code for one device.
 
     Args:
