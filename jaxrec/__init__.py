@@ -8,7 +8,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxrec import coldstart, data, evaluation, export, losses, models, optim, plot, ranking, train, transfer
+    from jaxrec import (
+        coldstart,
+        data,
+        evaluation,
+        export,
+        losses,
+        models,
+        optim,
+        plot,
+        ranking,
+        sharding,
+        train,
+        transfer,
+    )
     from jaxrec.evaluation import evaluate
     from jaxrec.export import load, save
     from jaxrec.ranking import predict, recommend
@@ -32,6 +45,7 @@ __all__ = [
     "ranking",
     "recommend",
     "save",
+    "sharding",
     "train",
     "transfer",
 ]

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
+from jaxrec import _sharded
 from jaxrec._types import Batch, Features, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Model
@@ -26,6 +28,7 @@ class Recommender:
       num_trained: how many of ``seen`` the parameters were trained on.
       link: what turns a score into a prediction in the (scaled) unit of the target.
       log: one row per epoch of the training.
+      mesh: devices that share the work of scoring, each with a copy of the parameters; None for one device.
     """
 
     model: Model
@@ -35,6 +38,19 @@ class Recommender:
     num_trained: int
     link: Literal["identity", "sigmoid"] = "identity"
     log: tuple[dict[str, Any], ...] = ()
+    mesh: Mesh | None = None
+
+    def on(self, mesh: Mesh | None) -> "Recommender":
+        """The same recommender with its parameters and features on every device of a mesh, which share the work."""
+        _sharded.check(mesh)
+        if mesh is None or mesh == self.mesh:
+            return self
+        params, features = _sharded.placed((self.params, self.features), _sharded.everywhere(mesh))
+        new = dataclasses.replace(self, params=params, mesh=mesh)
+        new.__dict__["features"] = features
+        if "prior" in self.__dict__:
+            new.__dict__["prior"] = self.prior
+        return new
 
     @property
     def history(self) -> pd.DataFrame:
@@ -54,7 +70,8 @@ class Recommender:
     @functools.cached_property
     def features(self) -> Features:
         """The encoder's features on the device."""
-        return jax.tree.map(jnp.asarray, self.encoder.features)
+        features = jax.tree.map(jnp.asarray, self.encoder.features)
+        return features if self.mesh is None else _sharded.placed(features, _sharded.everywhere(self.mesh))
 
     @property
     def factorises(self) -> bool:
@@ -101,7 +118,8 @@ class Recommender:
     def batch(self, users: np.ndarray, context: np.ndarray | None = None) -> Batch:
         """What a model is told of these users (entity indices): ids and the latest of their histories."""
         history = self.seen.latest(users, self.pooled_history) if self.pooled_history else None
-        return Batch(user=users.astype(np.int32), history=history, context=context)
+        batch = Batch(user=users.astype(np.int32), history=history, context=context)
+        return Batch(*(None if values is None else _sharded.shared(self.mesh, values) for values in batch))
 
     def __repr__(self) -> str:
         count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(self.params))

@@ -17,6 +17,7 @@ from jaxrec import data, models  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # all on the same cores; only the tests of sharding use more than one
 
 
 @pytest.fixture(scope="session")

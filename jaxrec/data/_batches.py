@@ -43,13 +43,24 @@ class Batches:
         other training items, so that short histories are met in training too. Takes 8 bytes of memory a row, and more
         while it is prepared.
       seed: of everything drawn.
+      multiple_of: fill batches up with examples of weight 0 to a multiple of this, the number of devices that share
+        them. What is drawn stays the same.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int | None, negatives: Negatives | None, history: int, seed: int
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int | None,
+        negatives: Negatives | None,
+        history: int,
+        seed: int,
+        multiple_of: int = 1,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"Expected batch_size >= 1, or None for all rows at once, got {batch_size}.")
+        if multiple_of < 1:
+            raise ValueError(f"Expected multiple_of >= 1, got {multiple_of}.")
         for name, index in (("users", dataset.user), ("items", dataset.item)):
             if index is not None and not index.all():
                 raise ValueError(
@@ -61,6 +72,7 @@ class Batches:
         self._history = history
         self._seed = seed
         self._size = min(batch_size or len(dataset), len(dataset))
+        self._filled = -(-self._size // multiple_of) * multiple_of
         self._shuffle = batch_size is not None
         self.steps = -(-len(dataset) // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
@@ -127,7 +139,8 @@ class Batches:
             return filled
 
         def stacked(values: np.ndarray) -> np.ndarray:
-            return values.reshape(steps, size, *values.shape[1:])
+            values, missing = values.reshape(steps, size, *values.shape[1:]), self._filled - size
+            return np.pad(values, ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))) if missing else values
 
         if data.weight is None:
             weight = np.ones(steps * size, np.float32)
@@ -161,7 +174,9 @@ class Batches:
             log_q = stacked(self._sampler.log_q[item])
             if shared is not None:
                 of_shared = self._sampler.log_q[shared][:, None, :]
-                log_q = np.concatenate([log_q, np.broadcast_to(of_shared, (steps, size, negatives.shared))], axis=2)
+                log_q = np.concatenate(
+                    [log_q, np.broadcast_to(of_shared, (steps, self._filled, negatives.shared))], axis=2
+                )
             batch = batch._replace(log_q=log_q)
         return batch if shared is None else batch._replace(shared_negatives=shared)
 

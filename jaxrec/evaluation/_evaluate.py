@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
-from jaxrec import coldstart
+from jaxrec import _sharded, coldstart
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
@@ -40,6 +41,7 @@ def evaluate(
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
+    mesh: Mesh | None = None,
 ) -> Report:
     """How good is a model on held-out interactions?
 
@@ -67,6 +69,9 @@ def evaluate(
       level: of the intervals.
       draws: of the bootstrap.
       seed: of the bootstrap.
+      mesh: from ``sharding.make_mesh``: devices that share the catalogue, or where the model does not factorise and
+        for ratings the users and rows. Each holds the parameters. The report is that of one device; two scores that
+        differ by rounding alone may change places.
 
     Returns:
       Per-user values, means with intervals, coverage.
@@ -77,7 +82,12 @@ def evaluate(
     """
     if draws < 1:
         raise ValueError(f"Expected draws >= 1, got {draws}.")
+    _sharded.check(mesh)
     subject, test = _prepared(model, test, seen)
+    if mesh is not None:
+        if not isinstance(subject.model, Recommender):
+            raise TypeError("mesh= needs a recommender: a function computes where it likes. Leave mesh= out.")
+        subject = subject._replace(model=subject.model.on(mesh))
     if task is None:
         task = "ranking" if test.target is None else "rating"
     if task == "rating":

@@ -5,9 +5,10 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, Int32, Key, Num
 
-from jaxrec import _tree
+from jaxrec import _sharded, _tree
 from jaxrec._expect import expect
 from jaxrec._types import Array, Batch, Features, HasSizes, Params, Sizes
 
@@ -80,9 +81,14 @@ def take(values: Num[Array, "entities ..."], index: Int[Array, "..."]) -> Num[ja
     return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
 
 
-def gather(params: Params, lookups: dict[str, Lookup]) -> Gathered:
-    """The rows that each lookup names, in float32 where a table holds fewer bits or integers."""
+def gather(params: Params, lookups: dict[str, Lookup], mesh: Mesh | None = None) -> Gathered:
+    """The rows that each lookup names, in float32 where a table holds fewer bits or integers.
+
+    On a mesh tables are cut by rows, and row numbers must be inside them.
+    """
     leaves = _tree.flatten(params)
+    if mesh is not None:
+        return {name: wide(_sharded.take(mesh, leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
     return {name: wide(take(leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
 
 

@@ -7,15 +7,16 @@ taken over everything. See docs/design.md for the measurements.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
-from jaxrec import _tree
+from jaxrec import _sharded, _tree
 from jaxrec._types import Params
 from jaxrec.models._base import wide
 from jaxrec.optim._layout import layout_of
@@ -37,17 +38,24 @@ class Optimizer:
     transformation: optax.GradientTransformation
     sparse: bool
 
-    def init(self, params: Params, tables: tuple[str, ...]) -> OptState:
+    def init(self, params: Params, tables: tuple[str, ...], mesh: Mesh | None = None) -> OptState:
         """The transformation's state for the trainable ``params``, of which ``tables`` are trained by rows.
+
+        On a mesh, what belongs to a table is cut by rows as the table is.
 
         Raises:
           ValueError: the optimiser is row-sparse and the transformation would treat a row differently when it
             does not see the whole table.
         """
         params = jax.tree.map(wide, params)
-        layout_of(self.transformation, params, tables, sparse=self.sparse)
+        owners = layout_of(self.transformation, params, tables, sparse=self.sparse).owners
+        init = self.transformation.init
         with jax.numpy_dtype_promotion("standard"):
-            return self.transformation.init(params)
+            if mesh is None:
+                return init(params)
+            places = [_sharded.everywhere(mesh) if owner is None else _sharded.by_rows(mesh) for owner in owners]
+            treedef = jax.tree.structure(jax.eval_shape(init, params))
+            return jax.jit(init, out_shardings=treedef.unflatten(places))(params)
 
     def update(
         self,
@@ -60,6 +68,7 @@ class Optimizer:
         frozen_rows: Mapping[str, Bool[jax.Array, " rows"]],
         value: Float[jax.Array, ""],
         ok: Bool[jax.Array, ""],
+        mesh: Mesh | None = None,
     ) -> tuple[Params, OptState, dict[str, Int32[jax.Array, " _"]]]:
         """One step.
 
@@ -73,19 +82,21 @@ class Optimizer:
           frozen_rows: by table path, rows that must not move. Row 0, the unknown's, never does.
           value: the loss, for transformations that look at it.
           ok: where False, nothing moves: parameters and state come back as they were.
+          mesh: over which the tables and what belongs to them are cut by rows. Each device is given all of
+            ``row_grads`` and looks after its own rows, so that no row of a table or of the state travels.
 
         Returns:
           The new parameters, state and scratch space.
         """
         tables = {path: _tree.get(params, path) for path in row_grads}
         owners, linear = layout_of(self.transformation, params, tuple(tables), sparse=self.sparse)
-        touched, slots = self._touched(row_grads, tables, frozen_rows, slots, merge=not linear)
+        touched, slots = self._touched(row_grads, tables, frozen_rows, slots, merge=not linear, mesh=mesh)
         leaves, treedef = jax.tree.flatten(state)
         parts = [
-            leaf if owner is None else _rows(leaf, touched[owner], linear)
+            leaf if owner is None else _rows(leaf, touched[owner], linear, mesh)
             for leaf, owner in zip(leaves, owners, strict=True)
         ]
-        small = _tree.replace(params, {path: wide(_rows(tables[path], touched[path], linear)) for path in tables})
+        small = _tree.replace(params, {path: wide(_rows(tables[path], touched[path], linear, mesh)) for path in tables})
         gradient = _tree.merge(grads, _tree.unflatten({path: touched[path].grads for path in tables}))
         update = optax.with_extra_args_support(self.transformation).update
         with jax.numpy_dtype_promotion("standard"):
@@ -99,14 +110,15 @@ class Optimizer:
             if path not in tables:
                 new[path] = jnp.where(ok, moved[path], old)
             elif linear:
-                change = _tree.get(updates, path).astype(old.dtype)
-                new[path] = old.at[_target(touched[path], old, ok)].add(change, mode="drop")
+                new[path] = _add(old, _tree.get(updates, path), touched[path], ok, mesh)
             else:
-                new[path] = _scatter(old, moved[path], touched[path], ok)
+                new[path] = _scatter(old, moved[path], touched[path], ok, mesh)
         leaves = [
-            jnp.where(ok, part, old) if owner is None else _scatter(old, part, touched[owner], ok)
+            jnp.where(ok, part, old) if owner is None else _scatter(old, part, touched[owner], ok, mesh)
             for old, part, owner in zip(leaves, jax.tree.leaves(state), owners, strict=True)
         ]
+        new = {path: _sharded.held(mesh, leaf, cut=path in tables) for path, leaf in new.items()}
+        leaves = [_sharded.held(mesh, leaf, cut=owner is not None) for leaf, owner in zip(leaves, owners, strict=True)]
         return _tree.unflatten(new), treedef.unflatten(leaves), slots
 
     def _touched(
@@ -117,34 +129,37 @@ class Optimizer:
         slots: Mapping[str, jax.Array],
         *,
         merge: bool,
+        mesh: Mesh | None,
     ) -> tuple[dict[str, "_Touched"], dict[str, jax.Array]]:
         """What the transformation is to see of each table."""
         touched, slots = {}, dict(slots)
         merged: dict[int, tuple[jax.Array, jax.Array]] = {}  # tables looked up by the same rows share the merging
-        for path, (rows, grads) in row_grads.items():
+        for path, (of_batch, grads) in row_grads.items():
             table = tables[path]
+            rows, grads = _sharded.own(mesh, of_batch, grads, table.shape[0])
             if not self.sparse:
-                full = jnp.zeros(table.shape, grads.dtype).at[rows].add(grads)
-                rows, grads = jnp.arange(table.shape[0], dtype=jnp.int32), full
-                first = jnp.ones(rows.shape, bool)
-            elif not merge:
+                touched[path] = _whole(table, rows, grads, frozen_rows.get(path), mesh)
+                continue
+            if not merge:
                 first = jnp.ones(rows.shape, bool)
             else:
-                if id(rows) not in merged:
-                    representative, slots[path] = _representatives(rows, slots[path])
-                    merged[id(rows)] = representative, representative == _positions(rows)
-                representative, first = merged[id(rows)]
-                grads = jnp.zeros_like(grads).at[representative].add(grads)
-            frozen = rows == 0
+                if id(of_batch) not in merged:
+                    representative, first, slots[path] = _finder(mesh)(rows, slots[path])
+                    merged[id(of_batch)] = representative, first
+                representative, first = merged[id(of_batch)]
+                grads = _sharded.on_shards(mesh, _summed)(representative, grads)
+            frozen = rows == (0 if mesh is None else table.shape[0] // mesh.size)  # row 0, or rows of other devices
             if path in frozen_rows:
-                frozen |= frozen_rows[path][rows]
+                frozen |= _reader(mesh)(frozen_rows[path], rows)
             grads = jnp.where(_column(frozen, grads), 0.0, grads)
             touched[path] = _Touched(rows, grads, first & ~frozen)
         return touched, slots
 
 
 class _Touched(NamedTuple):
-    rows: Int32[jax.Array, " touched"]
+    """What the transformation sees of a table. On a mesh: device after device, each with its own row numbers."""
+
+    rows: Int32[jax.Array, " touched"] | None  # None: all rows, in their own order
     grads: Float[jax.Array, "touched dim"]  # zero where not live
     live: Bool[jax.Array, " touched"]  # False for repetitions and frozen rows, which are not written back
 
@@ -183,29 +198,90 @@ def _positions(rows: jax.Array) -> jax.Array:
     return jnp.arange(rows.shape[0], dtype=jnp.int32)
 
 
-def _representatives(rows: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each position the one position that stands for all with the same row, and the used scratch space.
+def _whole(
+    table: jax.Array, rows: jax.Array, grads: jax.Array, frozen_rows: jax.Array | None, mesh: Mesh | None
+) -> _Touched:
+    """All rows of a table, most of them with a zero gradient."""
+
+    def spread(table: jax.Array, rows: jax.Array, grads: jax.Array) -> jax.Array:
+        return jnp.zeros(table.shape, grads.dtype).at[rows].add(grads, mode="drop")
+
+    full = _sharded.on_shards(mesh, spread)(table, rows, grads)
+    frozen = _positions(table) == 0
+    if frozen_rows is not None:
+        frozen |= frozen_rows
+    return _Touched(None, jnp.where(_column(frozen, full), 0.0, full), ~frozen)
+
+
+def _reader(mesh: Mesh | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Rows of an array; on a mesh, a row that another device holds reads zero."""
+
+    def read(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        if mesh is None:
+            return leaf.at[rows].get(mode="promise_in_bounds")
+        return leaf.at[rows].get(mode="fill", fill_value=0)
+
+    return _sharded.on_shards(mesh, read)
+
+
+def _finder(mesh: Mesh | None) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """``_representatives``; on a mesh, a row that another device holds stands for itself."""
+
+    def find(rows: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _representatives(rows, slot, inside=mesh is None)
+
+    return _sharded.on_shards(mesh, find)
+
+
+def _representatives(rows: jax.Array, slot: jax.Array, *, inside: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For each position the one position that stands for all with the same row, whether it is that one itself, and
+    the used scratch space.
 
     Every position writes itself to its row's slot and reads back the winner: O(touched), no sort.
     """
-    slot = slot.at[rows].set(_positions(rows), mode="promise_in_bounds")
-    return slot.at[rows].get(mode="promise_in_bounds"), slot
+    position = _positions(rows)
+    if inside:
+        slot = slot.at[rows].set(position, mode="promise_in_bounds")
+        representative = slot.at[rows].get(mode="promise_in_bounds")
+    else:
+        slot = slot.at[rows].set(position, mode="drop")
+        winner = slot.at[rows].get(mode="fill", fill_value=0)
+        representative = jnp.where(rows < slot.shape[0], winner, position)
+    return representative, representative == position, slot
+
+
+def _summed(representative: jax.Array, grads: jax.Array) -> jax.Array:
+    return jnp.zeros_like(grads).at[representative].add(grads)
 
 
 def _column(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
 
 
-def _rows(leaf: jax.Array, touched: _Touched, linear: bool) -> jax.Array:
+def _rows(leaf: jax.Array, touched: _Touched, linear: bool, mesh: Mesh | None) -> jax.Array:
     """The touched rows; a row that stands for nothing is zero, or a norm of updates would count its momentum too."""
-    rows = leaf.at[touched.rows].get(mode="promise_in_bounds")
+    rows = leaf if touched.rows is None else _reader(mesh)(leaf, touched.rows)
     return rows if linear else jnp.where(_column(touched.live, rows), rows, jnp.zeros((), rows.dtype))
 
 
-def _target(touched: _Touched, table: jax.Array, ok: jax.Array) -> jax.Array:
+def _target(rows: jax.Array, live: jax.Array, table: jax.Array) -> jax.Array:
     """Where each touched row is written; whatever must not be written goes, each to its own place, past the end."""
-    return jnp.where(touched.live & ok, touched.rows, table.shape[0] + _positions(touched.rows))
+    return jnp.where(live, rows, table.shape[0] + _positions(rows))
 
 
-def _scatter(table: jax.Array, rows: jax.Array, touched: _Touched, ok: jax.Array) -> jax.Array:
-    return table.at[_target(touched, table, ok)].set(rows.astype(table.dtype), mode="drop", unique_indices=True)
+def _scatter(table: jax.Array, rows: jax.Array, touched: _Touched, ok: jax.Array, mesh: Mesh | None) -> jax.Array:
+    rows, live = rows.astype(table.dtype), touched.live & ok
+    if touched.rows is None:
+        return jnp.where(_column(live, table), rows, table)
+
+    def write(table: jax.Array, rows: jax.Array, index: jax.Array, live: jax.Array) -> jax.Array:
+        return table.at[_target(index, live, table)].set(rows, mode="drop", unique_indices=True)
+
+    return _sharded.on_shards(mesh, write)(table, rows, touched.rows, live)
+
+
+def _add(table: jax.Array, change: jax.Array, touched: _Touched, ok: jax.Array, mesh: Mesh | None) -> jax.Array:
+    def add(table: jax.Array, change: jax.Array, index: jax.Array, live: jax.Array) -> jax.Array:
+        return table.at[_target(index, live, table)].add(change, mode="drop")
+
+    return _sharded.on_shards(mesh, add)(table, change.astype(table.dtype), touched.rows, touched.live & ok)

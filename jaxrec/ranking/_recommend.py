@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
-from jaxrec import coldstart
+from jaxrec import _sharded, coldstart
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
@@ -31,6 +32,7 @@ def recommend(
     candidates: Iterable[Any] | None = None,
     exclude: Iterable[Any] | pd.DataFrame | None = None,
     exclude_seen: bool = True,
+    mesh: Mesh | None = None,
 ) -> pd.DataFrame:
     """The best ``k`` items of each user, exactly: every candidate is scored.
 
@@ -48,6 +50,7 @@ def recommend(
       candidates: raw ids of the items that may be recommended; by default all.
       exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns.
       exclude_seen: whether to leave out what a user has touched, in training or in ``interactions``.
+      mesh: from ``sharding.make_mesh``: devices that share the catalogue.
 
     Returns:
       A frame with the columns ``user``, ``item`` (raw ids), ``score`` (float32, the model's own, higher is better)
@@ -67,6 +70,7 @@ def recommend(
         recommender = coldstart.add(recommender, users=exclude[recommender.encoder.schema.user].unique())
     if new_users is not None or new_items is not None or interactions is not None:
         recommender = coldstart.add(recommender, users=new_users, items=new_items, interactions=interactions)
+    recommender = recommender.on(mesh)
     encoder = recommender.encoder
     if users is None:
         users = encoder.users.ids if new_users is None else new_users[encoder.schema.user]
@@ -175,9 +179,9 @@ def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
-        size = min(_ROWS, len(data))
+        size = _sharded.rounded(min(_ROWS, len(data)), recommender.mesh)
         user, item, context = (
-            None if values is None else padded(values[start : start + size], size)
+            None if values is None else padded(values[start : start + _ROWS], size)
             for values in (data.user, data.item, data.context)
         )
         if vectors and user is not None and item is not None:
@@ -186,8 +190,8 @@ def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
             batch = recommender.batch(np.zeros(size, np.int32) if user is None else user, context)
             batch = batch._replace(item=None if item is None else item[:, None])
             scores = apply(recommender.model, recommender.params, batch, recommender.features)[:, 0]
-        parts.append(np.asarray(scores))
-    return np.concatenate(parts)[: len(data)] if parts else np.zeros(0, np.float32)
+        parts.append(np.asarray(scores)[: min(_ROWS, len(data) - start)])
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 @jax.jit

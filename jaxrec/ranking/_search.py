@@ -6,8 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
+from jaxrec import _sharded
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
@@ -25,9 +27,12 @@ Ranker = Callable[[np.ndarray, int, Pairs, int], Block]
 
 def ranker(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
     """How to rank ``candidates`` (entity indices, padded with 0), and how to cut users into blocks for it."""
-    if recommender.factorises and len(candidates) >= _LARGE:
+    if recommender.factorises and (len(candidates) >= _LARGE or recommender.mesh is not None):
         return _by_groups(recommender, candidates)
-    return by_scores(scorer(recommender, candidates), candidates)
+    rank, blocks_of = by_scores(scorer(recommender, candidates), candidates)
+    return rank, lambda num_users: [
+        (block, _sharded.rounded(size, recommender.mesh)) for block, size in blocks_of(num_users)
+    ]
 
 
 def by_scores(score_of: Scorer, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
@@ -41,8 +46,8 @@ def by_scores(score_of: Scorer, candidates: np.ndarray) -> tuple[Ranker, Callabl
 
 
 def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
-    outside = len(candidates)
-    items, live = _whole_blocks(candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), _BLOCK)
+    mesh, outside = recommender.mesh, len(candidates)
+    items, live = _filled(candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), mesh)
 
     def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
         inside = exclude.column < outside
@@ -52,14 +57,10 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker
         width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
         grid = np.full((size, width), outside, np.int32)
         grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
-        return _search(user_vectors(recommender, padded(users, size)), items, live, jnp.asarray(grid), k=k)
+        vectors = user_vectors(recommender, padded(users, size))
+        return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
 
     return rank, lambda num_users: list(user_blocks(num_users, outside // _USERS_SHARE))
-
-
-def _whole_blocks(items: jax.Array, live: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    missing = -len(items) % size
-    return (jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))) if missing else (items, live)
 
 
 def search(
@@ -69,6 +70,7 @@ def search(
     k: int,
     live: Bool[Array, " candidates"] | None = None,
     exclude: Int32[Array, "users excluded"] | None = None,
+    mesh: Mesh | None = None,
 ) -> TopK:
     """The ``k`` best items of each user by inner product: exact, without holding or sorting all scores.
 
@@ -78,10 +80,13 @@ def search(
 
     Args:
       users: vectors.
-      items: vectors. Their number should be a multiple of 2,048; if it is not, a padded copy is made in every call.
+      items: vectors. Their number should be a multiple of 2,048 (on each device of a mesh); if it is not, a padded
+        copy is made in every call.
       k: length of the lists, static.
       live: False for items that are never listed, such as padding.
       exclude: for each user positions that are not listed; fill up with any number that is no position.
+      mesh: from ``sharding.make_mesh``. Items are cut over its devices; each finds the best of its own, and only
+        those travel. Let ``items`` lie there already, sharded along their first axis, if there are many calls.
 
     Returns:
       Scores in float32 and positions; equal scores: lower position first. Where a user has fewer than ``k``, the
@@ -97,14 +102,62 @@ def search(
     num = items.shape[0]
     if not 1 <= k <= num:
         raise ValueError(f"Expected k in 1 .. {num} (the number of items), got {k}. Lists cannot be longer.")
+    _sharded.check(mesh)
     live = jnp.ones(num, bool) if live is None else live
     exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else exclude
-    items, live = _whole_blocks(jnp.asarray(items), jnp.asarray(live), _BLOCK)
-    return _search(jnp.asarray(users), items, live, jnp.asarray(exclude), k=k).top
+    items, live = _filled(jnp.asarray(items), jnp.asarray(live), mesh)
+    return _search_any(jnp.asarray(users), items, live, jnp.asarray(exclude), k=k, mesh=mesh).top
+
+
+def _filled(items: jax.Array, live: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Items with as many dead ones after them as whole blocks need, on a mesh an equal number on each device."""
+    if mesh is None:
+        full = -(-len(items) // _BLOCK) * _BLOCK
+    else:
+        share = -(-len(items) // mesh.size)
+        unit = _BLOCK if share > _BLOCK else _GROUP
+        full = -(-share // unit) * unit * mesh.size
+    if missing := full - len(items):
+        items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
+    return (items, live) if mesh is None else _sharded.placed((items, live), _sharded.by_rows(mesh))
+
+
+def _search_any(
+    users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int, mesh: Mesh | None
+) -> Block:
+    if mesh is None:
+        return _search(users, items, live, exclude, k=k)
+    users, exclude = _sharded.placed((users, exclude), _sharded.everywhere(mesh))
+    return _search_shards(users, items, live, exclude, k=k, mesh=mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "mesh"))
+def _search_shards(
+    users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int, mesh: Mesh
+) -> Block:
+    """``_search`` on each device's items, and the best of what they found."""
+    axis, share = mesh.axis_names[0], len(items) // mesh.size
+
+    def of_shard(
+        users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        start = jax.lax.axis_index(axis) * share
+        top, nan = _search(users, items, live, exclude - start, k=min(k, share))
+        return top.score, jnp.where(top.position < 0, -1, top.position + start), nan[None]
+
+    everything, cut, columns = PartitionSpec(), PartitionSpec(axis), PartitionSpec(None, axis)
+    found = jax.shard_map(
+        of_shard, mesh=mesh, in_specs=(everything, cut, cut, everything), out_specs=(columns, columns, cut)
+    )(users, items, live, exclude)
+    score, position, nan = _sharded.placed(found, _sharded.everywhere(mesh))
+    # Devices come in the order of their items, so that of equal scores the lower position still comes first.
+    best, place = jax.lax.top_k(score, k)
+    return Block(TopK(best, jnp.take_along_axis(position, place, axis=1)), nan.any())
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
 def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int) -> Block:
+    size = min(_BLOCK, len(items))
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
         scores = items @ users.T
@@ -112,12 +165,12 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
         return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
 
     def block(_: None, start: jax.Array) -> tuple[None, jax.Array]:
-        return None, best_of(*(jax.lax.dynamic_slice_in_dim(values, start, _BLOCK) for values in (items, live)))
+        return None, best_of(*(jax.lax.dynamic_slice_in_dim(values, start, size) for values in (items, live)))
 
     if len(users) <= _FEW:
         best = best_of(items, live)
     else:
-        best = jax.lax.scan(block, None, jnp.arange(0, len(items), _BLOCK))[1]
+        best = jax.lax.scan(block, None, jnp.arange(0, len(items), size))[1]
     best = best.reshape(-1, len(users)).T
     groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
     # In order of position, so that of equal scores the lower position comes first.

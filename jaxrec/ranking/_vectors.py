@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import coldstart
+from jaxrec import _sharded, coldstart
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Encoder, Interactions
@@ -119,7 +119,12 @@ def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Arra
     """Without fold-in; ``items`` of any shape."""
     flat = items.reshape(-1).astype(np.int32)
     blocks = [
-        _item_vectors(recommender.model, recommender.params, flat[start : start + _ROWS], recommender.features)
+        _item_vectors(
+            recommender.model,
+            recommender.params,
+            _sharded.shared(recommender.mesh, flat[start : start + _ROWS]),
+            recommender.features,
+        )
         for start in range(0, max(len(flat), 1), _ROWS)
     ]
     vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)

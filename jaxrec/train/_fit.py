@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from jaxrec import _tree, losses, optim
+from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
@@ -42,7 +43,7 @@ _DEFAULT_NEGATIVES = {
     "mse": Negatives(num=4),
 }
 
-_epoch = jax.jit(train_epoch, static_argnames=("model", "loss", "optimizer"), donate_argnums=(0,))
+_epoch = jax.jit(train_epoch, static_argnames=("model", "loss", "optimizer", "mesh"), donate_argnums=(0,))
 
 
 class Progress(NamedTuple):
@@ -78,6 +79,7 @@ def fit(
     frozen_rows: dict[str, np.ndarray] | None = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
     progress: bool | None = None,
+    mesh: Mesh | None = None,
     seed: int = 0,
 ) -> Recommender:
     """Trains a model.
@@ -107,6 +109,8 @@ def fit(
       frozen_rows: by table path, a bool mask of rows that do not move.
       callbacks: called after each epoch; one that returns True ends the training.
       progress: whether to show a progress bar; by default where the error stream is a terminal.
+      mesh: devices to train on, from ``sharding.make_mesh``: batches are cut by examples, tables by rows. The result
+        is that of one device up to rounding; what is returned, and what validation and callbacks see, lies on one.
       seed: of the initial parameters, the order of examples, negatives and dropout.
 
     Returns:
@@ -120,6 +124,7 @@ def fit(
         raise TypeError(
             f"Expected a model, got the class {model.__name__}. Make one: {model.__name__}.for_data(train)."
         )
+    _sharded.check(mesh)
     expect(train, Dataset, "train")
     if validation is not None:
         expect(validation, Dataset, "validation")
@@ -134,11 +139,16 @@ def fit(
     elif not isinstance(optimizer, optim.Optimizer):
         optimizer = optim.row_sparse(optimizer)
     batches = Batches(
-        train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
+        train,
+        batch_size=batch_size,
+        negatives=negatives,
+        history=getattr(model, "history", 0),
+        seed=seed,
+        multiple_of=1 if mesh is None else mesh.size,
     )
     check_rows(model, train)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
-    features = blank.features
+    features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
     key_init, key_train = jax.random.split(jax.random.key(seed))
     state = init_state(
         model,
@@ -149,14 +159,15 @@ def fit(
         key=key_train,
         freeze=freeze,
         frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
+        mesh=mesh,
     )
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer)
-            recommender = blank.replace(params=_finished(model, state, train), log=tuple(log))
+            state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer, mesh)
+            recommender = blank.replace(params=_finished(model, state, train, mesh), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
                 what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
@@ -186,13 +197,16 @@ def _run(
     model: Model,
     loss: losses.Loss,
     optimizer: optim.Optimizer,
+    mesh: Mesh | None,
 ) -> tuple[TrainState, list[EpochInfo]]:
     """One epoch. The device works on a chunk while the host prepares the next."""
     infos: list[EpochInfo] = []
     for chunk, steps in batches.epoch(epoch):
         if infos and not infos[-1].ok:
             break
-        state, info = _epoch(state, chunk, features, steps, model=model, loss=loss, optimizer=optimizer)
+        if mesh is not None:
+            chunk = _sharded.split(mesh, chunk, lead=1)
+        state, info = _epoch(state, chunk, features, steps, model=model, loss=loss, optimizer=optimizer, mesh=mesh)
         infos.append(info)
         advance(steps)
     return state, infos
@@ -206,9 +220,12 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
     return float(taken.mean()) if len(taken) else float("nan"), failed
 
 
-def _finished(model: Model, state: TrainState, train: Dataset) -> Params:
+def _finished(model: Model, state: TrainState, train: Dataset, mesh: Mesh | None) -> Params:
     """All parameters, with the unknown's rows filled in where they follow the trained ones."""
-    return _tree.merge(with_unknown_rows(model, state.params, train.features), state.frozen)
+    params, frozen = state.params, state.frozen
+    if mesh is not None:
+        params, frozen = _sharded.whole(model, params), _sharded.whole(model, frozen)
+    return _tree.merge(with_unknown_rows(model, params, train.features), frozen)
 
 
 def check_rows(model: Model, train: Dataset) -> None:

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
-from jaxrec import _tree
+from jaxrec import _sharded, _tree
 from jaxrec._types import Batch, Features, Params
 from jaxrec.losses import Loss
 from jaxrec.models._base import Lookup, Model, gather, safe_index, scored
@@ -50,6 +51,7 @@ def init_state(
     key: jax.Array,
     freeze: _tree.Patterns = (),
     frozen_rows: dict[str, Bool[jax.Array, " rows"]] | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -62,11 +64,15 @@ def init_state(
       key: for dropout.
       freeze: patterns of leaves that do not move, such as ``"item/*"``.
       frozen_rows: by table path, a mask of rows that do not move.
+      mesh: from ``sharding.make_mesh``. Tables, and what belongs to them, are cut by rows over its devices, filled
+        up with rows of zeros where they cannot share them; ``sharding.whole`` undoes it. Everything else lies on
+        every device. ``train_step`` needs the same mesh.
 
     Raises:
-      ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, or the optimiser
-        cannot train a table by rows.
+      ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, the optimiser
+        cannot train a table by rows, or is ``optim.dense`` and the devices cannot share the rows of a table evenly.
     """
+    _sharded.check(mesh)
     check_params(model, params)
     trainable, frozen = _tree.split(params, freeze)
     leaves = _tree.flatten(trainable)
@@ -82,17 +88,50 @@ def init_state(
                 f"Expected masks of rows of trainable tables ({', '.join(tables) or 'there is none'}), got one for "
                 f"{path!r} of shape {mask.shape} where the table has {shape}. Freeze a whole leaf by pattern instead."
             )
+    slots = {group[0]: jnp.zeros(leaves[group[0]].shape[:1], jnp.int32) for group in groups}
+    step = jnp.zeros((), jnp.int32)
+    if mesh is not None:
+        _check_shares(optimizer, mesh, {path: leaves[path].shape[0] for path in tables})
+        cut = _lookup_paths(model, params, batch, features)
+        trainable, frozen = _placed(mesh, trainable, cut), _placed(mesh, frozen, cut)
+        frozen_rows, slots = _placed(mesh, frozen_rows, cut, flat=True), _placed(mesh, slots, cut, flat=True)
+        key, step = _sharded.placed((key, step), _sharded.everywhere(mesh))
     # Some transformations keep the parameters themselves, and one buffer cannot be donated twice.
-    trainable, opt_state = _unshared((trainable, optimizer.init(trainable, tables)))
-    return TrainState(
-        params=trainable,
-        frozen=frozen,
-        opt_state=opt_state,
-        frozen_rows=frozen_rows,
-        slots={group[0]: jnp.zeros(leaves[group[0]].shape[:1], jnp.int32) for group in groups},
-        key=key,
-        step=jnp.zeros((), jnp.int32),
+    trainable, opt_state = _unshared((trainable, optimizer.init(trainable, tables, mesh)))
+    return TrainState(trainable, frozen, opt_state, frozen_rows, slots, key, step)
+
+
+def _lookup_paths(model: Model, params: Params, batch: Batch, features: Features) -> set[str]:
+    """Paths of all tables that a batch looks up."""
+    paths: set[str] = set()
+    jax.eval_shape(
+        lambda batch, features: paths.update(lookup.path for lookup in model.lookups(batch, features).values()),
+        batch,
+        features,
     )
+    return paths
+
+
+def _placed(mesh: Mesh, params: Params, tables: set[str], *, flat: bool = False) -> Params:
+    """Tables cut by rows, other leaves everywhere. ``flat``: a dict by path."""
+
+    def place(path: str, leaf: Any) -> jax.Array:
+        return _sharded.padded(mesh, leaf) if path in tables else _sharded.placed(leaf, _sharded.everywhere(mesh))
+
+    if flat:
+        return {path: place(path, leaf) for path, leaf in params.items()}
+    return _tree.map_with_path(place, params)
+
+
+def _check_shares(optimizer: Optimizer, mesh: Mesh, sizes: dict[str, int]) -> None:
+    """A transformation that sees whole tables would also see the rows that fill them up."""
+    for path, size in sizes.items():
+        if not optimizer.sparse and size % mesh.size:
+            raise ValueError(
+                f"Expected tables whose rows {mesh.size} devices can share, since optim.dense looks at whole tables, "
+                f"got {size} rows of {path!r}. Give the model {_sharded.rounded(size, mesh)} rows (spare ones do no "
+                "harm), or use optim.row_sparse."
+            )
 
 
 def check_params(model: Model, params: Params) -> None:
@@ -126,7 +165,8 @@ def _tables(
     groups: dict[int, list[str]] = {}
 
     def trace(params: Params, batch: Batch, features: Features) -> None:
-        lookups = _checked(model.lookups(batch, features), params)
+        sizes = {path: leaf.shape[0] for path, leaf in _tree.flatten(params).items() if leaf.ndim}
+        lookups = _checked(model.lookups(batch, features), sizes)
         rows = _rows_by_table({name: lookup for name, lookup in lookups.items() if lookup.path in trainable})
         for path, of_table in rows.items():
             groups.setdefault(id(of_table), []).append(path)
@@ -136,7 +176,14 @@ def _tables(
 
 
 def train_step(
-    state: TrainState, batch: Batch, features: Features, *, model: Model, loss: Loss, optimizer: Optimizer
+    state: TrainState,
+    batch: Batch,
+    features: Features,
+    *,
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepInfo]:
     """One update of the trainable parameters.
 
@@ -150,15 +197,23 @@ def train_step(
       model: static under ``jit``, like ``loss`` and ``optimizer``.
       loss: function ``(scores, batch) -> scalar``, for example from ``losses.on_batch``.
       optimizer: the one that ``init_state`` was given.
+      mesh: likewise; static under ``jit``. The batch is cut by examples, features lie on every device, and of the
+        tables only the touched rows and their gradients travel. Up to rounding the result is that of one device.
 
     Returns:
       The next state and the loss before the update. If the loss or a gradient is not finite the parameters and
       the optimiser's state are those that came in.
+
+    Raises:
+      ValueError: the devices of ``mesh`` cannot share the batch's examples evenly.
     """
-    lookups = _checked(model.lookups(batch, features), _tree.merge(state.params, state.frozen))
+    _sharded.check(mesh)
+    if mesh is not None:
+        batch = _sharded.split(mesh, batch)
+    lookups = _checked(model.lookups(batch, features), _sizes(model, state, mesh))
     trainable = _tree.flatten(state.params)
     rows_of = {name: lookup for name, lookup in lookups.items() if lookup.path in trainable}
-    fixed = gather(state.frozen, {name: lookup for name, lookup in lookups.items() if name not in rows_of})
+    fixed = gather(state.frozen, {name: lookup for name, lookup in lookups.items() if name not in rows_of}, mesh)
     tables = {lookup.path for lookup in lookups.values()}
     dense, fixed_dense = _tree.drop(state.params, tables), _tree.drop(state.frozen, tables)
     key = jax.random.fold_in(state.key, state.step)
@@ -168,7 +223,9 @@ def train_step(
         output = scored(model.score(params, {**fixed, **rows}, batch, features, key=key))
         return loss(output.scores, batch) + output.penalty
 
-    value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(dense, gather(state.params, rows_of))
+    value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(
+        dense, gather(state.params, rows_of, mesh)
+    )
     ok = jnp.isfinite(value)
     for grad in jax.tree.leaves((grads, row_grads)):
         ok &= jnp.isfinite(grad).all()
@@ -177,12 +234,13 @@ def train_step(
         state.opt_state,
         state.slots,
         grads=grads,
-        row_grads=_grads_by_table(rows_of, row_grads),
+        row_grads=_grads_by_table(rows_of, row_grads, mesh),
         frozen_rows=state.frozen_rows,
         value=value,
         ok=ok,
+        mesh=mesh,
     )
-    step = state.step + ok.astype(jnp.int32)
+    step = _sharded.held(mesh, state.step + ok.astype(jnp.int32), cut=False)
     return state._replace(params=params, opt_state=opt_state, slots=slots, step=step), StepInfo(value, ok)
 
 
@@ -195,6 +253,7 @@ def train_epoch(
     model: Model,
     loss: Loss,
     optimizer: Optimizer,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, EpochInfo]:
     """A compiled loop of ``train_step`` over stacked batches. It ends at the first step that is not finite.
 
@@ -207,6 +266,7 @@ def train_epoch(
       model: static under ``jit``, like ``loss`` and ``optimizer``.
       loss: as for ``train_step``.
       optimizer: as for ``train_step``.
+      mesh: as for ``train_step``.
 
     Returns:
       The state after the last good step, and how it went.
@@ -227,7 +287,7 @@ def train_epoch(
         moving, losses, taken, _ = carry
         batch = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, taken, keepdims=False), batches)
         moved, info = train_step(
-            moving._replace(**constant), batch, features, model=model, loss=loss, optimizer=optimizer
+            moving._replace(**constant), batch, features, model=model, loss=loss, optimizer=optimizer, mesh=mesh
         )
         moved = moved._replace(frozen={}, frozen_rows={})
         return moved, losses.at[taken].set(info.loss), taken + info.ok.astype(jnp.int32), info.ok
@@ -236,13 +296,19 @@ def train_epoch(
     return moved._replace(**constant), EpochInfo(losses, taken, ok)
 
 
-def _checked(lookups: dict[str, Lookup], params: Params) -> dict[str, Lookup]:
+def _sizes(model: Model, state: TrainState, mesh: Mesh | None) -> dict[str, int]:
+    """Rows of each table by path, without those that fill it up."""
+    params = _tree.merge(state.params, state.frozen)
+    shapes = params if mesh is None else jax.eval_shape(model.init, jax.random.key(0))
+    return {path: leaf.shape[0] for path, leaf in _tree.flatten(shapes).items() if leaf.ndim}
+
+
+def _checked(lookups: dict[str, Lookup], sizes: dict[str, int]) -> dict[str, Lookup]:
     """Rows outside a table turned to row 0. Lookups by the same rows keep sharing one array."""
-    leaves = _tree.flatten(params)
     safe: dict[tuple[int, int], jax.Array] = {}
     checked = {}
     for name, lookup in lookups.items():
-        size = leaves[lookup.path].shape[0]
+        size = sizes[lookup.path]
         which = (id(lookup.rows), size)
         if which not in safe:
             safe[which] = safe_index(lookup.rows, size)
@@ -257,23 +323,23 @@ def _names_by_table(lookups: dict[str, Lookup]) -> dict[str, list[str]]:
     return names
 
 
-def _rows_by_table(lookups: dict[str, Lookup]) -> dict[str, jax.Array]:
+def _rows_by_table(lookups: dict[str, Lookup], mesh: Mesh | None = None) -> dict[str, jax.Array]:
     """All rows looked up of each table; tables that are looked up by the same rows share one array."""
     joined: dict[tuple[int, ...], jax.Array] = {}
     rows = {}
     for path, names in _names_by_table(lookups).items():
         which = tuple(id(lookups[name].rows) for name in names)
         if which not in joined:
-            joined[which] = jnp.concatenate([lookups[name].rows.reshape(-1) for name in names])
+            joined[which] = jnp.concatenate([_sharded.common(mesh, lookups[name].rows.reshape(-1)) for name in names])
         rows[path] = joined[which]
     return rows
 
 
-def _grads_by_table(lookups: dict[str, Lookup], grads: dict[str, jax.Array]) -> dict[str, RowGrads]:
-    """All lookups of a table as one."""
-    rows = _rows_by_table(lookups)
+def _grads_by_table(lookups: dict[str, Lookup], grads: dict[str, jax.Array], mesh: Mesh | None) -> dict[str, RowGrads]:
+    """All lookups of a table as one, of all devices on each."""
+    rows = _rows_by_table(lookups, mesh)
     tables = {}
     for path, names in _names_by_table(lookups).items():
         flat = [grads[name].reshape(-1, *grads[name].shape[lookups[name].rows.ndim :]) for name in names]
-        tables[path] = RowGrads(rows[path], jnp.concatenate(flat))
+        tables[path] = RowGrads(rows[path], jnp.concatenate([_sharded.common(mesh, each) for each in flat]))
     return tables
