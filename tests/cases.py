@@ -111,6 +111,16 @@ MODELS: dict[str, Case] = {
     "towers of ids": Case(
         models.TwoTower(user_rows=9, item_rows=7, dim=DIM, id_dropout=0.0), ("item/bias",), "item/embedding"
     ),
+    "neumf": Case(
+        models.NeuMF(user_rows=9, item_rows=7, dim=DIM, mlp_dim=3, hidden=(6, 5)), ("item/*", "mlp/0/*"),
+        "user/mlp/embedding",
+    ),
+    "generalised factorization": Case(
+        models.NeuMF(user_rows=9, item_rows=7, dim=DIM, mlp_dim=0), ("gmf/kernel",), "item/gmf/embedding"
+    ),
+    "perceptron": Case(
+        models.NeuMF(user_rows=9, item_rows=7, dim=0, mlp_dim=3, hidden=(6, 5)), ("bias",), "item/mlp/embedding"
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

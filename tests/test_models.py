@@ -157,6 +157,45 @@ def test_factorization_is_the_biased_inner_product():
             assert scores[row, column] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_neumf_is_the_plain_formulation_on_concatenated_embeddings():
+    model, params = initialised("neumf")
+    batch = batch_of()._replace(shared_negatives=jnp.asarray([1, 6, 8], jnp.int32))
+    scores = apply(model, params, batch, FEATURES)
+    leaves = {path: np.asarray(leaf) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(scores.shape):
+        u, i = FEATURES.user_row[batch.user[row]], FEATURES.item_row[columns(batch)[row, column]]
+        product = leaves["user/gmf/embedding"][u] * leaves["item/gmf/embedding"][i]
+        x = np.concatenate([leaves["user/mlp/embedding"][u], leaves["item/mlp/embedding"][i]])
+        for layer in ("mlp/0", "mlp/1"):
+            x = np.maximum(x @ leaves[f"{layer}/kernel"] + leaves[f"{layer}/bias"], 0.0)
+        expected = leaves["bias"] + product @ leaves["gmf/kernel"] + x @ leaves["mlp/2/kernel"][:, 0]
+        assert scores[row, column] == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5])
+def test_a_fused_neumf_scores_like_the_mean_of_its_parts(alpha):
+    (gmf_model, gmf), (mlp_model, mlp) = initialised("generalised factorization"), initialised("perceptron", seed=5)
+    model = MODELS["neumf"].model
+    fused = apply(model, model.fuse(gmf, mlp, alpha=alpha), batch_of(), FEATURES)
+    parts = [apply(gmf_model, gmf, batch_of(), FEATURES), apply(mlp_model, mlp, batch_of(), FEATURES)]
+    np.testing.assert_allclose(fused, alpha * parts[0] + (1 - alpha) * parts[1], rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_do_not_make_a_neumf_are_refused():
+    model, whole = initialised("neumf")
+    gmf, mlp = initialised("generalised factorization")[1], initialised("perceptron")[1]
+    with pytest.raises(ValueError, match=r"Expected for mlp the parameters of NeuMF\(.*dim=0.*got leaves"):
+        model.fuse(gmf, whole)
+    with pytest.raises(ValueError, match=r"Expected for gmf the parameters of NeuMF\(.*mlp_dim=0"):
+        model.fuse(mlp, mlp)
+    with pytest.raises(ValueError, match=r"alpha in \[0, 1\], got 2"):
+        model.fuse(gmf, mlp, alpha=2.0)
+    with pytest.raises(ValueError, match="one of them positive, got dim=0, mlp_dim=0"):
+        dataclasses.replace(model, dim=0, mlp_dim=0)
+    with refuses(ValueError, "link 'identity' or 'sigmoid', got 'probit'"):
+        dataclasses.replace(model, link="probit")
+
+
 def test_linear_model_is_the_weighted_sum_of_its_features():
     model, params = initialised("linear")
     batch = batch_of(1)
@@ -302,4 +341,5 @@ def test_columns_helper_agrees_with_the_order_of_scores():
 
 def test_widths_may_be_a_list():
     with untyped():
-        assert models.TwoTower(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)
+        for model in (models.TwoTower, models.NeuMF):
+            assert model(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)

@@ -318,6 +318,24 @@ def test_every_loss_beats_chance_on_a_small_world(parts, loss):
     assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
 
 
+def test_neumf_is_fitted_by_its_link_and_goes_on_from_its_parts(parts):
+    sizes: dict[str, Any] = {"dim": 8, "mlp_dim": 8, "hidden": (8,)}
+    model = models.NeuMF.for_data(parts.train, **sizes)
+    options: dict[str, Any] = {"epochs": 8, "batch_size": 64}
+    gmf, mlp = (
+        jaxrec.fit(dataclasses.replace(model, **{width: 0}), parts.train, **options) for width in ("mlp_dim", "dim")
+    )
+    assert gmf.link == mlp.link == "sigmoid"
+    start = model.fuse(gmf.params, mlp.params)
+    fused = jaxrec.fit(model, parts.train, params=start, **options)
+    scratch = jaxrec.fit(model, parts.train, **options)
+    assert fused.history["loss"].iloc[0] < scratch.history["loss"].iloc[0]
+    chance = jaxrec.evaluate(lambda users, items: np.zeros((len(users), len(items))), parts.test, seen=parts.train)
+    assert jaxrec.evaluate(fused, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
+    plain = dataclasses.replace(model, link="identity")
+    assert jaxrec.fit(plain, parts.train, epochs=1, batch_size=64).link == "identity"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

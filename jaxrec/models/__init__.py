@@ -4,6 +4,7 @@ from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._linear import Linear
+from jaxrec.models._neumf import NeuMF
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Lookup",
     "MatrixFactorization",
     "Model",
+    "NeuMF",
     "Popularity",
     "Scored",
     "TwoTower",
