@@ -115,11 +115,16 @@ MODELS: dict[str, Case] = {
         models.NeuMF(user_rows=9, item_rows=7, dim=DIM, mlp_dim=3, hidden=(6, 5)), ("item/*", "mlp/0/*"),
         "user/mlp/embedding",
     ),
-    "generalised factorization": Case(
-        models.NeuMF(user_rows=9, item_rows=7, dim=DIM, mlp_dim=0), ("gmf/kernel",), "item/gmf/embedding"
+    "sequence": Case(
+        models.SequenceTransformer(item_rows=7, dim=DIM, layers=1, heads=2, history=3, dropout=0.1),
+        ("blocks/0/*", "position/embedding"), "item/embedding",
     ),
-    "perceptron": Case(
-        models.NeuMF(user_rows=9, item_rows=7, dim=0, mlp_dim=3, hidden=(6, 5)), ("bias",), "item/mlp/embedding"
+    "sequence with content": Case(
+        models.SequenceTransformer(
+            item_rows=7, dim=DIM, layers=1, heads=1, history=4, dropout=0.0, histories="before", hidden=(5,),
+            item_dense=3, item_codes=(("tags", 4),), code_dim=2,
+        ),
+        ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
     ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),

@@ -5,6 +5,7 @@ from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._linear import Linear
 from jaxrec.models._neumf import NeuMF
+from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "NeuMF",
     "Popularity",
     "Scored",
+    "SequenceTransformer",
     "TwoTower",
     "from_linen",
     "from_nnx",

@@ -133,7 +133,12 @@ def fit(
     elif not isinstance(optimizer, optim.Optimizer):
         optimizer = optim.row_sparse(optimizer)
     batches = Batches(
-        train, batch_size=batch_size, negatives=negatives, history=getattr(model, "history", 0), seed=seed
+        train,
+        batch_size=batch_size,
+        negatives=negatives,
+        history=getattr(model, "history", 0),
+        seed=seed,
+        histories=getattr(model, "histories", "subset"),
     )
     check_rows(model, train)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
