@@ -17,6 +17,10 @@ class Batch(NamedTuple):
     ``user``, ``item``, ``shared_negatives`` and ``history`` hold *entity indices* (rows of the catalogue); 0 is
     the unknown entity, which is also the padding. A model scores ``columns`` = the columns of ``item`` followed
     by ``shared_negatives``.
+
+    A batch of *sequences*, which only some models read, scores what follows each position: ``user`` and ``history``
+    have a row per sequence, and ``item``, ``target``, ``weight``, ``log_q`` and ``context`` have ``length + 1`` rows of
+    it, one after the other: the first is scored for an empty history, the second after the first item, and so on.
     """
 
     user: Int[Array, " batch"] | None = None

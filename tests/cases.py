@@ -111,6 +111,21 @@ MODELS: dict[str, Case] = {
     "towers of ids": Case(
         models.TwoTower(user_rows=9, item_rows=7, dim=DIM, id_dropout=0.0), ("item/bias",), "item/embedding"
     ),
+    "neumf": Case(
+        models.NeuMF(user_rows=9, item_rows=7, dim=DIM, mlp_dim=3, hidden=(6, 5)), ("item/*", "mlp/0/*"),
+        "user/mlp/embedding",
+    ),
+    "sequence": Case(
+        models.SequenceTransformer(item_rows=7, dim=DIM, layers=1, heads=2, history=3, dropout=0.1),
+        ("blocks/0/*", "position/embedding"), "item/embedding",
+    ),
+    "sequence with content": Case(
+        models.SequenceTransformer(
+            item_rows=7, dim=DIM, layers=1, heads=1, history=4, dropout=0.0, histories="before", hidden=(5,),
+            item_dense=3, item_codes=(("tags", 4),), code_dim=2,
+        ),
+        ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

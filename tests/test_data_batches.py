@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers import refuses
 
 from jaxrec import data
 
@@ -121,6 +122,80 @@ def test_a_repeated_pair_does_not_show_the_answer(parts):
     assert not (epoch["history"] == epoch["item"][:, :1]).any() and epoch["history"].any()
 
 
+def in_order(dataset):
+    """Rows of each user by time."""
+    order = np.lexsort((np.arange(len(dataset)), dataset.time, dataset.user))
+    return {user: order[dataset.user[order] == user] for user in np.unique(dataset.user)}
+
+
+def test_histories_before_a_row_hold_what_came_before_in_order(parts):
+    train = parts.train
+    batches = data.Batches(train, batch_size=None, negatives=None, history=4, seed=0, histories="before")
+    (stack, _), *_ = batches.epoch(1)
+    for rows in in_order(train).values():
+        for place, row in enumerate(rows):
+            before = train.item[rows[max(place - 4, 0) : place]].tolist()
+            assert stack.history[0, row].tolist() == before + [0] * (4 - len(before))
+
+
+@pytest.mark.parametrize("history", [1, 4, 200])
+def test_sequences_hold_every_row_once_behind_what_came_before(parts, history):
+    train = parts.train
+    negatives = data.Negatives(num=1, shared=3, sampling="popularity")
+    options = {"negatives": negatives, "history": history, "seed": 0, "histories": "sequences"}
+    batches = data.Batches(train, batch_size=64, **options)
+    followed = {user: train.item[rows].tolist() for user, rows in in_order(train).items()}
+    found, whole = [], 0
+    for stack, steps in batches.epoch(1):
+        size = stack.history.shape[1]
+        assert size == max(64 // (history + 1), 1) and stack.weight.shape[1] == size * (history + 1)
+        assert stack.item.shape == (*stack.weight.shape, 2) and stack.log_q.shape == (*stack.weight.shape, 5)
+        for step, sequence in np.ndindex(steps, size):
+            user, known = int(stack.user[step, sequence]), np.count_nonzero(stack.history[step, sequence])
+            inputs = stack.history[step, sequence, :known].tolist()
+            rows = slice(sequence * (history + 1), (sequence + 1) * (history + 1))
+            kept, item = stack.weight[step, rows] > 0, stack.item[step, rows, 0]
+            assert not kept[known + 1 :].any() and not item[~kept].any() and kept[1 : known + 1].all()
+            found += [(user, each) for each in item[kept]]
+            if user:
+                both = [*inputs, int(item[known])]
+                assert inputs[1:] == item[1:known].tolist() and str(both)[1:-1] in str(followed[user])
+                whole += bool(kept[0])
+                assert not kept[0] or item[0] == followed[user][0]
+    assert sorted(found) == sorted(zip(train.user, train.item, strict=True)) and whole == len(followed)
+    everything = data.Batches(train, batch_size=None, **options)
+    assert everything.steps == 1 and everything.example().weight.sum() == len(train)
+
+
+def test_sequences_keep_targets_and_weights_beside_their_rows(rated_parts):
+    rows = rated_parts.train
+    rows = dataclasses.replace(rows, weight=np.arange(1, len(rows) + 1, dtype=np.float32))
+    batches = data.Batches(rows, batch_size=None, negatives=None, history=3, seed=0, histories="sequences")
+    batch = batches.example()
+    kept = batch.weight > 0
+    which = batch.weight[kept].astype(int) - 1
+    assert sorted(which) == list(range(len(rows)))
+    np.testing.assert_array_equal(batch.target[kept], rows.target[which])
+    np.testing.assert_array_equal(batch.item[kept, 0], rows.item[which])
+    np.testing.assert_array_equal(np.repeat(batch.user, 4)[kept], rows.user[which])
+
+
+def test_in_batch_items_of_sequences_are_the_next_items(parts):
+    negatives = data.Negatives(in_batch=True)
+    batches = data.Batches(parts.train, batch_size=40, negatives=negatives, history=3, seed=0, histories="sequences")
+    batch = batches.example()
+    assert batch.item.shape == (40, 0) and batch.log_q.shape == (1, 40) and batch.history.shape == (10, 3)
+    np.testing.assert_array_equal(batch.shared_negatives > 0, batch.weight > 0)
+
+
+def test_histories_of_no_length_or_of_another_kind_are_refused(parts):
+    options = {"batch_size": 8, "negatives": None, "seed": 0}
+    with refuses(ValueError, "history >= 1 for histories='before', got 0"):
+        data.Batches(parts.train, history=0, histories="before", **options)
+    with refuses(ValueError, "histories to be 'subset', 'before', 'sequences', got 'latest'"):
+        data.Batches(parts.train, history=2, histories="latest", **options)
+
+
 def test_interactions_know_histories_counts_and_pairs():
     pairs = data.Interactions(np.array([2, 1, 2, 2]), np.array([5, 6, 7, 8]), 4, 9)
     assert pairs.latest(np.array([2, 1, 3, 0, 99, -1]), 2).tolist() == [[7, 8], [6, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
@@ -203,7 +278,5 @@ def test_rows_that_are_in_order_are_not_copied(parts):
     ],
 )
 def test_negatives_that_contradict_themselves_are_refused(options, message):
-    from helpers import refuses
-
     with refuses(ValueError, message):
         data.Negatives(**options)

@@ -203,11 +203,15 @@ def model_of(name, train):
         "towers": models.TwoTower.for_data(train, dim=4, hidden=(8,), code_dim=2),
         "history": models.TwoTower.for_data(train, dim=4, hidden=(8,), code_dim=2, history=4),
         "linear": models.Linear.for_data(train),
+        "sequence": models.SequenceTransformer.for_data(train, dim=4, layers=1, history=4, code_dim=2),
+        "neumf": models.NeuMF.for_data(
+            train, dim=4, mlp_dim=4, hidden=(8,), link="sigmoid" if train.target is None else "identity"
+        ),
     }[name]
 
 
 @pytest.mark.parametrize("kind", ["implicit", "rated"])
-@pytest.mark.parametrize("name", ["factorization", "towers", "history", "linear"])
+@pytest.mark.parametrize("name", ["factorization", "towers", "history", "linear", "neumf", "sequence"])
 def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
     train = (parts if kind == "implicit" else rated_parts).train
     recommender = jaxrec.fit(model_of(name, train), train, epochs=2, batch_size=128)

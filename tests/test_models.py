@@ -17,18 +17,25 @@ from jaxrec.models import _base
 
 each_model = pytest.mark.parametrize("name", MODELS)
 apply = jax.jit(lambda model, params, batch, features: model.apply(params, batch, features), static_argnums=0)
+encode = jax.jit(lambda model, params, history: model.encode(params, history, FEATURES), static_argnums=0)
+user_vectors = jax.jit(
+    lambda model, params, history: model.user_vectors(params, Batch(history=history), FEATURES), static_argnums=0
+)
 
 
 def initialised(name, seed=0):
     """A model with parameters that are all different from zero."""
-    model = MODELS[name].model
+    return filled(MODELS[name].model, seed)
+
+
+def filled(model, seed=0):
     params = model.init(jax.random.key(seed))
     keys = jax.random.split(jax.random.key(seed + 1), 100)
-    filled = {
+    leaves = {
         path: leaf + 0.3 * jax.random.normal(key, leaf.shape)
         for key, (path, leaf) in zip(keys, _tree.flatten(params).items(), strict=False)
     }
-    return model, _tree.unflatten({path: filled[path] for path in filled})
+    return model, _tree.unflatten(leaves)
 
 
 @each_model
@@ -118,7 +125,7 @@ def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
 def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
     model, params = initialised(name)
     batch = batch_of(4)
-    for field in ("user", "item"):
+    for field in ("item", "history" if "sequence" in name else "user"):
         raw = np.asarray(getattr(batch, field)).astype(np.int64) + 2**40
         with pytest.raises(ValueError, match="entity indices of 32 bits, got 10995.*Encoder.encode"):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
@@ -136,7 +143,7 @@ def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     np.testing.assert_array_equal(apply(model, params, cold, bare), apply(model, params, unknown, bare))
 
 
-@pytest.mark.parametrize("name", ["towers", "linear"])
+@pytest.mark.parametrize("name", ["towers", "linear", "sequence with content"])
 def test_cold_items_are_told_apart_by_their_features(name):
     model, params = initialised(name)
     scores = apply(model, params, batch_of(3)._replace(item=jnp.asarray([[7, 8, 9]] * 3, jnp.int32)), FEATURES)
@@ -155,6 +162,140 @@ def test_factorization_is_the_biased_inner_product():
                 + params["user"]["embedding"][u] @ params["item"]["embedding"][i]
             )  # fmt: skip
             assert scores[row, column] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_neumf_is_the_plain_formulation_on_concatenated_embeddings():
+    model, params = initialised("neumf")
+    batch = batch_of()._replace(shared_negatives=jnp.asarray([1, 6, 8], jnp.int32))
+    scores = apply(model, params, batch, FEATURES)
+    leaves = {path: np.asarray(leaf) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(scores.shape):
+        u, i = FEATURES.user_row[batch.user[row]], FEATURES.item_row[columns(batch)[row, column]]
+        product = leaves["user/gmf/embedding"][u] * leaves["item/gmf/embedding"][i]
+        x = np.concatenate([leaves["user/mlp/embedding"][u], leaves["item/mlp/embedding"][i]])
+        for layer in ("mlp/0", "mlp/1"):
+            x = np.maximum(x @ leaves[f"{layer}/kernel"] + leaves[f"{layer}/bias"], 0.0)
+        expected = leaves["bias"] + product @ leaves["gmf/kernel"] + x @ leaves["mlp/2/kernel"][:, 0]
+        assert scores[row, column] == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5])
+def test_a_fused_neumf_scores_like_the_mean_of_its_parts(alpha):
+    model = MODELS["neumf"].model
+    gmf_model, gmf = filled(dataclasses.replace(model, mlp_dim=0))
+    mlp_model, mlp = filled(dataclasses.replace(model, dim=0), seed=5)
+    assert set(gmf_model.tables) | set(mlp_model.tables) == set(model.tables)
+    fused = apply(model, model.fuse(gmf, mlp, alpha=alpha), batch_of(), FEATURES)
+    parts = [apply(gmf_model, gmf, batch_of(), FEATURES), apply(mlp_model, mlp, batch_of(), FEATURES)]
+    np.testing.assert_allclose(fused, alpha * parts[0] + (1 - alpha) * parts[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sequence_is_encoded_as_a_plain_transformer_does():
+    def norm(layer, x):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-6) * layer["scale"] + layer["bias"]
+
+    def dense(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    model, params = initialised("sequence")
+    params = jax.tree.map(np.asarray, params)
+    history, heads = [5, 2, 6], 2
+    x = [2.0 * params["item"]["embedding"][item] + params["position"]["embedding"][t] for t, item in enumerate(history)]
+    layer = params["blocks"]["0"]
+    qkv = [np.split(dense(layer["attention"]["qkv"], norm(layer["attention"]["norm"], each)), 3) for each in x]
+    for t in range(3):
+        mixed = []
+        for head in range(heads):
+            part = slice(2 * head, 2 * head + 2)
+            weight = np.exp([qkv[t][0][part] @ qkv[s][1][part] / np.sqrt(2) for s in range(t + 1)])
+            mixed.append(sum(weight[s] * qkv[s][2][part] for s in range(t + 1)) / weight.sum())
+        x[t] = x[t] + dense(layer["attention"]["out"], np.concatenate(mixed))
+        hidden = jax.nn.gelu(dense(layer["mlp"]["up"], norm(layer["mlp"]["norm"], x[t])))
+        x[t] = norm(params["norm"], x[t] + dense(layer["mlp"]["down"], np.asarray(hidden)))
+    states = encode(model, params, jnp.asarray([history], jnp.int32))
+    np.testing.assert_allclose(states[0], x, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(user_vectors(model, params, jnp.asarray([history])), states[:, 2])
+    other = encode(dataclasses.replace(model, heads=1), params, jnp.asarray([history], jnp.int32))
+    assert np.abs(other - states)[0, 1:].max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequence with content"])
+def test_a_later_item_changes_no_earlier_position(name):
+    model, params = initialised(name)
+    first, second = (encode(model, params, jnp.asarray([[1, 2, item]], jnp.int32)) for item in (3, 6))
+    np.testing.assert_array_equal(first[:, :2], second[:, :2])
+    assert np.abs(first[:, 2] - second[:, 2]).max() > 1e-3
+    swapped = encode(model, params, jnp.asarray([[2, 1, 3]], jnp.int32))
+    assert np.abs(swapped[:, 2] - first[:, 2]).max() > 1e-3  # the order counts
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequence with content"])
+def test_padding_does_not_change_a_user_vector(name):
+    model, params = initialised(name)
+    for items in ([5], [5, 2]):
+        short = user_vectors(model, params, jnp.asarray([items], jnp.int32))
+        padded = jnp.asarray([items + [0] * (3 - len(items)), [1, 2, 3]], jnp.int32)
+        np.testing.assert_allclose(user_vectors(model, params, padded)[:1], short, rtol=1e-5, atol=1e-6)
+    empty = user_vectors(model, params, jnp.zeros((1, 3), jnp.int32))
+    np.testing.assert_array_equal(empty[0], params["user"]["bias"])
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequence with content"])
+def test_a_batch_of_sequences_scores_every_position_by_what_came_before(name):
+    model, params = initialised(name)
+    history = jnp.asarray([[4, 1, 6], [2, 5, 0]], jnp.int32)
+    items = jnp.asarray(np.random.default_rng(0).integers(1, 9, (8, 2)), jnp.int32)
+    shared = jnp.asarray([3, 7], jnp.int32)
+    scores = apply(model, params, Batch(item=items, shared_negatives=shared, history=history), FEATURES)
+    assert scores.shape == (8, 4)
+    for row in (0, 1, 2, 3, 4, 5, 6):
+        known = row % 4
+        before = jnp.where(jnp.arange(3)[None, :] < known, history[row // 4][None, :], 0)
+        one = Batch(item=items[row : row + 1], shared_negatives=shared, history=before)
+        np.testing.assert_allclose(scores[row], apply(model, params, one, FEATURES)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_only_while_training():
+    model, params = initialised("sequence")
+    plain = model.apply(params, batch_of(), FEATURES)
+    first, second = (model.apply(params, batch_of(), FEATURES, key=jax.random.key(seed)) for seed in (0, 1))
+    assert (first != plain).any() and (first != second).any()
+    never = dataclasses.replace(model, dropout=0.0)
+    np.testing.assert_array_equal(never.apply(params, batch_of(), FEATURES, key=jax.random.key(0)), plain)
+
+
+def test_sequence_options_and_shapes_are_checked():
+    model, params = initialised("sequence")
+    odd: Any = {"histories": "subset"}
+    for change, message in (
+        ({"heads": 3}, "dim that is a multiple of heads >= 1, got history=3, dim=4, heads=3"),
+        ({"history": 0}, "Expected history >= 1"),
+        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        (odd, "histories 'before' or 'sequences', got 'subset'"),
+    ):
+        with refuses(ValueError, message):
+            dataclasses.replace(model, **change)
+    with pytest.raises(ValueError, match="at most 3 items and was given 5"):
+        model.apply(params, batch_of(length=5), FEATURES)
+    with pytest.raises(ValueError, match="as the 4 histories, or 4 for each of them .* got 8"):
+        model.apply(params, batch_of(8)._replace(history=batch_of(4).history), FEATURES)
+    with pytest.raises(ValueError, match="reads a history and the batch has none"):
+        model.apply(params, batch_of()._replace(history=None), FEATURES)
+
+
+def test_parts_that_do_not_make_a_neumf_are_refused():
+    model, whole = initialised("neumf")
+    gmf, mlp = (dataclasses.replace(model, **{width: 0}).init(jax.random.key(0)) for width in ("mlp_dim", "dim"))
+    with pytest.raises(ValueError, match=r"Expected for mlp the parameters of NeuMF\(.*dim=0.*got leaves"):
+        model.fuse(gmf, whole)
+    with pytest.raises(ValueError, match=r"Expected for gmf the parameters of NeuMF\(.*mlp_dim=0"):
+        model.fuse(mlp, mlp)
+    with pytest.raises(ValueError, match=r"alpha in \[0, 1\], got 2"):
+        model.fuse(gmf, mlp, alpha=2.0)
+    with pytest.raises(ValueError, match="one of them positive, got dim=0, mlp_dim=0"):
+        dataclasses.replace(model, dim=0, mlp_dim=0)
+    with refuses(ValueError, "link 'identity' or 'sigmoid', got 'probit'"):
+        dataclasses.replace(model, link="probit")
 
 
 def test_linear_model_is_the_weighted_sum_of_its_features():
@@ -248,7 +389,7 @@ def test_features_that_the_model_was_not_trained_with_are_refused():
     with pytest.raises(ValueError, match="built for 2 context features and was given 3"):
         linear.apply(weights, batch_of()._replace(context=jnp.ones((8, 3))), FEATURES)
     pooled, others = initialised("towers with history")
-    with pytest.raises(ValueError, match="pools a history and the batch has none"):
+    with pytest.raises(ValueError, match="reads a history and the batch has none"):
         pooled.apply(others, batch_of()._replace(history=None), FEATURES)
 
 
@@ -302,4 +443,6 @@ def test_columns_helper_agrees_with_the_order_of_scores():
 
 def test_widths_may_be_a_list():
     with untyped():
-        assert models.TwoTower(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)
+        for model in (models.TwoTower, models.NeuMF):
+            assert model(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)
+        assert models.SequenceTransformer(item_rows=2, hidden=[8]).hidden == (8,)

@@ -215,6 +215,25 @@ def test_a_planted_block_structure_is_found():
     assert jaxrec.evaluate(recommender, parts.test, ks=(1,))["recall@1"] == 1.0
 
 
+@pytest.mark.parametrize("histories", ["before", "sequences"])
+def test_a_sequence_transformer_learns_what_follows_what(histories):
+    """Everybody walks a ring of 20 items from a start of their own; popularity knows nothing of who stands where."""
+    import pandas as pd
+
+    rows = [(user, (user + step) % 20, step) for user in range(60) for step in range(5 + user % 3)]
+    schema = data.Schema(time="time")
+    frame = pd.DataFrame(rows, columns=["user", "item", "time"]).sample(frac=1.0, random_state=0)
+    parts = data.encode(data.split_leave_one_out(frame, schema, validation=False, seed=0), schema)
+    model = models.SequenceTransformer.for_data(
+        parts.train, dim=16, layers=1, history=4, dropout=0.0, histories=histories
+    )
+    recommender = jaxrec.fit(model, parts.train, epochs=40, batch_size=64, optimizer=optax.adam(0.01))
+    popular = jaxrec.evaluate(jaxrec.coldstart.popularity(parts.train), parts.test, ks=(1,))["recall@1"]
+    assert jaxrec.evaluate(recommender, parts.test, ks=(1,))["recall@1"] > 0.9 > 0.4 > popular
+    steps = pd.DataFrame({"user": 1000, "item": [7, 8], "time": [0, 1]})  # somebody new, by the interactions alone
+    assert jaxrec.recommend(recommender, [1000], interactions=steps, k=1)["item"].tolist() == [9]
+
+
 def test_early_stopping_keeps_the_best_parameters(parts):
     model = models.MatrixFactorization.for_data(parts.train, dim=8)
     recommender = jaxrec.fit(
@@ -316,6 +335,25 @@ def test_every_loss_beats_chance_on_a_small_world(parts, loss):
     recommender = jaxrec.fit(model, parts.train, loss=loss, epochs=15, batch_size=64, optimizer=optax.adam(0.02))
     chance = jaxrec.evaluate(lambda users, items: np.zeros((len(users), len(items))), parts.test, seen=parts.train)
     assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
+
+
+def test_neumf_is_fitted_by_its_link_and_goes_on_from_its_parts(parts):
+    sizes: dict[str, Any] = {"dim": 8, "mlp_dim": 8, "hidden": (8,)}
+    model = models.NeuMF.for_data(parts.train, **sizes)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 64}
+    gmf, mlp = (
+        jaxrec.fit(dataclasses.replace(model, **{width: 0}), parts.train, epochs=5, batch_size=64)
+        for width in ("mlp_dim", "dim")
+    )
+    assert gmf.link == mlp.link == "sigmoid"
+    start = model.fuse(gmf.params, mlp.params)
+    fused = jaxrec.fit(model, parts.train, params=start, **options)
+    scratch = jaxrec.fit(model, parts.train, **options)
+    assert fused.history["loss"].iloc[0] < scratch.history["loss"].iloc[0]
+    chance = jaxrec.evaluate(lambda users, items: np.zeros((len(users), len(items))), parts.test, seen=parts.train)
+    assert jaxrec.evaluate(fused, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
+    plain = dataclasses.replace(model, link="identity")
+    assert jaxrec.fit(plain, parts.train, epochs=1, batch_size=64).link == "identity"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec._types import Batch
 from jaxrec.data._encoder import Dataset
-from jaxrec.data._interactions import counted
+from jaxrec.data._histories import Histories, Kind
 from jaxrec.data._negatives import Negatives, Sampler
 
 _CHUNK = 2**18  # examples handed to the device at once
@@ -39,10 +39,15 @@ class Batches:
       dataset: rows to train on. Unknown users and items are an error: nothing could be learned of them.
       batch_size: examples per step; None for all rows in one step, in their own order.
       negatives: how to draw them; None for none.
-      history: length of the histories to add, 0 for none. An example's history is a random number of the user's
-        other training items, so that short histories are met in training too. Takes 8 bytes of memory a row, and more
-        while it is prepared.
+      history: length of the histories to add, 0 for none. They take 8 bytes of memory a row, and more while they are
+        prepared.
       seed: of everything drawn.
+      histories: what an example's history is. ``"subset"``: a random number of the user's other training items, so
+        that short histories are met in training too. ``"before"``: the user's items before the row, by time (rows of
+        one time, or without times, in the order of the dataset), at most ``history``, padded with 0 behind.
+        ``"sequences"``: the batch holds whole stretches of users' items in that order, and each position's example is
+        what follows, see ``Batch``. Every row comes once; a stretch counts as ``history + 1`` examples of a step.
+        Stretches are shuffled as a whole, of a streamed dataset too.
       multiple_of: fill batches up with examples of weight 0 to a multiple of this, the number of devices that share
         them. What is drawn stays the same.
     """
@@ -55,6 +60,7 @@ class Batches:
         negatives: Negatives | None,
         history: int,
         seed: int,
+        histories: Kind = "subset",
         multiple_of: int = 1,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -71,16 +77,20 @@ class Batches:
         self._negatives = negatives or Negatives()
         self._history = history
         self._seed = seed
-        self._size = min(batch_size or len(dataset), len(dataset))
-        self._filled = -(-self._size // multiple_of) * multiple_of
         self._shuffle = batch_size is not None
-        self.steps = -(-len(dataset) // self._size)
+        wanted = history or histories != "subset"
+        self._histories = Histories(dataset, histories, history, seed) if wanted else None
+        # What is shuffled are units of some examples each: rows, or stretches of rows.
+        self._stretches = self._histories if histories == "sequences" else None
+        self._width = 1 if self._stretches is None else history + 1
+        units = len(dataset) if self._stretches is None else self._stretches.num_stretches
+        self._size = units if batch_size is None else max(1, min(batch_size // self._width, units))
+        self._filled = -(-self._size // multiple_of) * multiple_of
+        self.steps = -(-units // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
-        self._per_chunk = 1 << (max(1, min(self.steps, _CHUNK // self._size)) - 1).bit_length()
+        self._per_chunk = 1 << (max(1, min(self.steps, _CHUNK // (self._size * self._width))) - 1).bit_length()
         if dataset.item is not None:
-            self._sampler = Sampler(dataset, self._negatives, self._size)
-        if history:
-            self._prepare_histories()
+            self._sampler = Sampler(dataset, self._negatives, self._size * self._width)
 
     def epoch(self, number: int) -> Iterator[tuple[Batch, int]]:
         """Chunks of stacked batches, each with its number of steps; the last chunk is padded with empty steps."""
@@ -97,7 +107,7 @@ class Batches:
         """What to read for each window: whole chunks, but for the last."""
         rows, chunk = len(self._data), self._per_chunk * self._size
         window = rows if self._data.window is None else -(-self._data.window // chunk) * chunk
-        if window >= rows or not self._shuffle:
+        if window >= rows or not self._shuffle or self._stretches is not None:
             return [[(0, rows)]]
         block = min(_BLOCK, window)
         start = rng.permutation(-(-rows // block)) * block
@@ -114,41 +124,41 @@ class Batches:
         return windows
 
     def _read(self, pieces: _Pieces) -> _Window:
-        if self._data.window is None:
+        if self._data.window is None or self._stretches is not None:
             return _Window(self._data, None)
         wide = np.int32 if len(self._data) < 2**31 else np.int64
         number = np.concatenate([np.arange(*piece, dtype=wide) for piece in pieces]) if self._history else None
         return _Window(self._data.loaded(pieces), number)
 
     def _chunks(self, window: _Window, rng: np.random.Generator) -> Iterator[tuple[Batch, int]]:
-        order = rng.permutation(window.rows) if self._shuffle else np.arange(window.rows)
+        units = window.rows if self._stretches is None else self._stretches.num_stretches
+        order = rng.permutation(units) if self._shuffle else np.arange(units)
         chunk = self._per_chunk * self._size
         for start in range(0, len(order), chunk):
-            rows = order[start : start + chunk]
-            yield self._stack(window, rows, rng), -(-len(rows) // self._size)
+            chosen = order[start : start + chunk]
+            yield self._stack(window, chosen, rng), -(-len(chosen) // self._size)
 
-    def _stack(self, window: _Window, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+    def _stack(self, window: _Window, units: np.ndarray, rng: np.random.Generator) -> Batch:
         data, negatives = window.columns, self._negatives
         steps, size = self._per_chunk, self._size
+        rows, kept = (units, None) if self._stretches is None else self._stretches.rows_of_stretches(units)
 
         def taken(values: np.ndarray) -> np.ndarray:
             """The chosen rows and zeros behind."""
-            filled = np.empty((steps * size, *values.shape[1:]), values.dtype)
+            filled = np.empty((steps * size * self._width, *values.shape[1:]), values.dtype)
             np.take(values, rows, axis=0, out=filled[: len(rows)], mode="clip")  # the default mode makes a copy
             filled[len(rows) :] = 0
             return filled
 
         def stacked(values: np.ndarray) -> np.ndarray:
-            values, missing = values.reshape(steps, size, *values.shape[1:]), self._filled - size
+            each = len(values) // (steps * size)
+            values, missing = values.reshape(steps, size * each, *values.shape[1:]), (self._filled - size) * each
             return np.pad(values, ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))) if missing else values
 
-        if data.weight is None:
-            weight = np.ones(steps * size, np.float32)
-            weight[len(rows) :] = 0
-        else:
-            weight = taken(data.weight)
+        weight = np.ones(steps * size * self._width, np.float32) if data.weight is None else taken(data.weight)
+        weight[len(rows) :] = 0
         user = None if data.user is None else taken(data.user)
-        batch = Batch(weight=stacked(weight), user=None if user is None else stacked(user))
+        batch = Batch(weight=stacked(weight), user=None if user is None else stacked(user[:: self._width]))
         if data.target is not None:
             batch = batch._replace(target=stacked(taken(data.target)))
         if data.context is not None:
@@ -156,12 +166,19 @@ class Batches:
         if data.item is None:
             return batch
         positive = taken(data.item)
-        if self._history:
+        if self._histories is not None:
             assert user is not None
-            number = rows if window.number is None else window.number[rows]
-            history = np.zeros((len(positive), self._history), np.int32)
-            history[: len(rows)] = self._histories(number, user[: len(rows)], positive[: len(rows)], rng)
+            history = np.zeros((steps * size, self._history), np.int32)
+            if self._stretches is None:
+                number = rows if window.number is None else window.number[rows]
+                found = self._histories.of_rows(number, user[: len(rows)], positive[: len(rows)], rng)
+            else:
+                found = self._stretches.of_stretches(units)
+            history[: len(units)] = found
             batch = batch._replace(history=stacked(history))
+        if kept is not None:
+            weight[: len(rows)][~kept], positive[: len(rows)][~kept] = 0, 0
+            batch = batch._replace(weight=stacked(weight))
         if negatives.in_batch:
             return self._in_batch(batch, stacked(positive), rng)
         item = np.zeros((len(positive), 1 + negatives.num), np.int32)
@@ -175,7 +192,7 @@ class Batches:
             if shared is not None:
                 of_shared = self._sampler.log_q[shared][:, None, :]
                 log_q = np.concatenate(
-                    [log_q, np.broadcast_to(of_shared, (steps, self._filled, negatives.shared))], axis=2
+                    [log_q, np.broadcast_to(of_shared, (steps, log_q.shape[1], negatives.shared))], axis=2
                 )
             batch = batch._replace(log_q=log_q)
         return batch if shared is None else batch._replace(shared_negatives=shared)
@@ -191,35 +208,3 @@ class Batches:
             shared_negatives=columns,
             log_q=self._sampler.log_in_batch[columns][:, None, :],
         )
-
-    @property
-    def _user(self) -> np.ndarray:
-        if self._data.user is None:
-            raise ValueError("Histories need users. Name the user column in the schema.")
-        return self._data.user
-
-    def _prepare_histories(self) -> None:
-        """Rows grouped by user in a random order, so that a run of neighbours is a random subset."""
-        count = counted(self._user)
-        self._count, self._first = count, np.cumsum(count) - count
-        mixed = np.random.default_rng(self._seed).permutation(len(self._data))
-        self._grouped = mixed[np.argsort(self._user[mixed], kind="stable")]
-        self._place = np.empty_like(self._grouped)  # of a row in its user's group
-        self._place[self._grouped] = np.arange(len(self._data)) - np.repeat(self._first, count)
-        if len(self._data) < 2**31:
-            self._grouped, self._place = self._grouped.astype(np.int32), self._place.astype(np.int32)
-
-    def _histories(
-        self, number: np.ndarray, user: np.ndarray, positive: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
-        count = self._count[user]
-        length = rng.integers(0, np.minimum(count - 1, self._history) + 1)
-        skip = rng.integers(0, count - length)  # a run of `length` among the count - 1 others, never the row itself
-        column = np.arange(self._history)[None, :]
-        place = (self._place[number][:, None] + 1 + skip[:, None] + column) % count[:, None]
-        item = self._data.item
-        assert item is not None
-        found = item[self._grouped[self._first[user][:, None] + place]]
-        # A repeated pair would show the answer.
-        keep = (column < length[:, None]) & (found != positive[:, None])
-        return np.where(keep, found, 0).astype(np.int32)

@@ -13,16 +13,16 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, Popularity, TwoTower
+from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
 
+_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        Categorical, Encoder, Features, FittedFeature, Interactions, Labels, Linear, MatrixFactorization, Numeric,
-        Popularity, Recommender, Scaler, Schema, TwoTower, Vector, Vocabulary,
+        Categorical, Encoder, Features, FittedFeature, Interactions, Labels, Numeric, Recommender, Scaler, Schema,
+        Vector, Vocabulary, *_MODELS,
     )
 }  # fmt: skip
-_MODELS = (Linear, MatrixFactorization, Popularity, TwoTower)
 
 
 def pack(value: Any, arrays: dict[str, np.ndarray], *, name: str = "") -> Any:

@@ -104,6 +104,16 @@ def users_of(batch: Batch) -> Int32[jax.Array, " batch"]:
     return as_index(batch.user)
 
 
+def history_of(batch: Batch) -> Int32[jax.Array, "batch length"]:
+    """The batch's histories, which this model needs."""
+    if batch.history is None:
+        raise ValueError(
+            "The model reads a history and the batch has none. Give `Batch.history`, entity indices of the items "
+            "that each user touched, 0 where there are fewer; all 0 for a user without any."
+        )
+    return as_index(batch.history)
+
+
 def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:
     """The indices as a JAX array.
 

@@ -127,7 +127,7 @@ class TwoTower:
         found = {"user": Lookup("user/embedding", _base.take(features.user_row, user))}
         found |= self._user.lookups("user", user, features)
         if self.history:
-            found |= self._item_lookups("history", _history_of(batch), features)
+            found |= self._item_lookups("history", _base.history_of(batch), features)
         return found
 
     def _item_lookups(self, prefix: str, items: jax.Array, features: Features) -> dict[str, Lookup]:
@@ -168,7 +168,7 @@ class TwoTower:
         if self._user.width:
             vector += mlp(tower["mlp"], self._user.inputs("user", gathered, _base.users_of(batch), features))
         if self.history:
-            touched = _history_of(batch)
+            touched = _base.history_of(batch)
             known = (touched > 0).astype(jnp.float32)
             vectors = self._item_tower(params, gathered, "history", touched, features, key=keys["history"])
             pooled = jnp.einsum("bld,bl->bd", vectors, known) / jnp.maximum(known.sum(1, keepdims=True), 1.0)
@@ -189,12 +189,3 @@ class TwoTower:
             return vectors
         keep = jax.random.bernoulli(key, 1.0 - self.id_dropout, (*vectors.shape[:-1], 1))
         return jnp.where(keep, vectors, 0.0)
-
-
-def _history_of(batch: Batch) -> jax.Array:
-    if batch.history is None:
-        raise ValueError(
-            "The model pools a history and the batch has none. Give `Batch.history`, entity indices of the items "
-            "that each user touched, 0 where there are fewer; all 0 for a user without any."
-        )
-    return _base.as_index(batch.history)

@@ -112,11 +112,10 @@ def fit_als(
         "user": _plan(user, item, weight, model.user_rows, cells=cells),
         "item": _plan(item, user, weight, model.item_rows, cells=cells),
     }
-    if params is None:
-        params = jax.tree.map(lambda leaf: 0.1 * leaf, model.init(jax.random.key(seed)))
-    check_params(model, params)
+    given = jax.tree.map(lambda leaf: 0.1 * leaf, model.init(jax.random.key(seed))) if params is None else params
+    check_params(model, given)
     known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
-    tables = {side: _trained_rows(params[side]["embedding"], number) for side, number in known.items()}
+    tables = {side: _trained_rows(given[side]["embedding"], number) for side, number in known.items()}
     options = {
         "unobserved": jnp.float32(unobserved),
         "l2": jnp.float32(l2),

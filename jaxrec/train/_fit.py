@@ -144,6 +144,7 @@ def fit(
         negatives=negatives,
         history=getattr(model, "history", 0),
         seed=seed,
+        histories=getattr(model, "histories", "subset"),
         multiple_of=1 if mesh is None else mesh.size,
     )
     check_rows(model, train)
