@@ -38,22 +38,26 @@ def main() -> None:
 TASKS = {
     "T1": factorization.bpr,
     "T2": factorization.logistic,
+    "T3": neural.neumf,
     "T4": neural.towers,
     "T5": factorization.step,
     "T6": ranking.top_k,
     "T7": linear.regression,
     "T8": als.als,
     "T9": ranking.evaluation,
+    "T11": neural.transformer,
 }
 PACKAGES = {
     "T1": ("jaxrec", "torch", "implicit", "cornac"),
     "T2": ("jaxrec", "torch"),
+    "T3": ("jaxrec", "torch"),
     "T4": ("jaxrec", "torch"),
     "T5": ("jaxrec", "torch"),
     "T6": ("jaxrec", "implicit", "faiss", "torch", "numpy"),
     "T7": ("jaxrec", "torch", "sklearn"),
     "T8": ("jaxrec", "implicit"),
     "T9": ("jaxrec", "numpy", "implicit"),
+    "T11": ("jaxrec", "torch"),
 }
 
 if __name__ == "__main__":
