@@ -122,10 +122,12 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
         for package in packages:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "rows.json"
-                # implicit asks for one BLAS thread where it trains; in T6 two are faster for one user.
-                environment = os.environ | {"OPENBLAS_NUM_THREADS": "2" if task == "T6" else "1"}
                 command = [sys.executable, script, "--only", task, "--package", package, "--rows", str(out), *arguments]
-                subprocess.run(command, check=True, env=environment)
+                subprocess.run(
+                    command,
+                    check=True,
+                    env=environment(f"{package} {_KIND.get(task, '')}", blas=2 if task == "T6" else 1),
+                )
                 for row in json.loads(out.read_text()):
                     found.setdefault((row["case"], row["system"]), []).append(row)
     merged = []
@@ -137,6 +139,21 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
             middle["attained"] = statistics.median(row["attained"] for row in rows)
         merged.append(rows[0] | middle)
     return merged
+
+
+_KIND = {"T8": "ials"}
+
+
+def environment(system: str, *, blas: int = 1) -> dict[str, str]:
+    """Of a process that measures a system.
+
+    implicit asks for one BLAS thread where it trains; in T6 two are faster for one user. Alternating least squares of
+    jaxrec runs on a device for each core.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if system == "jaxrec ials":
+        flags += f" --xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
+    return os.environ | {"OPENBLAS_NUM_THREADS": str(blas), "XLA_FLAGS": flags}
 
 
 def stamp() -> dict[str, Any]:

@@ -18,6 +18,7 @@ import jaxrec
 from jaxrec import _tree, data, losses, models, optim, ranking, sharding, train
 from jaxrec.data import Batch, Features
 from jaxrec.ranking import _search
+from jaxrec.train import _als
 
 DEVICES = 8
 STEP = jax.jit(train.train_step, static_argnames=("model", "loss", "optimizer", "mesh"), donate_argnums=(0,))
@@ -29,6 +30,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 @pytest.fixture(scope="module")
 def mesh():
     return sharding.make_mesh(DEVICES)
+
+
+def test_alternating_least_squares_on_a_mesh_is_that_of_one_device(parts, mesh, monkeypatch):
+    monkeypatch.setattr(_als, "_NUMBERS", 1024)  # several blocks, and fewer than devices on one side
+    one, several = (train.fit_als(parts.train, dim=4, epochs=3, mesh=each) for each in (None, mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), several.params, one.params)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(several.params))
 
 
 def trained(model, optimizer, batches, mesh, *, loss=BPR, steps=None, freeze=(), frozen_rows=None):

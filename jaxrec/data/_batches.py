@@ -10,7 +10,7 @@ from jaxrec.data._encoder import Dataset
 from jaxrec.data._histories import Histories, Kind
 from jaxrec.data._negatives import Negatives, Sampler
 
-_CHUNK = 2**18  # examples handed to the device at once
+_CHUNK = 2**22  # bytes of examples handed to the device at once: more would not stay in the cache (docs/design.md)
 _BLOCK = 2**16  # consecutive rows of a streamed dataset that are read together
 
 _Pieces = list[tuple[int, int]]  # ranges of rows
@@ -88,9 +88,18 @@ class Batches:
         self._filled = -(-self._size // multiple_of) * multiple_of
         self.steps = -(-units // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
-        self._per_chunk = 1 << (max(1, min(self.steps, _CHUNK // (self._size * self._width))) - 1).bit_length()
+        self._per_chunk = (
+            1 << (max(1, min(self.steps, _CHUNK // (self._size * self._width * self._bytes))) - 1).bit_length()
+        )
         if dataset.item is not None:
             self._sampler = Sampler(dataset, self._negatives, self._size * self._width)
+
+    @property
+    def _bytes(self) -> int:
+        """Of one example, about."""
+        context = 0 if self._data.context is None else self._data.context.shape[1]
+        own = 0 if self._data.item is None else 1 + self._negatives.num
+        return 4 * (3 + own + context + self._history // self._width)
 
     def epoch(self, number: int) -> Iterator[tuple[Batch, int]]:
         """Chunks of stacked batches, each with its number of steps; the last chunk is padded with empty steps."""

@@ -211,7 +211,7 @@ def _ranked(
         "excluded, having been seen": int((counts & gone).sum()),
     }
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
-    users = np.unique(relevant.user)
+    users = np.flatnonzero(relevant.user_count)
     rank_of, blocks_of = subject.ranker(candidates)
     results = []
     for block, size in blocks_of(len(users)):
@@ -236,11 +236,12 @@ def _distinct(test: Dataset) -> tuple[Interactions, int]:
     assert test.user is not None and test.item is not None
     known = test.item > 0
     num_users, num_items = len(test.features.user_row), len(test.features.item_row)
-    unique = np.unique(test.user[known].astype(np.int64) * num_items + test.item[known])
+    keys = np.sort(test.user[known].astype(np.int64) * num_items + test.item[known])
+    unique = keys[np.diff(keys, prepend=-1) > 0]  # several times faster than np.unique, which hashes
     user, item = (part.astype(np.int32) for part in np.divmod(unique, num_items))
     pairs = Interactions(user, item, num_users, num_items)
     unknown = Interactions(test.user[~known], test.item[~known], num_users, num_items)
-    return pairs.append(unknown), int(known.sum()) - len(unique)
+    return pairs.append(unknown), len(keys) - len(unique)
 
 
 def _function_scorer(encoder: Encoder, function: Scores, candidates: np.ndarray) -> Scorer:
@@ -305,7 +306,8 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
         )
         raw = subject.encoder.users.decode(lists.user[chosen])
         per_user.append(pd.DataFrame({"slice": name, "user": raw, **values}))
-    coverage = {k: len(np.setdiff1d(lists.item[:, :k], [0])) / lists.num_candidates for k in ks}
+    listed = {k: np.bincount(lists.item[:, :k].reshape(-1), minlength=1) for k in ks}
+    coverage = {k: np.count_nonzero(count[1:]) / lists.num_candidates for k, count in listed.items()}
     return Report(
         pd.concat(tables, ignore_index=True), pd.concat(per_user, ignore_index=True), coverage, lists.left_out
     )

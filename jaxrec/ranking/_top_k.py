@@ -94,7 +94,10 @@ def select(
       k: length of the lists, static.
     """
     gone = jnp.zeros(scores.shape, bool).at[exclude.row, exclude.column].set(True, mode="drop") | ~live[None, :]
-    return Block(top_k(scores, k=k, exclude=gone), (jnp.isnan(scores) & ~gone).any())
+    # Of floats in their total order the NaN without a sign comes first, so that looking at the best of each user is
+    # enough; one with a sign would come last.
+    top = top_k(jnp.where(jnp.isnan(scores), jnp.nan, scores), k=k, exclude=gone)
+    return Block(top, jnp.isnan(top.score).any())
 
 
 def user_blocks(num_users: int, num_candidates: int) -> Iterator[tuple[np.ndarray, int]]:
