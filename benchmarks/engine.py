@@ -1,10 +1,12 @@
 """Training and retrieval against other libraries, in turn.
 
-python benchmarks/engine.py                # all tasks, quick form, about 5 minutes on two cores -> results/engine.json
+python benchmarks/engine.py                # all tasks, quick form, about 10 minutes on two cores -> results/engine.json
 python benchmarks/engine.py --only T5 T6   # some of them
 python benchmarks/engine.py --full         # larger tables and more repeats
 
-Tasks: T1 BPR epochs, T5 one step against the size of the tables, T6 exact top-100 of a million items, T8 iALS epochs.
+Tasks: T1 BPR, T2 logistic factorization, T3 NeuMF, T4 two towers, T5 one step against the size of the tables, T6 exact
+top-100 of a million items, T7 linear and logistic regression, T8 iALS, T9 evaluation, T11 a causal transformer. T10,
+seconds to quality, is quality.py; page.py makes tables and plots of what both wrote.
 Rivals that are not installed are left out (``pip install -e '.[bench]'``).
 """
 

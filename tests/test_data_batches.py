@@ -40,7 +40,7 @@ def test_a_full_batch_keeps_the_order_of_rows(rated_parts):
 
 
 def test_chunks_of_large_data_cover_it_all(parts, monkeypatch):
-    monkeypatch.setattr(data._batches, "_CHUNK", 64)
+    monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
     batches = data.Batches(parts.train, batch_size=32, negatives=None, history=0, seed=0)
     chunks = list(batches.epoch(1))
     assert len(chunks) > 3 and sum(steps for _, steps in chunks) == batches.steps
@@ -126,6 +126,14 @@ def in_order(dataset):
     """Rows of each user by time."""
     order = np.lexsort((np.arange(len(dataset)), dataset.time, dataset.user))
     return {user: order[dataset.user[order] == user] for user in np.unique(dataset.user)}
+
+
+def test_wide_rows_come_in_smaller_chunks(parts, monkeypatch):
+    monkeypatch.setattr(data._batches, "_CHUNK", 2**14)
+    options = {"batch_size": 8, "negatives": None, "seed": 0}
+    narrow, wide = (data.Batches(parts.train, history=length, **options) for length in (0, 60))
+    lengths = [next(each.epoch(1))[0].weight.shape[0] for each in (narrow, wide)]
+    assert lengths == [128, 8]  # a row takes 16 bytes, or 256
 
 
 def test_histories_before_a_row_hold_what_came_before_in_order(parts):

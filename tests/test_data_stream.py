@@ -84,7 +84,7 @@ def test_columns_and_encoder_are_those_of_memory(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("window", [40, 64, 300, 10_000])
 def test_every_row_comes_once_an_epoch_whatever_the_window(folder, tmp_path, monkeypatch, window):
     monkeypatch.setattr(data._batches, "_BLOCK", 16)
-    monkeypatch.setattr(data._batches, "_CHUNK", 32)
+    monkeypatch.setattr(data._batches, "_CHUNK", 32 * 16)
     streamed = data.encode_to_disk(folder, SCHEMA, tmp_path / "rows", window=window)
     batches = data.Batches(streamed, batch_size=10, negatives=None, history=0, seed=0)
 
@@ -113,7 +113,7 @@ def test_a_window_of_all_rows_trains_what_memory_trains(folder, tmp_path, monkey
     options = {"epochs": 2, "batch_size": 32, "negatives": data.Negatives(in_batch=True, shared=8)}
     options["loss"] = "in_batch_softmax"
     one, two = (jaxrec.fit(model, train, **options) for train in (streamed, memory))
-    monkeypatch.setattr(data._batches, "_CHUNK", 64)
+    monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
     narrow = jaxrec.fit(model, data.open_dataset(tmp_path / "rows", window=1), **options)
     monkeypatch.undo()
     plain = jaxrec.fit(model, memory, **options | {"negatives": data.Negatives(in_batch=True)})
@@ -127,7 +127,7 @@ def test_a_window_of_all_rows_trains_what_memory_trains(folder, tmp_path, monkey
 
 
 def test_histories_and_rejection_work_on_disk(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(data._batches, "_CHUNK", 64)
+    monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
     monkeypatch.setattr(data._batches, "_BLOCK", 16)
     schema = data.Schema()
     streamed = data.encode_to_disk(folder, schema, tmp_path / "rows", window=64)

@@ -307,6 +307,15 @@ def test_nan_scores_are_refused(factorization):
         jaxrec.recommend(broken, k=3)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_nan_is_found_whatever_its_sign_unless_it_is_excluded(sign):
+    scores = np.zeros((2, 40), np.float32)
+    scores[1, 7] = np.copysign(np.nan, sign)
+    live, nobody = jnp.ones(40, bool), _top_k.Pairs.padded(np.zeros(0), np.zeros(0), 40)
+    assert _top_k.select(jnp.asarray(scores), live, nobody, k=3).nan
+    assert not _top_k.select(jnp.asarray(scores), live, _top_k.Pairs.padded(np.array([1]), np.array([7]), 40), k=3).nan
+
+
 def test_pairs_are_excluded_for_users_of_whom_nothing_is_known(factorization):
     best = jaxrec.recommend(factorization, [5555, 6666], k=3)
     gone = pd.DataFrame({"user": 5555, "item": best["item"][:3]})

@@ -456,3 +456,14 @@ def test_classes_and_other_objects_are_refused(parts, world):
         models.TwoTower.for_data(parts)
     with refuses(TypeError, "Expected a Dataset for train, got DataFrame. Split the frame and encode it first"):
         jaxrec.fit(models.MatrixFactorization.for_data(parts.train), world.target.interactions)
+
+
+def test_memory_does_not_grow_over_fifty_epochs(parts):
+    held = []
+
+    def look(progress):
+        held.append(sum(leaf.nbytes for leaf in jax.live_arrays()))
+
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    jaxrec.fit(model, parts.train, epochs=50, batch_size=1024, optimizer=optax.adam(1e-3), callbacks=[look])
+    assert len(held) == 50 and min(held[-10:]) <= min(held[:10])  # batches on their way come and go

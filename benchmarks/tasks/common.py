@@ -43,7 +43,7 @@ def trainer(
     scores: Scores,
     dataset: data.Dataset,
     model: Any,
-    loss: str,
+    loss: str | losses.Loss,
     optimizer: optim.Optimizer,
     *,
     negatives: data.Negatives | None = None,
@@ -60,7 +60,12 @@ def trainer(
     params = jax.tree.map(lambda leaf: scale * leaf, model.init(jax.random.key(0)))
     state = train.init_state(model, params, optimizer, batches.example(), features, key=jax.random.key(1))
     epoch = jax.jit(
-        functools.partial(train.train_epoch, model=model, loss=losses.on_batch(loss), optimizer=optimizer),
+        functools.partial(
+            train.train_epoch,
+            model=model,
+            loss=losses.on_batch(loss) if isinstance(loss, str) else loss,
+            optimizer=optimizer,
+        ),
         donate_argnums=(0,),
     )
     box, count = [state], [0]

@@ -14,7 +14,7 @@ from jaxrec import data, losses, models, optim, train
 from tasks.common import BATCH, DIM, Scores, by_tables, known_share, matrix, ndcg, ratings, size_of, trainer
 
 _RATE = 0.05
-_SHARED = 256
+_NEGATIVES, _SHARED = 4, 256
 
 
 def bpr(full: bool) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def cornac_bpr(dataset: data.Dataset, scores: Scores, *, rate: float = _RATE, l2
 
 
 def logistic(full: bool) -> list[dict[str, Any]]:
-    """An epoch of logistic factorization, SGD: four own negatives per example, or 256 shared by a batch.
+    """An epoch of logistic factorization, SGD: four own negatives per example, or 256 shared that weigh as much.
 
     Counted are scored pairs. implicit's LMF adds up the gradient of all pairs of a row and moves it once per epoch, so
     its pairs are not comparable: see time to quality.
@@ -159,17 +159,16 @@ def logistic(full: bool) -> list[dict[str, Any]]:
 
 def _jaxrec_logistic(name: str, num: int, shared: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
     model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
-    # The loss is a mean over pairs; with the rate times their number the sum is descended, as on the other side.
-    sgd = optim.row_sparse(optax.sgd(_rate(shared) * BATCH * (1 + num + shared)))
+    sgd = optim.row_sparse(optax.sgd(_RATE * BATCH))
     negatives = data.Negatives(num=num, shared=shared)
-    units = 1 + num + shared
-    loss = "sigmoid_cross_entropy"
-    return trainer(name, scores, dataset, model, loss, sgd, negatives=negatives, scale=0.1, units=units)
+    return trainer(name, scores, dataset, model, _logistic, sgd, negatives=negatives, scale=0.1, units=1 + num + shared)
 
 
-def _rate(shared: int) -> float:
-    """Of one pair's gradient: with shared negatives every one of them meets all users of a batch."""
-    return _RATE if not shared else _RATE / 16
+def _logistic(scores: jax.Array, batch: data.Batch) -> jax.Array:
+    """Every positive against four negatives, or against more of them that weigh as much as four."""
+    share = _NEGATIVES / (scores.shape[1] - 1)
+    of_rows = jax.nn.softplus(-scores[:, 0]) + share * jax.nn.softplus(scores[:, 1:]).sum(axis=1)
+    return (batch.weight * of_rows).sum() / jnp.maximum(batch.weight.sum(), 1.0)
 
 
 def _torch_logistic(name: str, num: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
@@ -205,13 +204,13 @@ def _torch_shared(name: str, dataset: data.Dataset, scores: Scores) -> harness.R
     items = len(dataset.encoder.items)
 
     def run() -> float:
-        order, rate = torch.randperm(len(users)), _rate(_SHARED)
+        order = torch.randperm(len(users))
         for start in range(0, len(users), BATCH):
             at = order[start : start + BATCH]
             u, i, j = users[at], positives[at], torch.randint(1, items + 1, (_SHARED,))
             pu, qi, qj = user[u], item[i], item[j]
-            own = rate * (1.0 - torch.sigmoid((pu * qi).sum(1, keepdim=True)))
-            shared = torch.sigmoid(pu @ qj.T).mul_(-rate)
+            own = _RATE * (1.0 - torch.sigmoid((pu * qi).sum(1, keepdim=True)))
+            shared = torch.sigmoid(pu @ qj.T).mul_(-_RATE * _NEGATIVES / _SHARED)
             user.index_add_(0, u, torch.addmm(own * qi, shared, qj))
             item.index_add_(0, i, own * pu)
             item.index_add_(0, j, shared.T @ pu)

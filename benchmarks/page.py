@@ -1,0 +1,148 @@
+"""Writes the tables of README.md and the plots beside it from the rows in results/.
+
+python benchmarks/page.py
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Row = dict[str, Any]
+_PAGE = Path(__file__).parent / "README.md"
+_OURS, _THEIRS = "tab:orange", "tab:gray"
+
+
+def main() -> None:
+    rows = [row for name in ("engine.json", "quality.json") for row in _rows(name)]
+    page = _PAGE.read_text()
+    for task in {row["task"] for row in rows}:
+        mark = re.compile(rf"(<!-- {task} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not mark.search(page):
+            raise SystemExit(
+                f"README.md has no place for {task}: expected a line '<!-- {task} -->' and '<!-- end -->'."
+            )
+        table = _table([row for row in rows if row["task"] == task], _TIMES if task == "T10" else _RATES)
+        page = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)
+    _PAGE.write_text(page)
+    _throughput([row for row in rows if row["task"] not in ("T5", "T10")])
+    _steps([row for row in rows if row["task"] == "T5"])
+    _seconds([row for row in rows if row["task"] == "T10"])
+
+
+def _rows(name: str) -> list[Row]:
+    path = harness.RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _unit(row: Row) -> str:
+    return row["unit"].removesuffix("/s")
+
+
+_RATES: dict[str, Callable[[Row], str]] = {
+    "system": lambda row: f"**{row['system']}**" if _ours(row) else row["system"],
+    "version": lambda row: row["version"],
+    "per second": lambda row: f"{row['value']:,.0f} {_unit(row)}",
+    "ms": lambda row: f"{row['ms']:,.2f}",
+    "first run, s more": lambda row: f"{row['compile_s']:.2f}",
+    "quality": lambda row: "" if row["quality"] is None else f"{row['quality']:.4f}",
+    "peak MiB": lambda row: f"{row['rss_mib']:,}",
+    "of the limit": lambda row: f"{row['attained']:.0%}" if "attained" in row else "",
+}
+_TIMES: dict[str, Callable[[Row], str]] = {
+    "system": lambda row: f"**{row['system']}**" if _ours(row) else row["system"],
+    "version": lambda row: row["version"],
+    "seconds": lambda row: f"{row['value']:.2f}",
+    "the first time": lambda row: f"{row['first_s']:.2f}",
+    "import": lambda row: f"{row['import_s']:.2f}",
+    "NDCG@10 then": lambda row: f"{row['quality']:.4f}",
+    "its best": lambda row: f"{row['best']:.4f}",
+    "epochs": lambda row: str(row["epochs"]),
+    "setting": lambda row: ", ".join(f"{value:g}" for value in row["setting"]),
+}
+
+
+def _ours(row: Row) -> bool:
+    return row["system"].startswith("jaxrec")
+
+
+def _table(rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> str:
+    """One table, the cases one after the other, the fastest first."""
+    lines = ["| case | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    slow_first = "first_s" in rows[0]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        chosen = sorted((row for row in rows if row["case"] == case), key=lambda row: row["value"])
+        for row in chosen if slow_first else chosen[::-1]:
+            lines.append(f"| {case} | " + " | ".join(cell(row) for cell in columns.values()) + " |")
+    return "\n".join(lines)
+
+
+def _throughput(rows: list[Row]) -> None:
+    """Every system against the fastest rival of its case."""
+    cases = list(dict.fromkeys((row["task"], row["case"]) for row in rows))
+    cases.sort(key=lambda found: int(found[0][1:]))
+    figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2))
+    for place, (task, case) in enumerate(cases):
+        chosen = [row for row in rows if (row["task"], row["case"]) == (task, case)]
+        best = max(row["value"] for row in chosen if not _ours(row))
+        for row in chosen:
+            axes.plot(row["value"] / best, -place, "o", color=_OURS if _ours(row) else _THEIRS)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("throughput, best rival = 1 (orange: jaxrec)")
+    axes.set_yticks(
+        [-place for place in range(len(cases))], [f"{task} {case[:52]}" for task, case in cases], fontsize=7
+    )
+    _save(figure, "throughput.png")
+
+
+def _steps(rows: list[Row]) -> None:
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for system in dict.fromkeys(row["system"] for row in rows):
+        points = sorted(
+            (int(row["case"].split()[0].replace(",", "")), 1e3 / row["value"])
+            for row in rows
+            if row["system"] == system
+        )
+        style = "-o" if system.startswith("jaxrec") else "--x"
+        axes.plot(*zip(*points, strict=True), style, label=system)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("rows of both tables")
+    axes.set_ylabel("ms per step of 4,096 examples")
+    axes.legend(fontsize=7)
+    _save(figure, "steps.png")
+
+
+def _seconds(rows: list[Row]) -> None:
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = plt.subplots(1, max(len(cases), 1), figsize=(5 * max(len(cases), 1), 3), squeeze=False)
+    for axis, case in zip(axes[0], cases, strict=False):
+        for row in (row for row in rows if row["case"] == case):
+            axis.plot([row["value"], row["first_s"]], [row["quality"]] * 2, "-", color=_OURS if _ours(row) else _THEIRS)
+            axis.plot(row["value"], row["quality"], "o", color=_OURS if _ours(row) else _THEIRS)
+            axis.annotate(
+                row["system"], (row["value"], row["quality"]), fontsize=7, xytext=(3, 4), textcoords="offset points"
+            )
+        axis.set_xscale("log")
+        axis.set_title(case, fontsize=9)
+        axis.set_xlabel("seconds (dot), and the first time (end of line)")
+        axis.set_ylabel("validation NDCG@10")
+    _save(figure, "quality.png")
+
+
+def _save(figure: Any, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(harness.RESULTS / name, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
