@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jaxrec import _sharded
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Params
+from jaxrec._types import Array, Params
 from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
@@ -30,11 +30,11 @@ class _Plan(NamedTuple):
     An entity has as many chunks as it needs, all in one block. ``slot`` is its place in the block.
     """
 
-    other: jax.Array  # int32 [blocks, chunks, length]: table rows of the other side, 0 where padded
-    weight: jax.Array  # float32 of that shape, 0 where padded
-    slot: jax.Array  # int32 [blocks, chunks]
-    row: jax.Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
-    count: jax.Array  # float32 [blocks, chunks]: interactions of each slot
+    other: Array  # int32 [blocks, chunks, length]: table rows of the other side, 0 where padded
+    weight: Array  # float32 of that shape, 0 where padded
+    slot: Array  # int32 [blocks, chunks]
+    row: Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
+    count: Array  # float32 [blocks, chunks]: interactions of each slot
 
 
 def fit_als(
@@ -118,13 +118,14 @@ def fit_als(
         "user": _plan(user, item, weight, model.user_rows, cells=cells),
         "item": _plan(item, user, weight, model.item_rows, cells=cells),
     }
-    if mesh is not None:
+    if params is not None:
+        check_params(model, params)
+    known = {"user": jnp.int32(features.user_row.max()), "item": jnp.int32(features.item_row.max())}
+    tables = _beginning(params, jax.random.key(seed), known, model=model)
+    if mesh is None:
+        plans = jax.tree.map(jnp.asarray, plans)
+    else:
         plans = _sharded.placed({side: _shared(plan, mesh) for side, plan in plans.items()}, _sharded.by_rows(mesh))
-    given = jax.tree.map(lambda leaf: 0.1 * leaf, model.init(jax.random.key(seed))) if params is None else params
-    check_params(model, given)
-    known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
-    tables = {side: _trained_rows(given[side]["embedding"], number) for side, number in known.items()}
-    if mesh is not None:
         tables = _sharded.placed(tables, _sharded.everywhere(mesh))
     options = {
         "unobserved": jnp.float32(unobserved),
@@ -138,8 +139,8 @@ def fit_als(
         start = time.perf_counter()
         for side, other in (("user", "item"), ("item", "user")):
             tables[side] = _sweep(tables[side], tables[other], plans[side], options, steps=steps, mesh=mesh)
-        params = {side: {"embedding": jnp.copy(table.addressable_data(0))} for side, table in tables.items()}
-        params = with_unknown_rows(model, params, features)
+        here = {side: {"embedding": table.addressable_data(0)} for side, table in tables.items()}
+        params = _ending(model, here, features)
         jax.block_until_ready(params)
         row = {"epoch": epoch, "seconds": time.perf_counter() - start}
         recommender = blank.replace(params=params, log=tuple(log))
@@ -150,10 +151,21 @@ def fit_als(
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
 
 
-def _trained_rows(table: jax.Array, known: int) -> jax.Array:
-    """A copy with zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
-    used = jnp.arange(table.shape[0])
-    return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
+@functools.partial(jax.jit, static_argnames=("model",))
+def _beginning(
+    params: Params | None, key: jax.Array, known: dict[str, jax.Array], *, model: MatrixFactorization
+) -> dict[str, jax.Array]:
+    """Tables with zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
+    start = jax.tree.map(lambda leaf: 0.1 * leaf, model.init(key)) if params is None else params
+
+    def trained(table: jax.Array, known: jax.Array) -> jax.Array:
+        used = jnp.arange(table.shape[0])
+        return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
+
+    return {side: trained(start[side]["embedding"], number) for side, number in known.items()}
+
+
+_ending = jax.jit(with_unknown_rows, static_argnums=0)
 
 
 def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int, *, cells: int) -> _Plan:
@@ -186,15 +198,15 @@ def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int, *, 
     of_slot, size = np.full(shape, rows, np.int32), np.zeros(shape, np.float32)
     of_slot[block, place], size[block, place] = present, count[present]
     arrays = others.reshape(*shape, length), weights.reshape(*shape, length), slot.reshape(shape), of_slot, size
-    return _Plan(*map(jnp.asarray, arrays))
+    return _Plan(*arrays)
 
 
 def _shared(plan: _Plan, mesh: Mesh) -> _Plan:
     """With empty blocks behind, so that every device gets as many."""
     missing = _sharded.rounded(len(plan.other), mesh) - len(plan.other)
-    filled = [jnp.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1))) for part in plan]
-    empty = _Plan(*filled)
-    return empty._replace(row=empty.row.at[len(plan.row) :].set(np.iinfo(np.int32).max))
+    filled = _Plan(*(np.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1))) for part in plan))
+    filled.row[len(plan.row) :] = np.iinfo(np.int32).max
+    return filled
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "mesh"), donate_argnums=(0,))
