@@ -49,6 +49,12 @@ class Content:
             for name, _ in self.codes
         }
 
+    def lookups_with_id(self, prefix: str, index: jax.Array, features: Features) -> dict[str, Lookup]:
+        """The features' and the row of the entities' own table."""
+        row = features.user_row if self.side == "user" else features.item_row
+        own = Lookup(f"{self.side}/embedding", take(row, index))
+        return {prefix: own, **self.lookups(prefix, index, features)}
+
     def inputs(
         self, prefix: str, gathered: Gathered, index: Int32[jax.Array, "*index"], features: Features
     ) -> Float[jax.Array, "*index width"]:

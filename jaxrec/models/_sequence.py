@@ -134,14 +134,10 @@ class SequenceTransformer:
         return {"scale": jnp.ones((self.dim,), jnp.float32), "bias": jnp.zeros((self.dim,), jnp.float32)}
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
-        found = self._item_lookups("history", _base.history_of(batch), features)
+        found = self._item.lookups_with_id("history", _base.history_of(batch), features)
         for name, items in _base.item_fields(batch).items():
-            found |= self._item_lookups(name, items, features)
+            found |= self._item.lookups_with_id(name, items, features)
         return found
-
-    def _item_lookups(self, prefix: str, items: jax.Array, features: Features) -> dict[str, Lookup]:
-        rows = _base.take(features.item_row, items)
-        return {prefix: Lookup("item/embedding", rows), **self._item.lookups(prefix, items, features)}
 
     def score(
         self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None
@@ -181,7 +177,7 @@ class SequenceTransformer:
           key: for dropout.
         """
         history = _base.as_index(history)
-        gathered = _base.gather(params, self._item_lookups("history", history, features))
+        gathered = _base.gather(params, self._item.lookups_with_id("history", history, features))
         return self._states(params, gathered, history, features, key=key)
 
     def user_vectors(self, params: Params, batch: Batch, features: Features) -> Float[jax.Array, "batch dim"]:
@@ -192,7 +188,7 @@ class SequenceTransformer:
         self, params: Params, items: Int[Array, " items"], features: Features
     ) -> Float[jax.Array, "items dim"]:
         items = _base.as_index(items)
-        gathered = _base.gather(params, self._item_lookups("item", items, features))
+        gathered = _base.gather(params, self._item.lookups_with_id("item", items, features))
         return self._item_vectors(params, gathered, "item", items, features)
 
     def _item_vectors(

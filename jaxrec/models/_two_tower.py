@@ -119,20 +119,14 @@ class TwoTower:
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
         found = self._user_lookups(batch, features)
         for name, items in _base.item_fields(batch).items():
-            found |= self._item_lookups(name, items, features)
+            found |= self._item.lookups_with_id(name, items, features)
         return found
 
     def _user_lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
-        user = _base.users_of(batch)
-        found = {"user": Lookup("user/embedding", _base.take(features.user_row, user))}
-        found |= self._user.lookups("user", user, features)
+        found = self._user.lookups_with_id("user", _base.users_of(batch), features)
         if self.history:
-            found |= self._item_lookups("history", _base.history_of(batch), features)
+            found |= self._item.lookups_with_id("history", _base.history_of(batch), features)
         return found
-
-    def _item_lookups(self, prefix: str, items: jax.Array, features: Features) -> dict[str, Lookup]:
-        rows = _base.take(features.item_row, items)
-        return {prefix: Lookup("item/embedding", rows), **self._item.lookups(prefix, items, features)}
 
     def score(
         self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None
@@ -157,7 +151,7 @@ class TwoTower:
         self, params: Params, items: Int[Array, " items"], features: Features
     ) -> Float[jax.Array, "items dim"]:
         items = _base.as_index(items)
-        gathered = _base.gather(params, self._item_lookups("item", items, features))
+        gathered = _base.gather(params, self._item.lookups_with_id("item", items, features))
         return self._item_tower(params, gathered, "item", items, features, key=None)
 
     def _user_tower(
