@@ -46,9 +46,11 @@ def _unit(row: Row) -> str:
     return row["unit"].removesuffix("/s")
 
 
-_RATES: dict[str, Callable[[Row], str]] = {
+_WHO: dict[str, Callable[[Row], str]] = {
     "system": lambda row: f"**{row['system']}**" if _ours(row) else row["system"],
     "version": lambda row: row["version"],
+}
+_RATES = _WHO | {
     "per second": lambda row: f"{row['value']:,.0f} {_unit(row)}",
     "ms": lambda row: f"{row['ms']:,.2f}",
     "first run, s more": lambda row: f"{row['compile_s']:.2f}",
@@ -56,9 +58,7 @@ _RATES: dict[str, Callable[[Row], str]] = {
     "peak MiB": lambda row: f"{row['rss_mib']:,}",
     "of the limit": lambda row: f"{row['attained']:.0%}" if "attained" in row else "",
 }
-_TIMES: dict[str, Callable[[Row], str]] = {
-    "system": lambda row: f"**{row['system']}**" if _ours(row) else row["system"],
-    "version": lambda row: row["version"],
+_TIMES = _WHO | {
     "seconds": lambda row: f"{row['value']:.2f}",
     "the first time": lambda row: f"{row['first_s']:.2f}",
     "import": lambda row: f"{row['import_s']:.2f}",

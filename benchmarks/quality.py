@@ -6,7 +6,7 @@ python benchmarks/quality.py --again             # the times anew, with the sett
 
 ``JAXREC_DATA`` names the folder of data. A tenth of the interactions is held out for validation at random. Every system
 is tuned by NDCG@10 there, over the full catalogue: nine settings each, at most 10 seconds of training for each setting,
-looked at after every 0.4 seconds, given up after four looks without a gain.
+looked at after every 0.4 seconds, given up after five looks without a gain.
 The target is the best that any rival reached. Then each system trains anew in a process of its own with its best
 setting, for as many epochs as it took to reach the target (or its own best, where that is below): once with everything
 that a first run costs, once again in the same process.

@@ -88,9 +88,8 @@ class Batches:
         self._filled = -(-self._size // multiple_of) * multiple_of
         self.steps = -(-units // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
-        self._per_chunk = (
-            1 << (max(1, min(self.steps, _CHUNK // (self._size * self._width * self._bytes))) - 1).bit_length()
-        )
+        most = _CHUNK // (self._size * self._width * self._bytes)
+        self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
         if dataset.item is not None:
             self._sampler = Sampler(dataset, self._negatives, self._size * self._width)
 
