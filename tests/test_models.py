@@ -1,6 +1,7 @@
 """One list of tests that every model passes, and what is particular to each."""
 
 import dataclasses
+import functools
 import pickle
 from typing import Any
 
@@ -23,6 +24,7 @@ user_vectors = jax.jit(
 )
 
 
+@functools.cache
 def initialised(name, seed=0):
     """A model with parameters that are all different from zero."""
     return filled(MODELS[name].model, seed)

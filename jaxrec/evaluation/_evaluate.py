@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from jaxrec import _sharded, coldstart
+from jaxrec import _sharded
+from jaxrec._add import add
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
@@ -144,7 +145,7 @@ def _prepared(
         if isinstance(test, pd.DataFrame):
             schema = model.encoder.schema
             ids = {"users": schema.user, "items": schema.item}
-            model = coldstart.add(
+            model = add(
                 model, **{name: test[column].unique() for name, column in ids.items() if column in test.columns}
             )
             test = model.encoder.encode(test)

@@ -13,9 +13,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import _tree, coldstart
+from jaxrec import _tree
+from jaxrec._fold_in import fold_in, fold_in_values
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Features
+from jaxrec._types import Batch, Features, FoldIn
 from jaxrec.data import Vocabulary
 from jaxrec.data._scaling import backward, forward
 from jaxrec.export import _serve
@@ -187,10 +188,10 @@ class _Plan:
         noise, mask = prior.pop("noise"), (touched > 0).astype(jnp.float32)
         others = take(arrays["items"]["vectors"], touched)
         if self.folds == "counts":
-            return coldstart.fold_in(vectors, coldstart.FoldIn(**prior), others, mask)
-        return coldstart.fold_in_values(
+            return fold_in(vectors, FoldIn(**prior), others, mask)
+        return fold_in_values(
             vectors,
-            coldstart.FoldIn(**prior),
+            FoldIn(**prior),
             others,
             mask,
             self._scaled(inputs["value"], inputs["given"]),

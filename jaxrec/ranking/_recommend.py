@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from jaxrec import _sharded, coldstart
+from jaxrec import _sharded
+from jaxrec._add import add
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
@@ -67,9 +68,9 @@ def recommend(
             raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
     if isinstance(exclude, pd.DataFrame) and recommender.encoder.schema.user in exclude.columns:
         # Users of whom nothing is known must be told apart.
-        recommender = coldstart.add(recommender, users=exclude[recommender.encoder.schema.user].unique())
+        recommender = add(recommender, users=exclude[recommender.encoder.schema.user].unique())
     if new_users is not None or new_items is not None or interactions is not None:
-        recommender = coldstart.add(recommender, users=new_users, items=new_items, interactions=interactions)
+        recommender = add(recommender, users=new_users, items=new_items, interactions=interactions)
     recommender = recommender.on(mesh)
     encoder = recommender.encoder
     if users is None:

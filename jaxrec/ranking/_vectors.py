@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import _sharded, coldstart
+from jaxrec import _sharded
+from jaxrec._fold_in import fold_in, fold_in_values, prepare
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Features, Params
+from jaxrec._types import Batch, Features, Params, Prior
 from jaxrec.data import Encoder, Interactions
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
@@ -79,7 +80,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     return _folded(recommender, "item", vectors, others, turned, row, position)
 
 
-def measure(recommender: Recommender) -> coldstart.Prior:
+def measure(recommender: Recommender) -> Prior:
     """What fold-in needs to know of the trained vectors. At most 20,000 users and items stand for all."""
     rng = np.random.default_rng(0)
     trained = recommender.trained
@@ -108,9 +109,9 @@ def measure(recommender: Recommender) -> coldstart.Prior:
         batch = recommender.batch(recommender.seen.user[rows])._replace(item=recommender.seen.item[rows][:, None])
         scores = np.asarray(apply(recommender.model, recommender.params, batch, recommender.features))[:, 0]
         noise = max(float(np.mean((scores - recommender.seen.value[rows]) ** 2)), 1e-6)
-    return coldstart.Prior(
-        user=coldstart.prepare(user_vector - user_guess, item_vector, item_share),
-        item=coldstart.prepare(item_vector - item_guess, user_vector, user_share),
+    return Prior(
+        user=prepare(user_vector - user_guess, item_vector, item_share),
+        item=prepare(item_vector - item_guess, user_vector, user_share),
         noise=noise,
     )
 
@@ -162,9 +163,9 @@ def _folded(
     mask = _grid(np.ones(len(row), np.float32), position, shape)
     prior = getattr(recommender.prior, side)
     if added.value is None:
-        return coldstart.fold_in(vectors, prior, others, mask)
+        return fold_in(vectors, prior, others, mask)
     values = _grid(added.value[row], position, shape)
-    return coldstart.fold_in_values(vectors, prior, others, mask, values, noise=recommender.prior.noise)
+    return fold_in_values(vectors, prior, others, mask, values, noise=recommender.prior.noise)
 
 
 def _score_pairs(recommender: Recommender, candidates: np.ndarray, users: np.ndarray, size: int) -> jax.Array:

@@ -1,77 +1,11 @@
-"""New users and items without retraining: add them, fold them in from a few interactions; the popularity baseline."""
-
-import dataclasses
-from collections.abc import Iterable
-from typing import Any
+"""Vectors of users and items from a few interactions, the trained vectors being fixed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
-from jaxrec._recommender import Recommender
-from jaxrec._types import Array, FoldIn, Prior
-from jaxrec.data import Dataset
-from jaxrec.models import Popularity
-
-__all__ = ["FoldIn", "Prior", "add", "fold_in", "fold_in_values", "popularity", "prepare"]
-
-
-def add(
-    recommender: Recommender,
-    *,
-    users: pd.DataFrame | Iterable[Any] | None = None,
-    items: pd.DataFrame | Iterable[Any] | None = None,
-    interactions: pd.DataFrame | None = None,
-) -> Recommender:
-    """A recommender that also knows these users, items and interactions. Nothing is trained.
-
-    A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
-    any other model that factorises is folded in (see ``fold_in``). Without either it is the unknown one. Within the
-    encoder's capacity nothing is compiled again.
-
-    Args:
-      recommender: stays as it is.
-      users: a frame with the schema's user column and features, or raw ids.
-      items: likewise.
-      interactions: with the schema's columns; users and items in it that are not known yet are added. They count
-        as seen: their items are not recommended again.
-
-    Raises:
-      ValueError: a column is missing, a feature or target is no finite number.
-      TypeError: ids of another type than the encoder's.
-    """
-    encoder = recommender.encoder.extend(users=users, items=items)
-    seen = recommender.seen
-    if interactions is not None:
-        schema = encoder.schema
-        encoder.encode(interactions)  # checks the frame before its ids are taken
-        encoder = encoder.extend(
-            users=None if schema.user is None else interactions[schema.user].unique(),
-            items=None if schema.item is None else interactions[schema.item].unique(),
-        )
-        seen = seen.append(encoder.encode(interactions).interactions)
-    sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
-    if interactions is not None and recommender.factorises and not recommender.pooled_history:
-        _ = recommender.prior  # measured now, so that everything that is added later shares it
-    return recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
-
-
-def popularity(train: Dataset) -> Recommender:
-    """The baseline that recommends what was touched most often, the same to everybody."""
-    model = Popularity.for_data(train)
-    count = np.zeros((train.sizes.item_rows, 1), np.float32)
-    row = train.features.item_row
-    np.add.at(count[:, 0], row[train.interactions.item], 1.0)
-    count[0] = 0.0
-    return Recommender(
-        model=model,
-        params={"item": {"count": jnp.asarray(count)}},
-        encoder=train.encoder,
-        seen=train.interactions,
-        num_trained=len(train.interactions),
-    )
+from jaxrec._types import Array, FoldIn
 
 
 def prepare(
