@@ -11,7 +11,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxrec import _sharded
-from jaxrec._types import Batch, Features, Params, Prior
+from jaxrec._types import Batch, Features, ImplicitSquares, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Model
 
@@ -29,6 +29,7 @@ class Recommender:
       link: what turns a score into a prediction in the (scaled) unit of the target.
       log: one row per epoch of the training.
       mesh: devices that share the work of scoring, each with a copy of the parameters; None for one device.
+      objective: of ``fit_als``, by which interactions since the training are folded in; None for a softmax.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Recommender:
     link: Literal["identity", "sigmoid"] = "identity"
     log: tuple[dict[str, Any], ...] = ()
     mesh: Mesh | None = None
+    objective: ImplicitSquares | None = None
 
     def on(self, mesh: Mesh | None) -> "Recommender":
         """The same recommender with its parameters and features on every device of a mesh, which share the work."""

@@ -1,5 +1,6 @@
 """The named tuples that cross room borders: what a batch holds and what is known of each entity."""
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -61,11 +62,29 @@ class FoldIn(NamedTuple):
     curvature: Float[Array, " dim"]  # diagonal of L
 
 
+@dataclasses.dataclass(frozen=True)
+class ImplicitSquares:
+    """The objective of ``train.fit_als``, by which vectors of new users and items are found too."""
+
+    unobserved: float
+    l2: float
+    exponent: float
+
+
+class Squares(NamedTuple):
+    """What folding in one side by least squares needs to know of the other side, float32."""
+
+    gram: Float[Array, "dim dim"]  # sum of the squares of its vectors, times the weight of an unobserved pair
+    unseen: Float[Array, ""]  # number of its vectors times that weight
+    l2: Float[Array, ""]
+    exponent: Float[Array, ""]
+
+
 class Prior(NamedTuple):
     """What is known of vectors before a single interaction."""
 
-    user: FoldIn
-    item: FoldIn
+    user: FoldIn | Squares
+    item: FoldIn | Squares
     noise: float  # mean squared error of the training targets
 
 

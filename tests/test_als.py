@@ -8,11 +8,12 @@ import pytest
 
 import jaxrec
 from jaxrec import coldstart, data, train
-from jaxrec.train import _als
+from jaxrec.data import Batch
+from jaxrec.train import _als, _prior
 
 
-@pytest.mark.parametrize("exponent", [0.0, 1.0])
-def test_a_sweep_solves_the_regression_of_every_row(exponent):
+@pytest.mark.parametrize(("exponent", "drawn"), [(0.0, False), (1.0, False), (1.0, True)])
+def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn):
     rng = np.random.default_rng(0)
     users, items, dim, unobserved, l2 = 40, 25, 4, 0.2, 0.05
     pairs = np.unique(rng.integers(1, [users, items], (500, 2)), axis=0)
@@ -24,7 +25,8 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent):
     plan = _als._plan(user, item, weight, users, cells=128)
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
-    found = np.asarray(_als._sweep(jnp.copy(start), jnp.asarray(others), plan, options, steps=12))
+    prior = rng.normal(size=(users, dim)).astype(np.float32) if drawn else None
+    found = np.asarray(_als._sweep(jnp.copy(start), jnp.asarray(others), plan, options, prior, steps=12))
     for row in range(users):
         mine = user == row
         if not mine.any():
@@ -33,7 +35,107 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent):
         vectors = others[item[mine]]
         scale = l2 * (mine.sum() + unobserved * (items - 1)) ** exponent
         matrix = (vectors.T * weight[mine]) @ vectors + unobserved * others.T @ others + scale * np.eye(dim)
-        np.testing.assert_allclose(found[row], np.linalg.solve(matrix, vectors.T @ weight[mine]), rtol=2e-3, atol=2e-4)
+        right = vectors.T @ weight[mine] + (0.0 if prior is None else scale * prior[row])
+        np.testing.assert_allclose(found[row], np.linalg.solve(matrix, right), rtol=2e-3, atol=2e-4)
+
+
+def columns(features, side, sizes):
+    """Intercept, dense features and shares of labels of every entity."""
+    dense, codes = getattr(features, f"{side}_dense"), getattr(features, f"{side}_codes")
+    parts = [np.ones((len(getattr(features, f"{side}_row")), 1))]
+    parts += [] if dense is None else [np.asarray(dense)]
+    for name, size in sizes:
+        shares = np.stack([(codes[name] == label).sum(axis=1) for label in range(size)], axis=1).astype(float)
+        shares[:, 0] = 0.0
+        parts.append(shares / np.maximum(shares.sum(axis=1, keepdims=True), 1.0))
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.fixture(scope="module")
+def with_content(parts):
+    return train.fit_als(parts.train, dim=4, epochs=25, steps=6, content=True, joint=("user", "item"))
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_the_regression_on_features_is_a_weighted_ridge(parts, with_content, side):
+    model, features = with_content.model, parts.train.features
+    row = getattr(features, f"{side}_row")
+    design = columns(features, side, getattr(model, f"{side}_codes"))
+    known = np.flatnonzero(row)
+    table = np.random.default_rng(0).normal(size=(getattr(model, f"{side}_rows"), model.dim)).astype(np.float32)
+    used = np.isin(np.arange(len(table)), row[known])  # the other rows are spare
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(table)).astype(np.float32) * used
+    found, given = _prior._nothing(model, side), _prior._design_of(model, features, side, len(table))
+    for _ in range(60):
+        found = _prior._refitted(found, given, table, weight, jnp.float32(0.5))
+    x, w = design[known], weight[row[known]][:, None]
+    penalty = 0.5 * np.eye(x.shape[1])
+    penalty[0, 0] = 0.0
+    expected = x @ np.linalg.lstsq(x.T @ (w * x) + penalty, x.T @ (w * table[row[known]]), rcond=None)[0]
+    np.testing.assert_allclose(np.asarray(_prior._priors(given, found))[row[known]], expected, atol=2e-3)
+
+
+def test_new_entities_are_scored_by_their_features_and_trained_ones_by_their_vectors(parts, world, with_content):
+    items = world.target.items.copy()
+    item = world.target.schema.item
+    twin = items[items[item].isin(parts.train.encoder.items.ids)].head(1)
+    grown = coldstart.add(with_content, items=twin.assign(**{item: "new"}))
+    features, model = grown.features, grown.model
+    new, old = (grown.encoder.items.encode([each])[0] for each in ("new", twin[item].iloc[0]))
+    unknown = features._replace(item_row=jnp.zeros_like(features.item_row))
+    by_features = model.item_vectors(grown.params, jnp.asarray([old, new]), unknown)
+    np.testing.assert_allclose(by_features[0], by_features[1], rtol=1e-6)
+    np.testing.assert_allclose(
+        model.item_vectors(grown.params, jnp.asarray([new]), features)[0], by_features[0], rtol=1e-5
+    )
+    assert not np.allclose(model.item_vectors(grown.params, jnp.asarray([old]), features)[0], by_features[0], rtol=1e-5)
+    scores = jaxrec.evaluate(with_content, parts.test)["ndcg@10"]
+    assert scores > 1.05 * jaxrec.evaluate(coldstart.popularity(parts.train), parts.test)["ndcg@10"]  # cold users
+
+
+def test_joint_draws_vectors_to_the_regression(parts):
+    def unexplained(joint):
+        recommender = train.fit_als(parts.train, dim=4, epochs=6, l2=0.05, content=True, joint=joint)
+        rest = recommender.params["item"]["embedding"]
+        return float(jnp.square(rest).sum() / jnp.square(recommender.catalogue).sum())
+
+    assert unexplained(("item",)) < 0.8 * unexplained(())
+    with pytest.raises(ValueError, match="Expected joint among 'user' and 'item'"):
+        train.fit_als(parts.train, content=True, joint=("items",))
+    strong = train.fit_als(parts.train, dim=4, epochs=6, content=True, content_l2=1e6)
+    assert float(jnp.abs(strong.params["item"]["mlp"]["0"]["kernel"][:1]).max()) < 1e-3
+
+
+def test_folding_in_gives_what_an_epoch_gives(parts, with_content):
+    """A new user with the features and interactions of a trained one gets the same vector."""
+    recommender, trained = with_content, parts.train.interactions
+    user = int(np.argmax(trained.user_count))
+    item = np.sort(trained.item[trained.user == user])
+    features = recommender.features
+    vectors = recommender.model.item_vectors(recommender.params, jnp.asarray(item), features)
+    unknown = features._replace(user_row=jnp.zeros_like(features.user_row))
+    batch = Batch(user=jnp.asarray([user], jnp.int32))
+    start = recommender.model.user_vectors(recommender.params, batch, unknown)
+    prior = recommender.prior.user
+    folded = coldstart.fold_in_squares(start, prior, vectors[None], np.ones((1, len(item)), np.float32))
+    own = recommender.model.user_vectors(recommender.params, batch, features)
+    assert np.abs(start - own).max() > 0.1
+    np.testing.assert_allclose(folded, own, atol=0.02)
+    matrix = np.asarray(prior.gram) + vectors.T @ vectors
+    matrix = matrix + prior.l2 * (len(item) + prior.unseen) ** prior.exponent * np.eye(4)
+    change = np.linalg.solve(matrix, vectors.T @ (1.0 - vectors @ start[0]) - prior.gram @ start[0])
+    np.testing.assert_allclose(folded[0], start[0] + change, rtol=1e-3, atol=1e-4)
+    nobody = coldstart.fold_in_squares(start, prior, vectors[None], np.zeros((1, len(item)), np.float32))
+    np.testing.assert_array_equal(nobody, start)
+
+
+def test_the_objective_is_saved(with_content, tmp_path):
+    jaxrec.save(with_content, tmp_path / "als")
+    loaded = jaxrec.load(tmp_path / "als")
+    assert loaded.objective == with_content.objective
+    touched = pd.DataFrame({"user": [9_999] * 2, "item": with_content.encoder.items.ids[:2], "time": [0, 1]})
+    lists = [jaxrec.recommend(each, [9_999], interactions=touched, k=5) for each in (with_content, loaded)]
+    pd.testing.assert_frame_equal(*lists)
 
 
 def test_rows_longer_than_a_block_make_the_block_longer():

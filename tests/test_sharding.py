@@ -32,9 +32,10 @@ def mesh():
     return sharding.make_mesh(DEVICES)
 
 
-def test_alternating_least_squares_on_a_mesh_is_that_of_one_device(parts, mesh, monkeypatch):
+@pytest.mark.parametrize("content", [False, True])
+def test_alternating_least_squares_on_a_mesh_is_that_of_one_device(parts, mesh, monkeypatch, content):
     monkeypatch.setattr(_als, "_NUMBERS", 1024)  # several blocks, and fewer than devices on one side
-    one, several = (train.fit_als(parts.train, dim=4, epochs=3, mesh=each) for each in (None, mesh))
+    one, several = (train.fit_als(parts.train, dim=4, epochs=3, content=content, mesh=each) for each in (None, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), several.params, one.params)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(several.params))
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import _tree
-from jaxrec._fold_in import fold_in, fold_in_values
+from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Features, FoldIn
+from jaxrec._types import Batch, Features, FoldIn, Squares
 from jaxrec.data import Vocabulary
 from jaxrec.data._scaling import backward, forward
 from jaxrec.export import _serve
@@ -187,6 +187,8 @@ class _Plan:
         prior = dict(arrays["prior"])
         noise, mask = prior.pop("noise"), (touched > 0).astype(jnp.float32)
         others = take(arrays["items"]["vectors"], touched)
+        if "gram" in prior:
+            return fold_in_squares(vectors, Squares(**prior), others, mask)
         if self.folds == "counts":
             return fold_in(vectors, FoldIn(**prior), others, mask)
         return fold_in_values(

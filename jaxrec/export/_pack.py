@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._recommender import Recommender
-from jaxrec._types import Features
+from jaxrec._types import Features, ImplicitSquares
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
 from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
@@ -19,8 +19,8 @@ _MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, 
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        Categorical, Encoder, Features, FittedFeature, Interactions, Labels, Numeric, Recommender, Scaler, Schema,
-        Vector, Vocabulary, *_MODELS,
+        Categorical, Encoder, Features, FittedFeature, ImplicitSquares, Interactions, Labels, Numeric, Recommender,
+        Scaler, Schema, Vector, Vocabulary, *_MODELS,
     )
 }  # fmt: skip
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import _sharded
-from jaxrec._fold_in import fold_in, fold_in_values, prepare
+from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Features, Params, Prior
+from jaxrec._types import Batch, Features, ImplicitSquares, Params, Prior, Squares
 from jaxrec.data import Encoder, Interactions
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
@@ -81,10 +81,12 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
 
 
 def measure(recommender: Recommender) -> Prior:
-    """What fold-in needs to know of the trained vectors. At most 20,000 users and items stand for all."""
+    """What fold-in needs to know of the trained vectors. Where statistics do, 20,000 users and items stand for all."""
     rng = np.random.default_rng(0)
     trained = recommender.trained
     recommender = recommender.replace(seen=trained)  # histories as training left them, whatever was added since
+    if recommender.objective is not None:
+        return _squares(recommender, recommender.objective)
     samples = []
     for count in (trained.user_count, trained.item_count):
         known = np.flatnonzero(count)
@@ -114,6 +116,28 @@ def measure(recommender: Recommender) -> Prior:
         item=prepare(item_vector - item_guess, user_vector, user_share),
         noise=noise,
     )
+
+
+def _squares(recommender: Recommender, objective: ImplicitSquares) -> Prior:
+    """Sums over the vectors that training moved."""
+
+    def of_other(vectors: jax.Array) -> Squares:
+        weight = jnp.float32(objective.unobserved)
+        gram = weight * _product(vectors.T, vectors.T)
+        return Squares(gram, weight * len(vectors), jnp.float32(objective.l2), jnp.float32(objective.exponent))
+
+    trained = recommender.trained
+    users, items = np.flatnonzero(trained.user_count), np.flatnonzero(trained.item_count)
+    blocks = [
+        _user_vectors(
+            recommender.model,
+            recommender.params,
+            recommender.batch(users[start : start + _ROWS]),
+            recommender.features,
+        )
+        for start in range(0, len(users), _ROWS)
+    ]
+    return Prior(of_other(_plain_item_vectors(recommender, items)), of_other(jnp.concatenate(blocks)), noise=1.0)
 
 
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
@@ -162,6 +186,8 @@ def _folded(
     shape = (others.shape[0], others.shape[1])
     mask = _grid(np.ones(len(row), np.float32), position, shape)
     prior = getattr(recommender.prior, side)
+    if isinstance(prior, Squares):
+        return fold_in_squares(vectors, prior, others, mask)
     if added.value is None:
         return fold_in(vectors, prior, others, mask)
     values = _grid(added.value[row], position, shape)

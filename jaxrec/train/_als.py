@@ -13,12 +13,13 @@ from jaxtyping import Float
 from jaxrec import _sharded
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Array, Params
+from jaxrec._types import Array, ImplicitSquares, Params
 from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._fit import check_rows
 from jaxrec.train._judge import Judge, Metric
+from jaxrec.train._prior import Priors
 from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
@@ -50,6 +51,9 @@ def fit_als(
     metric: Metric | None = None,
     patience: int | None = 3,
     params: Params | None = None,
+    content: bool = False,
+    content_l2: float = 1.0,
+    joint: tuple[str, ...] = ("item",),
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> Recommender:
@@ -65,6 +69,13 @@ def fit_als(
     Each half is a ridge regression per user (item), solved by a few steps of conjugate gradients from the last epoch's
     vector. A strong baseline for warm users, in a few seconds. The same arguments give the same parameters.
 
+    With ``content`` a linear regression :math:`b + W x` on the features of each side's entities is fitted to their
+    vectors after each half. Users and items that have only features are scored by it, comparably with the others, and
+    are folded in from it; without features it is :math:`b`, the average. While training, the vectors of the sides in
+    ``joint`` are drawn towards it instead of towards zero.
+
+    Users and items that are added later are folded in by the same regression that an epoch solves.
+
     Args:
       train: implicit feedback; weights are confidences.
       dim: width of the vectors.
@@ -77,12 +88,17 @@ def fit_als(
       metric: as for ``fit``.
       patience: as for ``fit``.
       params: of a ``MatrixFactorization`` without biases of this size, to start from; by default small random vectors.
+      content: whether to fit regressions on the features of users and items.
+      content_l2: regularisation of :math:`W`, beside squared errors that count 1 per entity on average.
+      joint: ``"user"``, ``"item"``, both or none. Content of items is worth it; of people little is known by their age
+        and occupation, and their vectors are better left alone (docs/design.md).
       mesh: devices that share the rows to be solved, from ``sharding.make_mesh``. Vectors lie on every one of them. The
         result is that of one device but for rounding.
       seed: of the initial vectors.
 
     Returns:
-      A recommender of a ``MatrixFactorization`` without biases, with the training's ``history``.
+      A recommender of a ``MatrixFactorization`` without biases, or with ``content`` of a linear ``TwoTower``, with the
+      training's ``history``.
 
     Raises:
       ValueError: the data has targets, no users or no items, or users or items without a table row; an option is out of
@@ -92,7 +108,9 @@ def fit_als(
       Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008; the objective and its
       regularisation as in Rendle et al., Revisiting the performance of iALS on item recommendation benchmarks, RecSys
       2022; conjugate gradients as in Takács, Pilászy and Tikk, Applications of the conjugate gradient method for
-      implicit feedback collaborative filtering, RecSys 2011.
+      implicit feedback collaborative filtering, RecSys 2011. The prior: Wang and Blei, Collaborative topic modeling for
+      recommending scientific articles, KDD 2011 (here of both sides, and a regression on features instead of topics of
+      words).
     """
     expect(train, Dataset, "train")
     if train.target is not None or train.user is None or train.item is None:
@@ -103,7 +121,7 @@ def fit_als(
     for name, value, least in (("epochs", epochs, 1), ("steps", steps, 1), ("dim", dim, 1)):
         if value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
-    for name, number in (("unobserved", unobserved), ("l2", l2)):
+    for name, number in (("unobserved", unobserved), ("l2", l2), ("content_l2", content_l2)):
         if not number > 0:
             raise ValueError(f"Expected {name} > 0, got {number}.")
     model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
@@ -132,15 +150,31 @@ def fit_als(
         "l2": jnp.float32(l2),
         "exponent": jnp.float32(exponent),
     }
-    blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions))
+    if not set(joint) <= {"user", "item"}:
+        raise ValueError(f"Expected joint among 'user' and 'item', got {joint!r}.")
+    priors = Priors(train, dim, options, content_l2, joint, mesh) if content else None
+    blank = Recommender(
+        model if priors is None else priors.model,
+        {},
+        train.encoder,
+        train.interactions,
+        len(train.interactions),
+        objective=ImplicitSquares(unobserved, l2, exponent),
+    )
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         for side, other in (("user", "item"), ("item", "user")):
-            tables[side] = _sweep(tables[side], tables[other], plans[side], options, steps=steps, mesh=mesh)
-        here = {side: {"embedding": table.addressable_data(0)} for side, table in tables.items()}
-        params = _ending(model, here, features)
+            prior = None if priors is None else priors.tables[side]
+            tables[side] = _sweep(tables[side], tables[other], plans[side], options, prior, steps=steps, mesh=mesh)
+            if priors is not None:
+                priors.refit(side, tables[side].addressable_data(0))
+        here = {side: table.addressable_data(0) for side, table in tables.items()}
+        if priors is None:
+            params = _ending(model, {side: {"embedding": table} for side, table in here.items()}, features)
+        else:
+            params = priors.params(here)
         jax.block_until_ready(params)
         row = {"epoch": epoch, "seconds": time.perf_counter() - start}
         recommender = blank.replace(params=params, log=tuple(log))
@@ -215,32 +249,42 @@ def _sweep(
     others: Float[jax.Array, "others dim"],
     plan: _Plan,
     options: dict[str, jax.Array],
+    prior: Float[jax.Array, "rows dim"] | None = None,
     *,
     steps: int,
     mesh: Mesh | None = None,
 ) -> Float[jax.Array, "rows dim"]:
     """Every vector of one side anew, the other side being fixed."""
     if mesh is None:
-        return _solved(table, others, plan, options, steps=steps)
+        return _solved(table, others, plan, options, prior, steps=steps)
     axis = mesh.axis_names[0]
 
     def of_shard(
-        table: jax.Array, others: jax.Array, plan: _Plan, options: dict[str, jax.Array]
+        table: jax.Array, others: jax.Array, plan: _Plan, options: dict[str, jax.Array], prior: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Its own rows and zeros elsewhere, added up: sums of one number and zeros are exact."""
         mine = jnp.zeros(table.shape[0], bool).at[plan.row].set(True, mode="drop")
-        solved = _solved(jax.lax.pcast(table, axis, to="varying"), others, plan, options, steps=steps)
+        solved = _solved(jax.lax.pcast(table, axis, to="varying"), others, plan, options, prior, steps=steps)
         return jax.lax.psum(jnp.where(mine[:, None], solved, 0.0), axis), jax.lax.psum(mine.astype(jnp.int32), axis)
 
     everything = PartitionSpec()
     solved, touched = jax.shard_map(
-        of_shard, mesh=mesh, in_specs=(everything, everything, PartitionSpec(axis), everything), out_specs=everything
-    )(table, others, plan, options)
+        of_shard,
+        mesh=mesh,
+        in_specs=(everything, everything, PartitionSpec(axis), everything, everything),
+        out_specs=everything,
+    )(table, others, plan, options, prior)
     return jnp.where((touched > 0)[:, None], solved, table)
 
 
 def _solved(
-    table: jax.Array, others: jax.Array, plan: _Plan, options: dict[str, jax.Array], *, steps: int
+    table: jax.Array,
+    others: jax.Array,
+    plan: _Plan,
+    options: dict[str, jax.Array],
+    prior: jax.Array | None,
+    *,
+    steps: int,
 ) -> jax.Array:
     gram = options["unobserved"] * (others.T @ others)
     num_others = (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
@@ -259,6 +303,8 @@ def _solved(
 
         start = table.at[part.row].get(mode="fill", fill_value=0.0)
         residual = -image_of(start, 1.0)
+        if prior is not None:
+            residual = residual + scale[:, None] * prior.at[part.row].get(mode="fill", fill_value=0.0)
 
         def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             x, residual, direction, square = state
