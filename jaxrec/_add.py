@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxrec._recommender import Recommender
+from jaxrec.data import Vocabulary
 
 
 def add(
@@ -19,8 +21,8 @@ def add(
     """A recommender that also knows these users, items and interactions. Nothing is trained.
 
     A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
-    any other model that factorises is folded in (see ``fold_in``). Without either it is the unknown one. Within the
-    encoder's capacity nothing is compiled again.
+    any other model that factorises is folded in (see ``fold_in``). Nearest neighbours of a new item are found. Without
+    either it is the unknown one. Within the encoder's capacity nothing is compiled again.
 
     Args:
       recommender: stays as it is.
@@ -46,4 +48,21 @@ def add(
     sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
     if interactions is not None and recommender.factorises and not recommender.pooled_history:
         _ = recommender.prior  # measured now, so that everything that is added later shares it
-    return recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
+    grown = recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
+    extend: Any = getattr(recommender.model, "extend", None)
+    if extend is None:
+        return grown
+    schema, old = encoder.schema, recommender.encoder
+    touched = {
+        "users": _touched(old.users, encoder.users, schema.user, users, interactions),
+        "items": _touched(old.items, encoder.items, schema.item, items, interactions),
+    }
+    model, params = extend(recommender.params, encoder.features, grown.seen, **touched)
+    return grown.replace(model=model, params=params)
+
+
+def _touched(old: Vocabulary, new: Vocabulary, column: str | None, *given: Any) -> np.ndarray:
+    """Indices of the entities that are new or stand in one of the frames given."""
+    frames = [frame[column] for frame in given if isinstance(frame, pd.DataFrame)]
+    known = [new.encode(ids.unique()) for ids in frames]
+    return np.unique(np.concatenate([np.arange(len(old) + 1, len(new) + 1), *known])).astype(np.int32)

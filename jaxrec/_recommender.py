@@ -81,6 +81,11 @@ class Recommender:
         return hasattr(self.model, "user_vectors") and hasattr(self.model, "item_vectors")
 
     @property
+    def derived(self) -> bool:
+        """Whether the parameters were counted or solved for and belong to the data they came from (see ``Model``)."""
+        return bool(getattr(self.model, "derived", False))
+
+    @property
     def reads_context(self) -> bool:
         """Whether a score may depend on the interaction's own columns, so that there is none for a mere pair."""
         return bool(self.encoder.context) and (not self.factorises or bool(getattr(self.model, "context", 0)))

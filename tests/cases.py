@@ -126,6 +126,10 @@ MODELS: dict[str, Case] = {
         ),
         ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
     ),
+    "item weights": Case(models.ItemWeights(item_rows=7, history=3), (), "item/weights"),
+    "neighbours": Case(
+        models.Neighbours(items=ITEMS, history=3, neighbours=4, normalise=0.5), ("item/neighbours",), None
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

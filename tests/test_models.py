@@ -35,6 +35,8 @@ def filled(model, seed=0):
     keys = jax.random.split(jax.random.key(seed + 1), 100)
     leaves = {
         path: leaf + 0.3 * jax.random.normal(key, leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else jax.random.randint(key, leaf.shape, 0, 7)
         for key, (path, leaf) in zip(keys, _tree.flatten(params).items(), strict=False)
     }
     return model, _tree.unflatten(leaves)
@@ -127,7 +129,7 @@ def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
 def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
     model, params = initialised(name)
     batch = batch_of(4)
-    for field in ("item", "history" if "sequence" in name else "user"):
+    for field in ("item", "history" if "sequence" in name or "weights" in name else "user"):
         raw = np.asarray(getattr(batch, field)).astype(np.int64) + 2**40
         with pytest.raises(ValueError, match="entity indices of 32 bits, got 10995.*Encoder.encode"):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)

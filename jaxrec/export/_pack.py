@@ -13,9 +13,20 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features, ImplicitSquares
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
+from jaxrec.models import (
+    ItemWeights,
+    Linear,
+    MatrixFactorization,
+    Neighbours,
+    NeuMF,
+    Popularity,
+    SequenceTransformer,
+    TwoTower,
+)
 
-_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (
+    ItemWeights, Linear, MatrixFactorization, Neighbours, NeuMF, Popularity, SequenceTransformer, TwoTower,
+)  # fmt: skip
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (

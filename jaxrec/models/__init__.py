@@ -3,16 +3,20 @@
 from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
+from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
+from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
 from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
+    "ItemWeights",
     "Linear",
     "Lookup",
     "MatrixFactorization",
     "Model",
+    "Neighbours",
     "NeuMF",
     "Popularity",
     "Scored",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, Int32, Key, Num
+from jaxtyping import Bool, Float, Int, Int32, Key, Num
 
 from jaxrec import _sharded, _tree
 from jaxrec._expect import expect
@@ -47,6 +47,12 @@ class Model(Protocol):
     ``tables`` says by path what numbers the rows of each table: ``"user"``, ``"item"`` or, for the labels of a feature,
     ``"user/NAME"`` and ``"item/NAME"``. ``unknown`` says what stands in row 0 of the first two after training: the
     ``"mean"`` of the trained rows, or ``"zero"``.
+
+    A model whose parameters are counted or solved for, and are of no use with other data, says so by ``derived``, which
+    is True: nothing of it is transferred, and nobody is folded in. If what it holds lies by entity index, it offers
+    ``extend(params, features, seen, users=..., items=...) -> (model, params)``, which ``coldstart.add`` calls with the
+    grown (NumPy) features, all interactions and the indices of the entities that are new, given features or touched.
+    A model that does not factorise may say by ``columns`` how many items are best scored at once.
     """
 
     @property
@@ -125,6 +131,19 @@ def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:
             "index by Encoder.encode or Vocabulary.encode."
         )
     return jnp.asarray(index).astype(jnp.int32)
+
+
+def multi_hot(index: Int32[jax.Array, "batch length"], size: int) -> Float[jax.Array, "size batch"]:
+    """A column per row of ``index``: 1 where it names a number, however often; 0, the padding, is not named."""
+    column = jnp.arange(index.shape[0], dtype=jnp.int32)[:, None]
+    return jnp.zeros((size, index.shape[0]), jnp.float32).at[index, column].set(1.0).at[0].set(0.0)
+
+
+def among(values: Int[Array, "batch values"], given: Int[Array, "batch given"]) -> Bool[jax.Array, "batch values"]:
+    """Which values are among those given for their row, by binary search."""
+    ordered = jnp.sort(given, axis=1)
+    place = jax.vmap(jnp.searchsorted)(ordered, values)
+    return jnp.take_along_axis(ordered, jnp.minimum(place, ordered.shape[1] - 1), axis=1) == values
 
 
 def wide(rows: jax.Array) -> jax.Array:

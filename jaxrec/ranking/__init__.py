@@ -2,6 +2,7 @@
 
 from jaxrec.ranking._recommend import predict, recommend
 from jaxrec.ranking._search import search
+from jaxrec.ranking._similar import similar_items
 from jaxrec.ranking._top_k import TopK, top_k
 
-__all__ = ["TopK", "predict", "recommend", "search", "top_k"]
+__all__ = ["TopK", "predict", "recommend", "search", "similar_items", "top_k"]

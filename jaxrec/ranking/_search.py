@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxrec import _sharded
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
+from jaxrec.models._base import among
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
 
@@ -177,14 +178,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
     position = (jnp.sort(groups, axis=1)[:, :, None] * _GROUP + member).reshape(len(users), -1)
     scores = jnp.einsum("ud,ucd->uc", users, items[position])
-    gone = ~live[position] | _among(position, exclude)
+    gone = ~live[position] | among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)
     place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)
     return Block(TopK(top.score, jnp.where(top.position < 0, -1, place)), (jnp.isnan(scores) & ~gone).any())
-
-
-def _among(position: jax.Array, exclude: jax.Array) -> jax.Array:
-    """Which positions of each row are among the row's excluded ones, by binary search."""
-    ordered = jnp.sort(exclude, axis=1)
-    place = jax.vmap(jnp.searchsorted)(ordered, position)
-    return jnp.take_along_axis(ordered, jnp.minimum(place, ordered.shape[1] - 1), axis=1) == position

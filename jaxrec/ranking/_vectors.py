@@ -49,7 +49,7 @@ def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     """Vectors ``[len(users), dim]`` by entity index; users with interactions added since the training are folded in."""
     vectors = _user_vectors(recommender.model, recommender.params, recommender.batch(users), recommender.features)
     added = recommender.added
-    if recommender.pooled_history or not len(added):
+    if recommender.pooled_history or recommender.derived or not len(added):
         return vectors
     touched = _touched(added, users)
     if touched is None:
@@ -63,7 +63,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     """Vectors ``[*items.shape, dim]`` by entity index; untrained items with interactions are folded in."""
     vectors = _plain_item_vectors(recommender, items)
     added = recommender.added
-    if not len(added):
+    if not len(added) or recommender.derived:
         return vectors
     if items.ndim > 1:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
@@ -197,9 +197,10 @@ def _folded(
 def _score_pairs(recommender: Recommender, candidates: np.ndarray, users: np.ndarray, size: int) -> jax.Array:
     batch = recommender.batch(padded(users, size))
     blocks = []
-    # A model that does not factorise holds users x items x width numbers, so its blocks are small.
-    for start in range(0, len(candidates), 512):
-        block = batch._replace(shared_negatives=candidates[start : start + 512])
+    # A model that does not factorise holds users x items x width numbers, if it says nothing else.
+    columns = getattr(recommender.model, "columns", 512)
+    for start in range(0, len(candidates), columns):
+        block = batch._replace(shared_negatives=candidates[start : start + columns])
         blocks.append(apply(recommender.model, recommender.params, block, recommender.features))
     return jnp.concatenate(blocks, axis=1)
 

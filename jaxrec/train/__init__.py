@@ -2,7 +2,9 @@
 
 from jaxrec._recommender import Recommender
 from jaxrec.train._als import fit_als
+from jaxrec.train._ease import fit_ease
 from jaxrec.train._fit import Diverged, Progress, fit
+from jaxrec.train._knn import fit_content_knn, fit_item_knn
 from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
 
 __all__ = [
@@ -14,6 +16,9 @@ __all__ = [
     "TrainState",
     "fit",
     "fit_als",
+    "fit_content_knn",
+    "fit_ease",
+    "fit_item_knn",
     "init_state",
     "train_epoch",
     "train_step",

@@ -18,6 +18,7 @@ from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._fit import check_rows
+from jaxrec.train._implicit import need_implicit
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._prior import Priors
 from jaxrec.train._step import check_params
@@ -113,11 +114,7 @@ def fit_als(
       words).
     """
     expect(train, Dataset, "train")
-    if train.target is not None or train.user is None or train.item is None:
-        raise ValueError(
-            "Expected implicit feedback of users and items. Leave the target out of the schema and name both columns; "
-            "for ratings use fit with MatrixFactorization."
-        )
+    need_implicit(train)
     for name, value, least in (("epochs", epochs, 1), ("steps", steps, 1), ("dim", dim, 1)):
         if value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")

@@ -69,7 +69,8 @@ def init_state(
         every device. ``train_step`` needs the same mesh.
 
     Raises:
-      ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, the optimiser
+      ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, a parameter that
+        is not frozen holds integers, the optimiser
         cannot train a table by rows, or is ``optim.dense`` and the devices cannot share the rows of a table evenly.
     """
     _sharded.check(mesh)
@@ -78,6 +79,12 @@ def init_state(
     leaves = _tree.flatten(trainable)
     if not leaves:
         raise ValueError(f"All parameters are frozen by {freeze!r}, so there is nothing to train. Freeze fewer.")
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"The parameter {path!r} holds {leaf.dtype}, which no gradient moves. Freeze it, or fit the model by "
+                "its own function, for example train.fit_item_knn."
+            )
     groups = _tables(model, params, batch, features, set(leaves))
     tables = tuple(sorted(path for group in groups for path in group))
     frozen_rows = dict(frozen_rows or {})

@@ -36,7 +36,16 @@ class Alignment:
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def for_model(self, model: Model) -> dict[str, Rows]:
-        """Pairs of rows by the path of the model's tables."""
+        """Pairs of rows by the path of the model's tables.
+
+        Raises:
+          ValueError: the model's parameters were counted or solved for, and belong to the source's data.
+        """
+        if getattr(model, "derived", False):
+            raise ValueError(
+                f"The parameters of {type(model).__name__} belong to the data they were found in and cannot be carried "
+                "over by rows. Fit it on the target instead: train.fit_ease, fit_item_knn or fit_content_knn."
+            )
         nothing = Rows(np.zeros(0, np.int32), np.zeros(0, np.int32))
         return {path: self.rows.get(numbering, nothing) for path, numbering in model.tables.items()}
 

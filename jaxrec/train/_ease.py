@@ -1,0 +1,86 @@
+"""EASE: the linear item-to-item model whose weights have a closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxrec._expect import expect
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset
+from jaxrec.models import ItemWeights
+from jaxrec.train._fit import check_rows
+from jaxrec.train._implicit import history_length, need_plain
+
+_NUMBERS = 2**24  # of the users x items array that is multiplied at once
+
+
+def fit_ease(train: Dataset, *, l2: float = 500.0, history: int | None = None) -> Recommender:
+    r"""Weights between all pairs of items by ridge regression with a zero diagonal (EASE).
+
+    With :math:`X` the users x items matrix of ones where a user touched an item, minimises
+
+    .. math:: \lVert X - X B \rVert^2 + \lambda \lVert B \rVert^2 \quad \text{with} \quad B_{ii} = 0
+
+    which is solved by :math:`B = I - P \,\mathrm{diag}(1 / \mathrm{diag} P)`, :math:`P = (X^\top X + \lambda I)^{-1}`.
+    There are no users in it: whoever has a history is scored from it, so nobody needs training. An item of which there
+    was no interaction scores 0, and so does everything for a user without any; use a method with content for those.
+
+    Memory: the square of the number of trained items, in float32, about four times while fitting (20,000 items: 1.6 GB
+    each) and twice after; time: its cube. The same arguments give the same weights.
+
+    Args:
+      train: implicit feedback. A pair counts once however often it occurs.
+      l2: :math:`\lambda`, positive; larger with more users.
+      history: longest history that is read when scoring, by default the longest in training; of a longer one the
+        latest. Training reads everything.
+
+    Returns:
+      A recommender of an ``ItemWeights``.
+
+    Raises:
+      ValueError: the data has targets or weights, no users or no items, or items without a table row; an option is out
+        of range.
+
+    References:
+      Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019. The matrix is scaled to a unit diagonal and
+      factorised by Cholesky in float32, which agrees with double precision to about 1e-5 of the largest weight.
+    """
+    expect(train, Dataset, "train")
+    need_plain(train)
+    if not 0 < l2 < np.inf:
+        raise ValueError(f"Expected l2 > 0, got {l2}. Without it the matrix may have no inverse.")
+    row = np.asarray(train.features.item_row)
+    model = ItemWeights(item_rows=int(row.max()) + 1, history=history_length(train, history))
+    check_rows(model, train)
+    gram = jnp.zeros((model.item_rows, model.item_rows), jnp.float32)
+    seen = train.interactions
+    users = np.flatnonzero(seen.user_count)
+    step = max(_NUMBERS // model.item_rows, 1)
+    for start in range(0, len(users), step):
+        position, rows = seen.rows_of(users[start : start + step])
+        touched = np.zeros((min(step, len(users)), model.item_rows), np.float32)
+        touched[position, row[seen.item[rows]]] = 1.0
+        gram = _with_products(gram, touched)
+    return Recommender(model, {"item": {"weights": _solved(gram, jnp.float32(l2))}}, train.encoder, seen, len(seen))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_products(gram: jax.Array, touched: jax.Array) -> jax.Array:
+    return gram + touched.T @ touched  # whole numbers: exact in any precision that accumulates in float32
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _solved(gram: Float[jax.Array, "rows rows"], l2: jax.Array) -> Float[jax.Array, "rows rows"]:
+    """Row i: the weights of the items to item i. The unknown's row and column are zero and stay so."""
+    size = gram.shape[0]
+    matrix = gram + l2 * jnp.eye(size, dtype=gram.dtype)
+    # A popular item's row is thousands of times larger than a rare one's, which would cost as many digits.
+    scale = jax.lax.rsqrt(jnp.diag(matrix))
+    lower = jnp.linalg.cholesky(matrix * scale[:, None] * scale[None, :])
+    root = jax.scipy.linalg.solve_triangular(lower, jnp.eye(size, dtype=gram.dtype), lower=True)
+    inverse = jnp.matmul(root.T, root, precision="highest") * scale[:, None] * scale[None, :]
+    weights = -inverse / jnp.diag(inverse)[:, None]
+    return jnp.where(jnp.eye(size, dtype=bool), 0.0, weights)
