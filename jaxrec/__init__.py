@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         train,
         transfer,
     )
+    from jaxrec.coldstart import ColdStart
     from jaxrec.evaluation import evaluate
     from jaxrec.export import load, save
     from jaxrec.ranking import predict, recommend
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ColdStart",
     "coldstart",
     "data",
     "evaluate",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 _VERBS = {
+    "ColdStart": "coldstart",
     "evaluate": "evaluation",
     "fit": "train",
     "load": "export",

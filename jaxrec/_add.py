@@ -46,8 +46,9 @@ def add(
         )
         seen = seen.append(encoder.encode(interactions).interactions)
     sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
-    if interactions is not None and recommender.factorises and not recommender.pooled_history:
-        _ = recommender.prior  # measured now, so that everything that is added later shares it
+    for part in (recommender, *recommender.parts):
+        if interactions is not None and part.factorises and not part.pooled_history and not part.derived:
+            _ = part.prior  # measured now, so that everything that is added later shares it
     grown = recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
     extend: Any = getattr(recommender.model, "extend", None)
     if extend is None:

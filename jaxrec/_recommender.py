@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxrec import _sharded
 from jaxrec._types import Batch, Features, ImplicitSquares, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
-from jaxrec.models import Model
+from jaxrec.models import Mixture, Model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +96,15 @@ class Recommender:
         return getattr(self.model, "history", 0)
 
     @functools.cached_property
+    def parts(self) -> "tuple[Recommender, ...]":
+        """Of a mixture: each part as a recommender of its own, else none."""
+        models = self.model.parts if isinstance(self.model, Mixture) else ()
+        return tuple(
+            self.replace(model=model, params=self.params["parts"].get(str(number), {}))
+            for number, model in enumerate(models)
+        )
+
+    @functools.cached_property
     def catalogue(self) -> jax.Array:
         """Vectors of all items by entity index ``[capacity, dim]``, for a model that factorises."""
         from jaxrec.ranking._vectors import item_vectors
@@ -109,6 +118,12 @@ class Recommender:
             new.__dict__["features"] = self.features
         if new.params is self.params and new.num_trained == self.num_trained and "prior" in self.__dict__:
             new.__dict__["prior"] = self.prior
+        if "parts" in self.__dict__ and new.num_trained == self.num_trained and isinstance(new.model, Mixture):
+            shared = {"encoder": new.encoder, "seen": new.seen, "mesh": new.mesh}
+            new.__dict__["parts"] = tuple(
+                part.replace(model=model, params=new.params["parts"].get(str(number), {}), **shared)
+                for number, (part, model) in enumerate(zip(self.parts, new.model.parts, strict=True))
+            )
         return new
 
     @functools.cached_property

@@ -3,6 +3,19 @@
 from jaxrec._add import add
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._types import FoldIn, Prior
+from jaxrec.coldstart._default import ColdStart
+from jaxrec.coldstart._mix import mix
 from jaxrec.coldstart._popularity import popularity
 
-__all__ = ["FoldIn", "Prior", "add", "fold_in", "fold_in_squares", "fold_in_values", "popularity", "prepare"]
+__all__ = [
+    "ColdStart",
+    "FoldIn",
+    "Prior",
+    "add",
+    "fold_in",
+    "fold_in_squares",
+    "fold_in_values",
+    "mix",
+    "popularity",
+    "prepare",
+]

@@ -17,6 +17,7 @@ from jaxrec.models import (
     ItemWeights,
     Linear,
     MatrixFactorization,
+    Mixture,
     Neighbours,
     NeuMF,
     Popularity,
@@ -25,7 +26,7 @@ from jaxrec.models import (
 )
 
 _MODELS = (
-    ItemWeights, Linear, MatrixFactorization, Neighbours, NeuMF, Popularity, SequenceTransformer, TwoTower,
+    ItemWeights, Linear, MatrixFactorization, Mixture, Neighbours, NeuMF, Popularity, SequenceTransformer, TwoTower,
 )  # fmt: skip
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls

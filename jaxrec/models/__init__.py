@@ -5,6 +5,7 @@ from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
+from jaxrec.models._mixture import Mixture
 from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
 from jaxrec.models._sequence import SequenceTransformer
@@ -15,6 +16,7 @@ __all__ = [
     "Linear",
     "Lookup",
     "MatrixFactorization",
+    "Mixture",
     "Model",
     "Neighbours",
     "NeuMF",

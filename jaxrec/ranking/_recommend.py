@@ -15,6 +15,7 @@ from jaxrec._add import add
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder
+from jaxrec.models import Mixture
 from jaxrec.ranking._search import ranker
 from jaxrec.ranking._top_k import Pairs, padded
 from jaxrec.ranking._vectors import apply, everything, item_vectors, user_vectors
@@ -177,6 +178,9 @@ def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame 
 
 def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     """The model's score of each row, float32."""
+    if isinstance(recommender.model, Mixture):
+        weights = recommender.model.weights(recommender.params, _items_of(data), recommender.features)
+        return np.einsum("kr,kr->r", weights, np.stack([_row_scores(part, data) for part in recommender.parts]))
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
@@ -193,6 +197,12 @@ def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
             scores = apply(recommender.model, recommender.params, batch, recommender.features)[:, 0]
         parts.append(np.asarray(scores)[: min(_ROWS, len(data) - start)])
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _items_of(data: Dataset) -> np.ndarray:
+    if data.item is None:
+        raise ValueError("Expected rows with items, got none. Name the item column in the schema.")
+    return data.item
 
 
 @jax.jit

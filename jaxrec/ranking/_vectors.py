@@ -26,10 +26,29 @@ Scorer = Callable[[np.ndarray, int], jax.Array]
 def scorer(recommender: Recommender, candidates: np.ndarray) -> Scorer:
     """Scores of ``candidates`` (entity indices, padded with 0) for any users: by inner products where the model
     factorises, else by ``apply`` on blocks of users x items."""
+    if recommender.parts:
+        return _mixed(recommender, candidates)
     if not recommender.factorises:
         return functools.partial(_score_pairs, recommender, candidates)
     items = candidate_vectors(recommender, candidates)
     return lambda users, size: _product(user_vectors(recommender, padded(users, size)), items)
+
+
+def _mixed(recommender: Recommender, candidates: np.ndarray) -> Scorer:
+    """Each part as it would score alone, so that users are folded in where a part does that."""
+    scorers = [scorer(part, candidates) for part in recommender.parts]
+    model: Any = recommender.model
+    weights = model.weights(recommender.params, candidates, recommender.features)
+
+    def score(users: np.ndarray, size: int) -> jax.Array:
+        return _weighted([each(users, size) for each in scorers], weights)
+
+    return score
+
+
+@jax.jit
+def _weighted(scores: list[jax.Array], weights: jax.Array) -> jax.Array:
+    return jnp.einsum("ki,kbi->bi", weights, jnp.stack(scores))
 
 
 def candidate_vectors(recommender: Recommender, candidates: np.ndarray) -> jax.Array:

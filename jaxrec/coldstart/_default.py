@@ -1,0 +1,311 @@
+"""The default for newcomers: it tries a few settings on held-out rows and says in words what it took."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxrec import evaluation, ranking
+from jaxrec._add import add
+from jaxrec._recommender import Recommender
+from jaxrec.coldstart._mix import mix
+from jaxrec.data import Parts, Schema, encode, split_random
+from jaxrec.models import MatrixFactorization, TwoTower
+from jaxrec.ranking._vectors import everything, scorer
+from jaxrec.train import fit, fit_als, fit_content_knn
+
+_SETTINGS = ((0.3, 0.01), (0.1, 0.01), (0.03, 0.003), (0.01, 0.01))  # weight of an unobserved pair, regularisation
+_WIDTHS = (64, 128, 256, 512)
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
+_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
+_HELD_OUT, _REVEALED, _FEW = 0.1, 5, 5
+_LEAST = 20  # entities without which a task is left out: its figure would be noise
+_SAMPLE = 500
+
+Fit = Callable[[Any], Recommender]
+
+
+class _Task(NamedTuple):
+    """Something that the chosen recommender should be good at."""
+
+    name: str
+    rows: pd.DataFrame
+    candidates: np.ndarray | None
+    revealed: pd.DataFrame | None = None
+
+
+class ColdStart:
+    """Recommendations for users and items of which little or nothing is known, without settings.
+
+    ``fit`` holds out a tenth of the items, of the users and of the rows, tries a few settings on the rest by how well
+    they rank what was held out (new items among new items by their features, new users before and after five
+    interactions, known users and items), and trains the best on everything:
+
+    - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
+      is left; with item features, mixed with nearest neighbours by content, for new items and for known ones apart, and
+      new items' scores stretched so that they compete with known ones;
+    - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
+      stopping.
+
+    Args:
+      schema: names the columns and features.
+      seconds: after which no further setting is tried, positive; one that runs is finished.
+      seed: of what is held out and of training.
+
+    Attributes:
+      recommender: for ``jaxrec.recommend``, ``evaluate``, ``save`` and ``coldstart.add``.
+      explanation: what was chosen and why, in words.
+      trials: a row per setting tried: seconds, NDCG@20 of each task.
+
+    Examples:
+      >>> from jaxrec import data
+      >>> world = data.generate(seed=0, target_users=60, target_items=40).target
+      >>> cold = ColdStart(world.schema, seconds=5).fit(world.interactions, users=world.users, items=world.items)
+      >>> cold.recommend(new_users=world.users.head(1).assign(user=-1), k=3).shape
+      (3, 4)
+    """
+
+    def __init__(self, schema: Schema, *, seconds: float = 600.0, seed: int = 0) -> None:
+        if not isinstance(schema, Schema):
+            raise TypeError(f"Expected a Schema, got {type(schema).__name__}. Say ColdStart(data.Schema(...)).")
+        if not seconds > 0:
+            raise ValueError(f"Expected seconds > 0, got {seconds}.")
+        if schema.user is None or schema.item is None:
+            raise ValueError("Expected a schema with users and items. Name both columns.")
+        self._schema, self._seconds, self._seed = schema, seconds, seed
+        self._recommender: Recommender | None = None
+        self.explanation = "Nothing has been fitted yet."
+        self.trials = pd.DataFrame()
+
+    @property
+    def recommender(self) -> Recommender:
+        if self._recommender is None:
+            raise ValueError("Nothing has been fitted yet. Call fit(interactions, users=..., items=...) first.")
+        return self._recommender
+
+    def fit(
+        self, interactions: pd.DataFrame, *, users: pd.DataFrame | None = None, items: pd.DataFrame | None = None
+    ) -> "ColdStart":
+        """Chooses and trains.
+
+        Args:
+          interactions: all that is known, with the schema's columns.
+          users: with the schema's user features; may hold users without interactions.
+          items: likewise.
+
+        Returns:
+          Itself.
+        """
+        if self._schema.target is not None:
+            self._fit_target(interactions, users, items)
+        else:
+            _Search(self, self._schema, self._seconds, self._seed, users, items).run(interactions)
+        return self
+
+    def recommend(self, *args: Any, **options: Any) -> pd.DataFrame:
+        """``jaxrec.recommend`` of the recommender chosen."""
+        return ranking.recommend(self.recommender, *args, **options)
+
+    def _fit_target(self, interactions: pd.DataFrame, users: pd.DataFrame | None, items: pd.DataFrame | None) -> None:
+        parts = split_random(interactions, validation=_HELD_OUT, test=0.0, seed=self._seed)
+        found = encode(parts, self._schema, users=users, items=items)
+        features = bool(self._schema.user_features or self._schema.item_features)
+        model = (TwoTower if features else MatrixFactorization).for_data(found.train)
+        self._recommender = fit(model, found.train, validation=found.validation, seed=self._seed)
+        self.trials = self._recommender.history
+        error = self.trials["rmse"].min()
+        self.explanation = (
+            f"The data has a target ({self._schema.target}), so a {type(model).__name__} was trained on nine tenths of "
+            f"the rows until the error of the others was least: {error:.4g} in the target's unit. "
+            + ("It reads features, so new users and items are predicted from them." if features else
+               "There are no features, so new users and items are predicted as the average one.")
+        )  # fmt: skip
+
+
+class _Search:
+    def __init__(
+        self,
+        owner: ColdStart,
+        schema: Schema,
+        seconds: float,
+        seed: int,
+        users: pd.DataFrame | None,
+        items: pd.DataFrame | None,
+    ) -> None:
+        self.owner, self.schema, self.seed = owner, schema, seed
+        self.users, self.items = users, items
+        self.end = time.monotonic() + seconds
+        self.content = bool(schema.user_features or schema.item_features)
+        self.trials: list[dict[str, Any]] = []
+        self.reasons: list[str] = []
+
+    def run(self, interactions: pd.DataFrame) -> None:
+        train, self.tasks = self._held_out(interactions)
+        inner = encode(Parts(train, None, None), self.schema, users=self.users, items=self.items).train
+        whole = encode(Parts(interactions, None, None), self.schema, users=self.users, items=self.items).train
+        (unobserved, l2), width, best = self._factorization(inner)
+
+        def factors(dataset: Any) -> Recommender:
+            return self._als(dataset, unobserved, l2, width)
+
+        recommender = factors(whole)
+        if self.schema.item_features:
+            neighbours = fit_content_knn(inner)
+            weight = self._weights(best, neighbours)
+            if weight[1].any():
+                recommender = mix([recommender, fit_content_knn(whole)], weight, few=_FEW)
+        self.owner._recommender = recommender
+        self.owner.trials = pd.DataFrame(self.trials)
+        self.owner.explanation = " ".join(self.reasons)
+
+    def _als(self, dataset: Any, unobserved: float, l2: float, width: int) -> Recommender:
+        return fit_als(
+            dataset, dim=width, epochs=10, unobserved=unobserved, l2=l2, content=self.content, seed=self.seed
+        )
+
+    def _held_out(self, interactions: pd.DataFrame) -> tuple[pd.DataFrame, list[_Task]]:
+        """A training part, and what it lacks as tasks."""
+        rng = np.random.default_rng(self.seed)
+        user, item = str(self.schema.user), str(self.schema.item)
+        group_user, ids_user = pd.factorize(interactions[user])
+        group_item, ids_item = pd.factorize(interactions[item])
+        cold_item = np.zeros(len(ids_item), bool)
+        if self.schema.item_features and len(ids_item) >= 10 * _LEAST:
+            cold_item[rng.permutation(len(ids_item))[: int(_HELD_OUT * len(ids_item))]] = True
+        cold_user = np.zeros(len(ids_user), bool)
+        if len(ids_user) >= 10 * _LEAST:
+            cold_user[rng.permutation(len(ids_user))[: int(_HELD_OUT * len(ids_user))]] = True
+        of_cold_item, of_cold_user = cold_item[group_item], cold_user[group_user]
+        known = ~of_cold_item & ~of_cold_user
+        apart = known & (rng.random(len(interactions)) < _HELD_OUT)
+        train = interactions[known & ~apart]
+        warm = train[item].unique()
+        tasks = [_Task("known", _within(interactions[apart], {user: train[user].unique(), item: warm}), warm)]
+        if cold_item.any():
+            rows = _within(interactions[of_cold_item & ~of_cold_user], {user: train[user].unique()})
+            tasks.append(_Task("new items", rows, rows[item].unique()))
+        if cold_user.any():
+            rows = _within(interactions[of_cold_user & ~of_cold_item], {item: warm})
+            rows = rows.iloc[rng.permutation(len(rows))]
+            place = rows.groupby(user).cumcount()
+            if self.schema.user_features:
+                tasks.append(_Task("new users", rows, warm))
+            first, rest = rows[place < _REVEALED], rows[place >= _REVEALED]
+            if rest[user].nunique() >= _LEAST:
+                tasks.append(_Task(f"new users, {_REVEALED} interactions", rest, warm, first))
+        return train, [task for task in tasks if task.rows[user].nunique() >= _LEAST]
+
+    def _value(self, recommender: Recommender, task: _Task) -> float:
+        if self.users is not None and str(self.schema.user) in task.rows:
+            inside = self.users[str(self.schema.user)].isin(task.rows[str(self.schema.user)])
+            recommender = add(recommender, users=self.users[inside], interactions=task.revealed)
+        elif task.revealed is not None:
+            recommender = add(recommender, interactions=task.revealed)
+        k = 20 if task.candidates is None else min(20, len(task.candidates))
+        name = f"ndcg@{k}"
+        return float(evaluation.evaluate(recommender, task.rows, ks=(k,), candidates=task.candidates, draws=1)[name])
+
+    def _try(self, what: str, recommender: Recommender, start: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"setting": what, "seconds": time.monotonic() - start}
+        row |= {task.name: self._value(recommender, task) for task in self.tasks}
+        self.trials.append(row)
+        return row
+
+    def _factorization(self, inner: Any) -> tuple[tuple[float, float], int, Recommender]:
+        """Setting and width that are best on average over the tasks, each measured by its best trial."""
+        tried: list[tuple[tuple[float, float], int, Recommender]] = []
+
+        def attempt(setting: tuple[float, float], width: int) -> None:
+            start = time.monotonic()
+            recommender = self._als(inner, *setting, width)
+            self._try(f"width {width}, unobserved {setting[0]:g}, l2 {setting[1]:g}", recommender, start)
+            tried.append((setting, width, recommender))
+
+        def best() -> int:
+            names = [task.name for task in self.tasks]
+            table = np.array([[row[name] for name in names] for row in self.trials])
+            return int(np.argmax((table / np.maximum(table.max(axis=0), 1e-12)).mean(axis=1))) if names else 0
+
+        for setting in _SETTINGS if self.tasks else _SETTINGS[:1]:
+            if tried and time.monotonic() > self.end:
+                break
+            attempt(setting, _WIDTHS[0])
+        chosen = best()
+        for width in _WIDTHS[1:]:
+            if not self.tasks or best() != len(tried) - 1 and width != _WIDTHS[1] or time.monotonic() > self.end:
+                break
+            attempt(tried[chosen][0], width)
+        number = best()
+        setting, width, recommender = tried[number]
+        names = " and ".join(side for side in ("user", "item") if getattr(self.schema, f"{side}_features"))
+        self.reasons.append(
+            f"Implicit feedback: alternating least squares of width {width}, with unobserved pairs weighing "
+            f"{setting[0]:g} and regularisation {setting[1]:g}, "
+            + (f"and with {names} features as prior, " if names else "without features to go by, ")
+            + f"was best of {len(tried)} settings on "
+            + (", ".join(task.name for task in self.tasks) if self.tasks else "no task, the data being too small")
+            + ". New users and items are scored by " + ("their features and " if names else "")
+            + "their first interactions, without retraining."
+        )  # fmt: skip
+        return setting, width, recommender
+
+    def _weights(self, factors: Recommender, neighbours: Recommender) -> np.ndarray:
+        """The gate's weights, each bucket's found on its own task, and then both on one scale."""
+        scale = [1.0 / max(_spread(part, self.seed), 1e-12) for part in (factors, neighbours)]
+        by_name = {task.name: task for task in self.tasks}
+
+        def weight(cold: float, warm: float, factor: float = 1.0) -> np.ndarray:
+            shares = np.array([[1 - cold, 1 - warm, 1 - warm], [cold, warm, warm]]) * np.array(scale)[:, None]
+            return shares * np.array([factor, 1.0, 1.0])[None, :]
+
+        def mixed(values: np.ndarray) -> Recommender:
+            return mix([factors, neighbours], values, few=_FEW)
+
+        def best(task: _Task, options: tuple[float, ...], of: Callable[[float], np.ndarray], what: str) -> float:
+            found = []
+            for option in options:
+                start = time.monotonic()
+                value = self._value(mixed(of(option)), task)
+                self.trials.append(
+                    {"setting": f"{what} {option:g}", "seconds": time.monotonic() - start, task.name: value}
+                )
+                found.append(value)
+            return options[int(np.argmax(found))]
+
+        cold = warm = 0.0
+        factor = 1.0
+        if "known" in by_name:
+            warm = best(by_name["known"], _SHARES[:-1], lambda share: weight(0.0, share), "neighbours of known items")
+        if "new items" in by_name:
+            task = by_name["new items"]
+            cold = best(task, _SHARES, lambda share: weight(share, warm), "neighbours of new items")
+            if "known" in by_name:
+                user = str(self.schema.user)
+                rows = pd.concat([task.rows, by_name["known"].rows])
+                both = np.intersect1d(task.rows[user].unique(), by_name["known"].rows[user].unique())
+                every = _Task("all items", _within(rows, {user: both}), None)
+                if len(both) >= _LEAST:
+                    factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
+        self.reasons.append(
+            f"Nearest neighbours by content make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
+            f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
+        )
+        return weight(cold, warm, factor)
+
+
+def _within(rows: pd.DataFrame, allowed: dict[str, np.ndarray]) -> pd.DataFrame:
+    for column, values in allowed.items():
+        rows = rows[rows[column].isin(values)]
+    return rows
+
+
+def _spread(recommender: Recommender, seed: int) -> float:
+    """Standard deviation of the scores of trained users and items."""
+    users = np.flatnonzero(recommender.trained.user_count)
+    chosen = np.random.default_rng(seed).permutation(users)[:_SAMPLE]
+    candidates = everything(recommender.encoder)
+    candidates = np.where(recommender.encoder.features.item_row > 0, candidates, 0)
+    scores = np.asarray(scorer(recommender, candidates.astype(np.int32))(np.sort(chosen), len(chosen)))
+    return float(scores[:, candidates > 0].std())

@@ -1,0 +1,66 @@
+"""Several recommenders as one: their scores added by a gate, whose weights are given or found on held-out rows."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec._recommender import Recommender
+from jaxrec.models import Mixture
+
+
+def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Sequence[float]], *, few: int = 5) -> Recommender:
+    """A recommender whose score is the weighted sum of several recommenders' scores.
+
+    Args:
+      parts: trained on the same interactions with the same encoder.
+      weight: float ``[len(parts), 3]``: what each part's score is multiplied by for an item that was not trained, for
+        one with fewer than ``few`` interactions, and for the others. A part with weight 0 has no say.
+      few: below which an item is little known, at least 1.
+
+    Returns:
+      A recommender of a ``models.Mixture``. New users and items are scored by each part in its own way.
+
+    Raises:
+      ValueError: there is no part, the parts are not of the same data, weights are not finite or of another shape, or
+        two parts fold interactions in by different objectives.
+    """
+    parts = list(parts)
+    weight = np.asarray(weight, np.float32)
+    if not parts:
+        raise ValueError("Expected at least one recommender to mix, got none.")
+    first = parts[0]
+    for other in parts[1:]:
+        first.encoder.check(other.encoder)
+        if len(other.seen) != len(first.seen) or other.num_trained != first.num_trained or other.link != first.link:
+            raise ValueError(
+                f"Expected recommenders of the same training data and link, got {first!r} and {other!r}. Train each "
+                "on the same dataset, and mix them before anything is added."
+            )
+    if weight.shape != (len(parts), 3) or not np.isfinite(weight).all():
+        raise ValueError(
+            f"Expected finite weights of shape ({len(parts)}, 3): a row per recommender, for items that are cold, "
+            f"little known and well known. Got {weight.tolist()}."
+        )
+    if few < 1:
+        raise ValueError(f"Expected few >= 1, got {few}.")
+    objectives = {part.objective for part in parts if part.factorises and not part.derived and not part.pooled_history}
+    if len(objectives) > 1:
+        raise ValueError(
+            "Expected parts that fold interactions in alike, got factorizations of fit_als and of fit. Mix only one of "
+            "them, with models that read histories."
+        )
+    row = first.encoder.features.item_row
+    size = max(first.encoder.sizes.item_rows, int(row.max()) + 1)
+    bucket = np.zeros((size, 1), np.int32)
+    known = np.flatnonzero(row)
+    bucket[row[known], 0] = np.where(first.trained.item_count[known] < few, 1, 2)
+    return first.replace(
+        model=Mixture(parts=tuple(part.model for part in parts), item_rows=size),
+        params={
+            "parts": {str(number): part.params for number, part in enumerate(parts)},
+            "gate": {"weight": jnp.asarray(weight), "bucket": jnp.asarray(bucket)},
+        },
+        objective=objectives.pop() if objectives else None,
+        log=(),
+    )
