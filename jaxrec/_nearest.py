@@ -186,4 +186,4 @@ def _scaled(part: np.ndarray | Sparse, scale: np.ndarray) -> np.ndarray | Sparse
 
 def _filled(part: np.ndarray | Sparse) -> np.ndarray:
     """Which rows are not all zero."""
-    return np.diff(part.start) > 0 if isinstance(part, Sparse) else part.any(axis=1)
+    return np.diff(part.start) > 0 if isinstance(part, Sparse) else (part != 0).max(axis=1, initial=False)

@@ -24,7 +24,7 @@ def frames():
     items = pd.DataFrame({"item": np.arange(ITEMS)})
     items["vector"] = list(rng.normal(size=(ITEMS, 3)) + 0.3)
     items["tags"] = [[f"t{tag}" for tag in rng.choice(7, rng.integers(1, 5), replace=False)] for _ in range(ITEMS)]
-    items.loc[10, "tags"] += ["never seen in training"]
+    items["tags"] = [[*tags, "never trained"] if item == 10 else tags for item, tags in enumerate(items["tags"])]
     items["vector"] = [None if item == BARE else vector for item, vector in enumerate(items["vector"])]
     items["tags"] = [[] if item == BARE else tags for item, tags in enumerate(items["tags"])]
     return interactions, items

@@ -70,8 +70,8 @@ def init_state(
 
     Raises:
       ValueError: the parameters are not the model's, a pattern matches nothing, everything is frozen, a parameter that
-        is not frozen holds integers, the optimiser
-        cannot train a table by rows, or is ``optim.dense`` and the devices cannot share the rows of a table evenly.
+        is not holds integers, the optimiser cannot train a table by rows, or is ``optim.dense`` and the devices cannot
+        share the rows of a table evenly.
     """
     _sharded.check(mesh)
     check_params(model, params)
