@@ -329,7 +329,7 @@ def test_the_unknown_user_is_the_average_one(factorization):
     np.testing.assert_allclose(table[0], table[1 : used + 1].mean(axis=0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["bpr", "sampled_softmax", "in_batch_softmax", "sigmoid_cross_entropy", "mse"])
+@pytest.mark.parametrize("loss", ["bpr", "warp", "sampled_softmax", "in_batch_softmax", "sigmoid_cross_entropy", "mse"])
 def test_every_loss_beats_chance_on_a_small_world(parts, loss):
     model = models.MatrixFactorization.for_data(parts.train, dim=8)
     recommender = jaxrec.fit(model, parts.train, loss=loss, epochs=15, batch_size=64, optimizer=optax.adam(0.02))
