@@ -126,6 +126,14 @@ MODELS: dict[str, Case] = {
         ),
         ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
     ),
+    "factorization machine": Case(
+        models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, context=2, **_SIDES),
+        ("context/kernel", "item/features/*"), "user/features/group/embedding",
+    ),
+    "deep factorization machine": Case(
+        models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, hidden=(5,), **_SIDES),
+        ("item/*", "mlp/0/kernel"), "user/embedding",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

@@ -133,7 +133,7 @@ def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
 
 
-@pytest.mark.parametrize("name", ["factorization", "towers", "towers with history"])
+@pytest.mark.parametrize("name", ["factorization", "towers", "towers with history", "deep factorization machine"])
 def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     model, params = initialised(name)
     bare = FEATURES._replace(
@@ -145,7 +145,7 @@ def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     np.testing.assert_array_equal(apply(model, params, cold, bare), apply(model, params, unknown, bare))
 
 
-@pytest.mark.parametrize("name", ["towers", "linear", "sequence with content"])
+@pytest.mark.parametrize("name", ["towers", "linear", "sequence with content", "deep factorization machine"])
 def test_cold_items_are_told_apart_by_their_features(name):
     model, params = initialised(name)
     scores = apply(model, params, batch_of(3)._replace(item=jnp.asarray([[7, 8, 9]] * 3, jnp.int32)), FEATURES)
@@ -164,6 +164,69 @@ def test_factorization_is_the_biased_inner_product():
                 + params["user"]["embedding"][u] @ params["item"]["embedding"][i]
             )  # fmt: skip
             assert scores[row, column] == pytest.approx(float(expected), rel=1e-5)
+
+
+def features_of(side, index, leaves):
+    """``(x, w, v)`` of every single feature that an entity has, as Rendle's design matrix would list them."""
+    row, dense, (name,) = (
+        (FEATURES.user_row, FEATURES.user_dense, FEATURES.user_codes) if side == "user"
+        else (FEATURES.item_row, FEATURES.item_dense, FEATURES.item_codes)
+    )  # fmt: skip
+    codes = (FEATURES.user_codes if side == "user" else FEATURES.item_codes)[name][index]
+    known = [int(code) for code in codes if code > 0]
+    found = [(1.0, leaves[f"{side}/bias"][row[index], 0], leaves[f"{side}/embedding"][row[index]])]
+    path = f"{side}/features/{name}"
+    found += [(1 / len(known), leaves[f"{path}/bias"][code, 0], leaves[f"{path}/embedding"][code]) for code in known]
+    return found + list(zip(dense[index], leaves[f"{side}/dense/bias"], leaves[f"{side}/dense/kernel"], strict=True))
+
+
+def test_a_factorization_machine_is_the_double_sum_over_all_pairs_of_features():
+    model, params = initialised("factorization machine")
+    batch = batch_of(4)._replace(
+        user=jnp.asarray([1, 3, 10, 0], jnp.int32),  # one has no known group, one is cold, one is unknown
+        item=jnp.asarray([[1, 4], [2, 8], [3, 0], [5, 6]], jnp.int32),
+    )
+    scores = apply(model, params, batch, FEATURES)
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(4, 2):
+        listed = [
+            *features_of("user", int(batch.user[row]), leaves),
+            *features_of("item", int(batch.item[row, column]), leaves),
+            *zip(np.asarray(batch.context[row]), leaves["context/bias"], leaves["context/kernel"], strict=True),
+        ]
+        expected = float(leaves["bias"]) + sum(x * w for x, w, _ in listed)
+        for j, (x, _, v) in enumerate(listed):
+            expected += sum(x * other * (v @ vector) for other, _, vector in listed[:j])
+        assert scores[row, column] == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+
+
+def test_deep_factorization_machine_adds_a_perceptron_on_the_same_embeddings():
+    model, params = initialised("deep factorization machine")
+    shallow = dataclasses.replace(model, hidden=())
+    plain = apply(shallow, _tree.drop(params, {path for path in _tree.flatten(params) if "mlp" in path}), batch_of(),
+                  FEATURES)  # fmt: skip
+    without = _tree.replace(params, {"mlp/1/kernel": jnp.zeros_like(params["mlp"]["1"]["kernel"])})
+    np.testing.assert_array_equal(apply(model, without, batch_of(), FEATURES), plain)
+    deep = apply(model, params, batch_of(), FEATURES) - plain
+    leaves = {path: np.asarray(leaf) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(8, 2):
+        z = []
+        for side, index in (("user", batch_of().user[row]), ("item", batch_of().item[row, column])):
+            listed = [(np.float32(x), v) for x, _, v in features_of(side, int(index), leaves)]
+            width = 2 if side == "user" else 3
+            labels, dense = listed[1:-width], listed[-width:]
+            z += [listed[0][1]] + [sum((x * v for x, v in group), np.zeros(3)) for group in (labels, dense)]
+        hidden = np.maximum(np.concatenate(z) @ leaves["mlp/0/kernel"] + leaves["mlp/0/bias"], 0.0)
+        assert deep[row, column] == pytest.approx(float(hidden @ leaves["mlp/1/kernel"][:, 0]), rel=1e-3, abs=1e-4)
+
+
+def test_a_factorization_machine_has_vectors_only_without_a_perceptron():
+    shallow, deep = (MODELS[name].model for name in ("factorization machine", "deep factorization machine"))
+    assert all(hasattr(shallow, name) for name in ("user_vectors", "item_vectors"))
+    with pytest.raises(AttributeError, match="a perceptron does not factorise, so it has no 'user_vectors'"):
+        deep.user_vectors  # noqa: B018
+    with pytest.raises(AttributeError, match="a perceptron does not factorise, so it has no 'item_vectors'"):
+        deep.item_vectors  # noqa: B018
 
 
 def test_neumf_is_the_plain_formulation_on_concatenated_embeddings():
@@ -390,6 +453,9 @@ def test_features_that_the_model_was_not_trained_with_are_refused():
     linear, weights = initialised("linear")
     with pytest.raises(ValueError, match="built for 2 context features and was given 3"):
         linear.apply(weights, batch_of()._replace(context=jnp.ones((8, 3))), FEATURES)
+    machine, others = initialised("factorization machine")
+    with pytest.raises(ValueError, match="built for 2 context features and was given none"):
+        machine.apply(others, batch_of()._replace(context=None), FEATURES)
     pooled, others = initialised("towers with history")
     with pytest.raises(ValueError, match="reads a history and the batch has none"):
         pooled.apply(others, batch_of()._replace(history=None), FEATURES)
@@ -445,6 +511,6 @@ def test_columns_helper_agrees_with_the_order_of_scores():
 
 def test_widths_may_be_a_list():
     with untyped():
-        for model in (models.TwoTower, models.NeuMF):
+        for model in (models.FactorizationMachine, models.TwoTower, models.NeuMF):
             assert model(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)
         assert models.SequenceTransformer(item_rows=2, hidden=[8]).hidden == (8,)

@@ -13,9 +13,17 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
+from jaxrec.models import (
+    FactorizationMachine,
+    Linear,
+    MatrixFactorization,
+    NeuMF,
+    Popularity,
+    SequenceTransformer,
+    TwoTower,
+)
 
-_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (FactorizationMachine, Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (

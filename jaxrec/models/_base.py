@@ -114,6 +114,17 @@ def history_of(batch: Batch) -> Int32[jax.Array, "batch length"]:
     return as_index(batch.history)
 
 
+def context_of(batch: Batch, width: int) -> Float[jax.Array, "batch width"]:
+    """The interactions' own features, which this model needs."""
+    if batch.context is None or batch.context.shape[1] != width:
+        came = "none" if batch.context is None else str(batch.context.shape[1])
+        raise ValueError(
+            f"The model was built for {width} context features and was given {came}. Encode the frame with the encoder "
+            "that the model was trained with."
+        )
+    return jnp.asarray(batch.context)
+
+
 def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:
     """The indices as a JAX array.
 
