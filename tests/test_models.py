@@ -127,7 +127,8 @@ def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
 def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
     model, params = initialised(name)
     batch = batch_of(4)
-    for field in ("item", "history" if "sequence" in name else "user"):
+    reads_users = any(numbering.startswith("user") for numbering in model.tables.values())
+    for field in ("item", "user" if reads_users else "history"):
         raw = np.asarray(getattr(batch, field)).astype(np.int64) + 2**40
         with pytest.raises(ValueError, match="entity indices of 32 bits, got 10995.*Encoder.encode"):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
@@ -218,6 +219,81 @@ def test_deep_factorization_machine_adds_a_perceptron_on_the_same_embeddings():
             z += [listed[0][1]] + [sum((x * v for x, v in group), np.zeros(3)) for group in (labels, dense)]
         hidden = np.maximum(np.concatenate(z) @ leaves["mlp/0/kernel"] + leaves["mlp/0/bias"], 0.0)
         assert deep[row, column] == pytest.approx(float(hidden @ leaves["mlp/1/kernel"][:, 0]), rel=1e-3, abs=1e-4)
+
+
+def test_an_autoencoder_is_the_plain_formulation_on_a_multi_hot_vector():
+    model, params = initialised("autoencoder")
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in _tree.flatten(params).items()}
+    for touched in ([], [4], [2, 6, 5]):
+        hot = np.zeros(7)
+        hot[touched] = 1.0
+        h = np.tanh(hot / max(np.linalg.norm(hot), 1) @ leaves["item/encoder/embedding"] + leaves["encoder/bias"])
+        mean, log_variance = (
+            h @ leaves[f"encoder/{name}/kernel"] + leaves[f"encoder/{name}/bias"] for name in ("mean", "log_variance")
+        )
+        history = jnp.asarray([touched + [0] * (3 - len(touched))], jnp.int32)
+        posterior = encode(model, params, history)
+        np.testing.assert_allclose(posterior.mean[0], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(posterior.log_variance[0], log_variance, rtol=1e-4, atol=1e-5)
+        hidden = np.tanh(mean @ leaves["decoder/kernel"] + leaves["decoder/bias"])
+        expected = hidden @ leaves["item/decoder/embedding"].T + leaves["item/decoder/bias"][:, 0]
+        batch = Batch(history=history, shared_negatives=jnp.arange(1, 7, dtype=jnp.int32))
+        np.testing.assert_allclose(apply(model, params, batch, FEATURES)[0], expected[1:7], rtol=1e-4, atol=1e-5)
+
+
+def test_an_autoencoder_pays_beta_times_the_divergence_of_its_posterior():
+    model, params = initialised("autoencoder")
+    batch = batch_of(4)._replace(weight=jnp.asarray([1.0, 3.0, 0.0, 1.0]))
+    gathered = _base.gather(params, model.lookups(batch, FEATURES))
+    mean, log_variance = (np.asarray(part, np.float64) for part in encode(model, params, batch.history))
+    z = np.linspace(-30.0, 30.0, 20_001)  # the integral of q log(q / p), for each latent number
+    densities = [np.exp(-0.5 * (z - m) ** 2 / np.exp(v)) / np.sqrt(2 * np.pi * np.exp(v))
+                 for m, v in zip(mean.ravel(), log_variance.ravel(), strict=True)]  # fmt: skip
+    normal = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+    parts = [np.sum(np.where(q > 0, q * (np.log(np.maximum(q, 1e-300)) - normal), 0.0)) * (z[1] - z[0])
+             for q in densities]  # fmt: skip
+    divergence = np.reshape(parts, mean.shape).sum(axis=1)
+    for beta in (0.0, 0.5):
+        output = dataclasses.replace(model, beta=beta).score(params, gathered, batch, FEATURES)
+        expected = beta * (np.asarray(batch.weight) * divergence).sum() / 5.0
+        assert float(output.penalty) == pytest.approx(expected, rel=1e-3)
+    grown = [
+        float(model.score(params, gathered, batch, FEATURES).penalty_at(jnp.int32(step))) for step in (0, 5, 20, 90)
+    ]
+    assert grown[0] == 0.0 and grown[1] == pytest.approx(grown[2] / 4, rel=1e-5) and grown[3] == grown[2] > 0.0
+    at_once = dataclasses.replace(model, anneal=0).score(params, gathered, batch, FEATURES)
+    assert float(at_once.penalty_at(jnp.int32(0))) == pytest.approx(grown[2], rel=1e-6)
+
+
+def test_an_autoencoder_draws_only_while_training_and_reads_nothing_but_the_history():
+    model, params = initialised("autoencoder")
+    plain = apply(model, params, batch_of(), FEATURES)
+    np.testing.assert_array_equal(plain, apply(model, params, batch_of(), FEATURES))
+    first, second = (model.apply(params, batch_of(), FEATURES, key=jax.random.key(seed)) for seed in (0, 1))
+    assert (first != plain).all() and (first != second).all()
+    undropped = dataclasses.replace(model, dropout=0.0).apply(params, batch_of(), FEATURES, key=jax.random.key(0))
+    assert (undropped != first).any() and (undropped != plain).any()  # without dropout there still is the noise
+    others = batch_of()._replace(user=jnp.full(8, 9, jnp.int32), context=None)
+    np.testing.assert_array_equal(apply(model, params, others, FEATURES), plain)
+    turned = batch_of()._replace(history=batch_of().history[:, ::-1])  # a set, wherever its padding stands
+    np.testing.assert_allclose(apply(model, params, turned, FEATURES), plain, rtol=1e-5, atol=1e-6)
+    touched = batch_of()._replace(history=batch_of().history.at[0].set(jnp.asarray([1, 5, 0])))
+    changed = (apply(model, params, touched, FEATURES) != plain).any(axis=1)
+    assert changed.tolist() == [True] + [False] * 7
+
+
+def test_autoencoder_options_are_checked():
+    model = MODELS["autoencoder"].model
+    for change, message in (
+        ({"history": 0}, "history >= 1, got 0"),
+        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        ({"beta": -1.0}, "beta >= 0 and anneal >= 0, a number of steps, got beta=-1.0"),
+        ({"anneal": -3}, "a number of steps, got beta=0.1, anneal=-3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(model, **change)
+    with pytest.raises(ValueError, match="reads a history and the batch has none"):
+        model.apply(initialised("autoencoder")[1], batch_of()._replace(history=None), FEATURES)
 
 
 def test_a_factorization_machine_has_vectors_only_without_a_perceptron():

@@ -21,9 +21,13 @@ from jaxrec.models import (
     Popularity,
     SequenceTransformer,
     TwoTower,
+    VariationalAutoencoder,
 )
 
-_MODELS = (FactorizationMachine, Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (
+    FactorizationMachine, Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower,
+    VariationalAutoencoder,
+)  # fmt: skip
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (

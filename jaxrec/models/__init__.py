@@ -1,5 +1,6 @@
 """Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
 
+from jaxrec.models._autoencoder import VariationalAutoencoder
 from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._factorization_machine import FactorizationMachine
@@ -20,6 +21,7 @@ __all__ = [
     "Scored",
     "SequenceTransformer",
     "TwoTower",
+    "VariationalAutoencoder",
     "from_linen",
     "from_nnx",
     "take",

@@ -33,6 +33,11 @@ class Scored(NamedTuple):
 
     scores: Float[jax.Array, "batch columns"]
     penalty: Float[jax.Array, ""]
+    warmup: int = 0  # steps in which training lets the penalty in, linearly from none of it; 0: all of it at once
+
+    def penalty_at(self, step: Int32[jax.Array, ""]) -> Float[jax.Array, ""]:
+        """The penalty after so many steps."""
+        return self.penalty * jnp.minimum(step / self.warmup, 1.0) if self.warmup else self.penalty
 
 
 @runtime_checkable
