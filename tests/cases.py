@@ -128,7 +128,7 @@ MODELS: dict[str, Case] = {
     ),
     "autoencoder": Case(
         models.VariationalAutoencoder(item_rows=7, dim=DIM, latent=3, history=3, beta=0.1, anneal=20),
-        ("item/decoder/*", "encoder/mean/kernel"), "item/encoder/embedding",
+        ("item/decoder/*", "autoencoder/mean/kernel"), "item/encoder/embedding",
     ),
     "factorization machine": Case(
         models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, context=2, **_SIDES),

@@ -227,15 +227,16 @@ def test_an_autoencoder_is_the_plain_formulation_on_a_multi_hot_vector():
     for touched in ([], [4], [2, 6, 5]):
         hot = np.zeros(7)
         hot[touched] = 1.0
-        h = np.tanh(hot / max(np.linalg.norm(hot), 1) @ leaves["item/encoder/embedding"] + leaves["encoder/bias"])
+        h = np.tanh(hot / max(np.linalg.norm(hot), 1) @ leaves["item/encoder/embedding"] + leaves["autoencoder/bias"])
         mean, log_variance = (
-            h @ leaves[f"encoder/{name}/kernel"] + leaves[f"encoder/{name}/bias"] for name in ("mean", "log_variance")
+            h @ leaves[f"autoencoder/{name}/kernel"] + leaves[f"autoencoder/{name}/bias"]
+            for name in ("mean", "log_variance")
         )
         history = jnp.asarray([touched + [0] * (3 - len(touched))], jnp.int32)
         posterior = encode(model, params, history)
         np.testing.assert_allclose(posterior.mean[0], mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(posterior.log_variance[0], log_variance, rtol=1e-4, atol=1e-5)
-        hidden = np.tanh(mean @ leaves["decoder/kernel"] + leaves["decoder/bias"])
+        hidden = np.tanh(mean @ leaves["autoencoder/decoder/kernel"] + leaves["autoencoder/decoder/bias"])
         expected = hidden @ leaves["item/decoder/embedding"].T + leaves["item/decoder/bias"][:, 0]
         batch = Batch(history=history, shared_negatives=jnp.arange(1, 7, dtype=jnp.int32))
         np.testing.assert_allclose(apply(model, params, batch, FEATURES)[0], expected[1:7], rtol=1e-4, atol=1e-5)

@@ -39,8 +39,8 @@ class VariationalAutoencoder:
     Differences from the paper, where an example is a user with all items as input and as target:
 
     - An example is an interaction, and the input are other training items of its user: a random number of them, at most
-      ``history`` (``"subset"`` of ``data.Batches``). So the target is never in the input, and what follows the input is
-      learned rather than a copy of it. A user's examples together have the paper's likelihood.
+      ``history`` (``"subset"`` of ``data.Batches``). So the target is never in the input, and what goes with the input
+      is learned rather than a copy of it. A user's examples together have the paper's likelihood.
     - ``fit``'s losses sample the softmax over the catalogue: ``"in_batch_softmax"`` (the default) or
       ``"sampled_softmax"``, both with log-Q correction.
     - :math:`\beta` weighs the divergence against the likelihood of one interaction. The paper's, of a user with
@@ -52,15 +52,15 @@ class VariationalAutoencoder:
       dim: width of both tables, which is that of the hidden layers.
       latent: width of :math:`z`.
       history: longest history read.
-      dropout: probability, in [0, 1).
+      dropout: probability, in [0, 1). The paper's is 0.5, where nothing else is left out of the input.
       beta: weight of the divergence, >= 0.
       anneal: steps during which the weight grows from 0 to ``beta``, linearly; 0 for none. Every ``fit`` starts anew.
 
     Examples:
       >>> model = VariationalAutoencoder(item_rows=5, dim=6, latent=2, history=3)
       >>> params = model.init(jax.random.key(0))
-      >>> params["item"]["encoder"]["embedding"].shape, params["decoder"]["kernel"].shape
-      ((5, 6), (2, 6))
+      >>> params["item"]["encoder"]["embedding"].shape, params["autoencoder"]["mean"]["kernel"].shape
+      ((5, 6), (6, 2))
 
     References:
       Liang, Krishnan, Hoffman and Jebara, Variational autoencoders for collaborative filtering, WWW 2018 (one hidden
@@ -71,7 +71,7 @@ class VariationalAutoencoder:
     dim: int = 200
     latent: int = 64
     history: int = 100
-    dropout: float = 0.5
+    dropout: float = 0.2
     beta: float = 0.002
     anneal: int = 0
 
@@ -114,12 +114,12 @@ class VariationalAutoencoder:
                     "bias": jnp.zeros((self.item_rows, 1), jnp.float32),
                 },
             },
-            "encoder": {
+            "autoencoder": {
                 "bias": jnp.zeros((self.dim,), jnp.float32),
                 "mean": dense(key_mean, self.dim, self.latent),
                 "log_variance": dense(key_variance, self.dim, self.latent),
+                "decoder": dense(key_decoder, self.latent, self.dim),
             },
-            "decoder": dense(key_decoder, self.latent, self.dim),
         }
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
@@ -171,7 +171,7 @@ class VariationalAutoencoder:
     def _encode(
         self, params: Params, gathered: Gathered, history: Int[Array, "batch length"], *, key: Any
     ) -> Posterior:
-        layers = params["encoder"]
+        layers = params["autoencoder"]
         known = (history > 0).astype(jnp.float32)
         x = known * jax.lax.rsqrt(jnp.maximum(known.sum(axis=1, keepdims=True), 1.0))
         if key is not None and self.dropout:
@@ -191,7 +191,7 @@ def _item_vectors(gathered: Gathered, name: str) -> Float[jax.Array, "*items vec
 
 
 def _decode(params: Params, z: Float[jax.Array, "batch latent"]) -> Float[jax.Array, "batch vector"]:
-    hidden = jnp.tanh(_dense(params["decoder"], z))
+    hidden = jnp.tanh(_dense(params["autoencoder"]["decoder"], z))
     return jnp.concatenate([hidden, jnp.ones((hidden.shape[0], 1), jnp.float32)], axis=1)
 
 

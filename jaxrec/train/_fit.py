@@ -24,10 +24,12 @@ from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
-# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero.
+# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero; nor do an
+# autoencoder's kernels, of which each only learns through the others: they would shrink until nothing passes.
 _DEFAULT_OPTIMIZER = optim.row_sparse(
     optim.per_path(
         {
+            "autoencoder/*": optax.adam(3e-3),
             "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
             "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
             "*": optax.adam(3e-3),
