@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrec._types import Array, Batch
 
-__all__ = ["bpr", "in_batch_softmax", "mse", "on_batch", "sampled_softmax", "sigmoid_cross_entropy"]
+__all__ = ["bpr", "in_batch_softmax", "mse", "on_batch", "sampled_softmax", "sigmoid_cross_entropy", "warp"]
 
 Loss = Callable[[jax.Array, Batch], jax.Array]
 
@@ -175,6 +176,64 @@ def in_batch_softmax(
     return _mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits), weight)
 
 
+def warp(
+    scores: Float[Array, "batch columns"],
+    *,
+    margin: float = 1.0,
+    num_items: int | None = None,
+    hit: Array | None = None,
+    weight: Float[Array, " batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    r"""Weighted approximate-rank pairwise loss: the further down its list the positive seems, the more it counts.
+
+    .. math::
+        \frac{H(r)}{|V|} \sum_{j \in V} (m - s_{+} + s_j), \quad V = \{j : s_j + m > s_{+}\}, \quad
+        H(r) = \sum_{k=1}^{r} \frac{1}{k}
+
+    The rank :math:`r` is estimated from how many of the negatives violate the margin :math:`m`: it is :math:`|V|` among
+    those drawn, and :math:`|V| (N - 1) / n` in a catalogue of :math:`N` items of which :math:`n` were drawn, where
+    :math:`H` is continued between whole numbers by the digamma function. The weight is not differentiated.
+
+    Args:
+      scores: the positive in column 0, negatives drawn uniformly in the others. The more of them, the finer the
+        rank: a single one only says whether it violates.
+      margin: positive, in the unit of the scores.
+      num_items: the catalogue's size, at least 2; None for the rank among the negatives drawn.
+      hit: bool ``[batch, columns]``, columns that are the positive by accident and are left out; column 0 False.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar >= 0; 0 where every positive is ahead by the margin, for an empty batch or zero weights.
+
+    Raises:
+      ValueError: there is no column of negatives, ``margin`` or ``num_items`` is out of range.
+
+    Examples:
+      >>> print(f"{warp(jnp.array([[1.0, 1.5, 0.5, -9.0]])):.2f}")  # two violate, by 1.5 and 0.5: (1 + 1/2) * 1.0
+      1.50
+
+    References:
+      Weston, Bengio and Usunier, WSABIE: scaling up to large vocabulary image annotation, IJCAI 2011. There negatives
+      are drawn one after another until one violates; its hinge alone is taken, and the number of draws gives the rank.
+      Here all are scored side by side: the hinge is the mean over those that violate, which is what the first of them
+      has on average, and the rank is estimated from all of them, with less variance.
+    """
+    _need_negatives(scores)
+    if not margin > 0:
+        raise ValueError(f"Expected margin > 0, got {margin}. It is how far the positive should be ahead.")
+    if num_items is not None and num_items < 2:
+        raise ValueError(f"Expected num_items >= 2, the catalogue's size, got {num_items}.")
+    scores = _float32(scores)
+    kept = jnp.ones(scores[:, 1:].shape, bool) if hit is None else ~jnp.asarray(hit)[:, 1:]
+    hinge = jnp.where(kept, jax.nn.relu(margin - scores[:, :1] + scores[:, 1:]), 0.0)
+    violating = (hinge > 0).astype(jnp.float32).sum(axis=1)
+    rank = violating
+    if num_items is not None:
+        rank = violating * (num_items - 1) / jnp.maximum(kept.astype(jnp.float32).sum(axis=1), 1.0)
+    harmonic = jax.scipy.special.digamma(rank + 1.0) + np.euler_gamma
+    return _mean(harmonic * hinge.sum(axis=1) / jnp.maximum(violating, 1.0), weight)
+
+
 def on_batch(name: str) -> Loss:
     """The loss called ``name`` as a function ``(scores, batch) -> scalar``, the form that training takes.
 
@@ -206,13 +265,21 @@ def _bpr(scores: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _sampled_softmax(scores: jax.Array, batch: Batch) -> jax.Array:
+    return sampled_softmax(scores, log_q=batch.log_q, hit=_hits(batch), weight=batch.weight)
+
+
+def _warp(scores: jax.Array, batch: Batch) -> jax.Array:
+    return warp(scores, hit=_hits(batch), weight=batch.weight)
+
+
+def _hits(batch: Batch) -> jax.Array:
+    """Which negatives are their row's positive by accident."""
     own = jnp.asarray(batch.item)
     columns = own
     if batch.shared_negatives is not None:
         shared = jnp.asarray(batch.shared_negatives)[None, :]
         columns = jnp.concatenate([own, jnp.broadcast_to(shared, (own.shape[0], shared.shape[1]))], axis=1)
-    hit = (columns == own[:, :1]).at[:, 0].set(False)
-    return sampled_softmax(scores, log_q=batch.log_q, hit=hit, weight=batch.weight)
+    return (columns == own[:, :1]).at[:, 0].set(False)
 
 
 def _in_batch_softmax(scores: jax.Array, batch: Batch) -> jax.Array:
@@ -225,6 +292,7 @@ _ON_BATCH: dict[str, Loss] = {
     "bpr": _bpr,
     "sampled_softmax": _sampled_softmax,
     "in_batch_softmax": _in_batch_softmax,
+    "warp": _warp,
 }
 
 

@@ -130,6 +130,28 @@ MODELS: dict[str, Case] = {
     "neighbours": Case(
         models.Neighbours(items=ITEMS, history=3, neighbours=4, normalise=0.5), ("item/neighbours",), None
     ),
+    "mixture": Case(
+        models.Mixture(
+            parts=(
+                models.MatrixFactorization(user_rows=9, item_rows=7, dim=2, bias=False),
+                models.ItemWeights(item_rows=7, history=3),
+            ),
+            item_rows=7,
+        ),
+        ("parts/0/item/*", "gate/*"), "parts/0/user/embedding",
+    ),
+    "autoencoder": Case(
+        models.VariationalAutoencoder(item_rows=7, dim=DIM, latent=3, history=3, beta=0.1, anneal=20),
+        ("item/decoder/*", "autoencoder/mean/kernel"), "item/encoder/embedding",
+    ),
+    "factorization machine": Case(
+        models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, context=2, **_SIDES),
+        ("context/kernel", "item/features/*"), "user/features/group/embedding",
+    ),
+    "deep factorization machine": Case(
+        models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, hidden=(5,), **_SIDES),
+        ("item/*", "mlp/0/kernel"), "user/embedding",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -204,17 +205,29 @@ def model_of(name, train):
         "history": models.TwoTower.for_data(train, dim=4, hidden=(8,), code_dim=2, history=4),
         "linear": models.Linear.for_data(train),
         "sequence": models.SequenceTransformer.for_data(train, dim=4, layers=1, history=4, code_dim=2),
+        "autoencoder": models.VariationalAutoencoder.for_data(train, dim=8, latent=4, history=4),
+        "machine": models.FactorizationMachine.for_data(train, dim=4),
         "neumf": models.NeuMF.for_data(
             train, dim=4, mlp_dim=4, hidden=(8,), link="sigmoid" if train.target is None else "identity"
         ),
     }[name]
 
 
-@pytest.mark.parametrize("kind", ["implicit", "rated"])
-@pytest.mark.parametrize("name", ["factorization", "towers", "history", "linear", "neumf", "sequence"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(
+            ["factorization", "towers", "history", "linear", "neumf", "sequence"], ["implicit", "rated"]
+        ),
+        ("autoencoder", "implicit"),
+        ("machine", "rated"),
+    ],
+)
 def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
     train = (parts if kind == "implicit" else rated_parts).train
     recommender = jaxrec.fit(model_of(name, train), train, epochs=2, batch_size=128)
+    jaxrec.save(recommender, tmp_path / "file")
+    assert jaxrec.load(tmp_path / "file").model == recommender.model
     items = recommender.encoder.items.ids.tolist()
     row = {"user": [2] * 3, "item": items[:3], "time": [0, 1, 2]} | (
         {"rating": [5.0, 1.0, 3.0]} if kind == "rated" else {}

@@ -87,6 +87,44 @@ def test_in_batch_softmax_takes_further_columns_for_the_whole_batch():
         losses.in_batch_softmax(SQUARE[:, :3])
 
 
+@pytest.mark.parametrize("num_items", [None, 1000])
+def test_warp_weighs_the_mean_violation_by_the_harmonic_number_of_the_rank(num_items):
+    hit = jnp.zeros(SQUARE.shape, bool).at[1, 2].set(True)
+    expected = []
+    for row in range(5):
+        s = np.asarray(SQUARE[row], np.float64)
+        hinges = [max(0.0, 0.8 - s[0] + s[j]) for j in range(1, 5) if not hit[row, j]]
+        violations = [hinge for hinge in hinges if hinge > 0]
+        rank = len(violations) if num_items is None else len(violations) * (num_items - 1) / len(hinges)
+        k = np.arange(1, 2_000_000)  # the harmonic number, also between whole ones
+        expected.append((1 / k - 1 / (k + rank)).sum() * np.mean(violations) if violations else 0.0)
+    loss = losses.warp(SQUARE, margin=0.8, num_items=num_items, hit=hit, weight=WEIGHT)
+    assert loss == pytest.approx(weighted(np.array(expected), WEIGHT), rel=1e-3)
+    if num_items is None:
+        batch = Batch(item=jnp.asarray([[7, 1, 2, 3, 4], [2, 1, 2, 3, 4]])[jnp.asarray([0, 1, 0, 0, 0])], weight=WEIGHT)
+        of_batch = losses.on_batch("warp")(SQUARE, batch)
+        assert of_batch == pytest.approx(float(losses.warp(SQUARE, hit=hit, weight=WEIGHT)), rel=1e-6)
+
+
+def test_warp_weighs_a_positive_more_the_more_negatives_are_above_it():
+    ladder = jnp.asarray([[0.0, *([1.0] * above), *([-9.0] * (6 - above))] for above in range(7)])
+    slope = -np.asarray(jax.grad(lambda s: losses.warp(s) * len(ladder))(ladder)[:, 0])
+    np.testing.assert_allclose(slope, [0, 1, 3 / 2, 11 / 6, 25 / 12, 137 / 60, 49 / 20], rtol=1e-5)
+    # Weston's weight: the first ranks gain most, and with BPR's plain mean they would all gain the same.
+    assert (np.diff(slope, 2) < 0).all()
+    values = [float(losses.warp(row[None, :])) for row in ladder]
+    assert values[0] == 0.0 and (np.diff(values) > 0).all()
+
+
+def test_warp_options_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="margin > 0, got 0"):
+        losses.warp(SCORES, margin=0)
+    with pytest.raises(ValueError, match="num_items >= 2, the catalogue's size, got 1"):
+        losses.warp(SCORES, num_items=1)
+    with pytest.raises(ValueError, match="at least one negative per row, got 1 column"):
+        losses.warp(SCORES[:, :1])
+
+
 def test_padding_changes_neither_value_nor_gradient():
     def loss(scores, size):
         batch = Batch(
@@ -102,7 +140,7 @@ def test_padding_changes_neither_value_nor_gradient():
     np.testing.assert_allclose(padded_grad, grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax"])
+@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax", "warp"])
 def test_zero_weights_give_zero(name):
     batch = Batch(
         item=jnp.ones((5, 5), jnp.int32), shared_negatives=None if name != "in_batch_softmax" else jnp.arange(5),
@@ -118,7 +156,7 @@ def test_without_targets_the_positive_is_one_and_negatives_are_zero(name):
     assert losses.on_batch(name)(SCORES, Batch()) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax"])
+@pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy", "bpr", "sampled_softmax", "in_batch_softmax", "warp"])
 def test_gradients_agree_with_finite_differences(name):
     batch = Batch(
         item=jnp.arange(1, 26).reshape(5, 5), shared_negatives=jnp.arange(1, 6), target=jnp.linspace(0, 1, 5),

@@ -129,13 +129,14 @@ def test_ids_out_of_range_are_scored_as_the_unknown(name, index):
 def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
     model, params = initialised(name)
     batch = batch_of(4)
-    for field in ("item", "history" if "sequence" in name or "weights" in name else "user"):
+    reads_users = any(numbering.startswith("user") for numbering in model.tables.values())
+    for field in ("item", "user" if reads_users else "history"):
         raw = np.asarray(getattr(batch, field)).astype(np.int64) + 2**40
         with pytest.raises(ValueError, match="entity indices of 32 bits, got 10995.*Encoder.encode"):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
 
 
-@pytest.mark.parametrize("name", ["factorization", "towers", "towers with history"])
+@pytest.mark.parametrize("name", ["factorization", "towers", "towers with history", "deep factorization machine"])
 def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     model, params = initialised(name)
     bare = FEATURES._replace(
@@ -147,7 +148,7 @@ def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     np.testing.assert_array_equal(apply(model, params, cold, bare), apply(model, params, unknown, bare))
 
 
-@pytest.mark.parametrize("name", ["towers", "linear", "sequence with content"])
+@pytest.mark.parametrize("name", ["towers", "linear", "sequence with content", "deep factorization machine"])
 def test_cold_items_are_told_apart_by_their_features(name):
     model, params = initialised(name)
     scores = apply(model, params, batch_of(3)._replace(item=jnp.asarray([[7, 8, 9]] * 3, jnp.int32)), FEATURES)
@@ -166,6 +167,145 @@ def test_factorization_is_the_biased_inner_product():
                 + params["user"]["embedding"][u] @ params["item"]["embedding"][i]
             )  # fmt: skip
             assert scores[row, column] == pytest.approx(float(expected), rel=1e-5)
+
+
+def features_of(side, index, leaves):
+    """``(x, w, v)`` of every single feature that an entity has, as Rendle's design matrix would list them."""
+    row, dense, (name,) = (
+        (FEATURES.user_row, FEATURES.user_dense, FEATURES.user_codes) if side == "user"
+        else (FEATURES.item_row, FEATURES.item_dense, FEATURES.item_codes)
+    )  # fmt: skip
+    codes = (FEATURES.user_codes if side == "user" else FEATURES.item_codes)[name][index]
+    known = [int(code) for code in codes if code > 0]
+    found = [(1.0, leaves[f"{side}/bias"][row[index], 0], leaves[f"{side}/embedding"][row[index]])]
+    path = f"{side}/features/{name}"
+    found += [(1 / len(known), leaves[f"{path}/bias"][code, 0], leaves[f"{path}/embedding"][code]) for code in known]
+    return found + list(zip(dense[index], leaves[f"{side}/dense/bias"], leaves[f"{side}/dense/kernel"], strict=True))
+
+
+def test_a_factorization_machine_is_the_double_sum_over_all_pairs_of_features():
+    model, params = initialised("factorization machine")
+    batch = batch_of(4)._replace(
+        user=jnp.asarray([1, 3, 10, 0], jnp.int32),  # one has no known group, one is cold, one is unknown
+        item=jnp.asarray([[1, 4], [2, 8], [3, 0], [5, 6]], jnp.int32),
+    )
+    scores = apply(model, params, batch, FEATURES)
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(4, 2):
+        listed = [
+            *features_of("user", int(batch.user[row]), leaves),
+            *features_of("item", int(batch.item[row, column]), leaves),
+            *zip(np.asarray(batch.context[row]), leaves["context/bias"], leaves["context/kernel"], strict=True),
+        ]
+        expected = float(leaves["bias"]) + sum(x * w for x, w, _ in listed)
+        for j, (x, _, v) in enumerate(listed):
+            expected += sum(x * other * (v @ vector) for other, _, vector in listed[:j])
+        assert scores[row, column] == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+
+
+def test_deep_factorization_machine_adds_a_perceptron_on_the_same_embeddings():
+    model, params = initialised("deep factorization machine")
+    shallow = dataclasses.replace(model, hidden=())
+    plain = apply(shallow, _tree.drop(params, {path for path in _tree.flatten(params) if "mlp" in path}), batch_of(),
+                  FEATURES)  # fmt: skip
+    without = _tree.replace(params, {"mlp/1/kernel": jnp.zeros_like(params["mlp"]["1"]["kernel"])})
+    np.testing.assert_array_equal(apply(model, without, batch_of(), FEATURES), plain)
+    deep = apply(model, params, batch_of(), FEATURES) - plain
+    leaves = {path: np.asarray(leaf) for path, leaf in _tree.flatten(params).items()}
+    for row, column in np.ndindex(8, 2):
+        z = []
+        for side, index in (("user", batch_of().user[row]), ("item", batch_of().item[row, column])):
+            listed = [(np.float32(x), v) for x, _, v in features_of(side, int(index), leaves)]
+            width = 2 if side == "user" else 3
+            labels, dense = listed[1:-width], listed[-width:]
+            z += [listed[0][1]] + [sum((x * v for x, v in group), np.zeros(3)) for group in (labels, dense)]
+        hidden = np.maximum(np.concatenate(z) @ leaves["mlp/0/kernel"] + leaves["mlp/0/bias"], 0.0)
+        assert deep[row, column] == pytest.approx(float(hidden @ leaves["mlp/1/kernel"][:, 0]), rel=1e-3, abs=1e-4)
+
+
+def test_an_autoencoder_is_the_plain_formulation_on_a_multi_hot_vector():
+    model, params = initialised("autoencoder")
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in _tree.flatten(params).items()}
+    for touched in ([], [4], [2, 6, 5]):
+        hot = np.zeros(7)
+        hot[touched] = 1.0
+        h = np.tanh(hot / max(np.linalg.norm(hot), 1) @ leaves["item/encoder/embedding"] + leaves["autoencoder/bias"])
+        mean, log_variance = (
+            h @ leaves[f"autoencoder/{name}/kernel"] + leaves[f"autoencoder/{name}/bias"]
+            for name in ("mean", "log_variance")
+        )
+        history = jnp.asarray([touched + [0] * (3 - len(touched))], jnp.int32)
+        posterior = encode(model, params, history)
+        np.testing.assert_allclose(posterior.mean[0], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(posterior.log_variance[0], log_variance, rtol=1e-4, atol=1e-5)
+        hidden = np.tanh(mean @ leaves["autoencoder/decoder/kernel"] + leaves["autoencoder/decoder/bias"])
+        expected = hidden @ leaves["item/decoder/embedding"].T + leaves["item/decoder/bias"][:, 0]
+        batch = Batch(history=history, shared_negatives=jnp.arange(1, 7, dtype=jnp.int32))
+        np.testing.assert_allclose(apply(model, params, batch, FEATURES)[0], expected[1:7], rtol=1e-4, atol=1e-5)
+
+
+def test_an_autoencoder_pays_beta_times_the_divergence_of_its_posterior():
+    model, params = initialised("autoencoder")
+    batch = batch_of(4)._replace(weight=jnp.asarray([1.0, 3.0, 0.0, 1.0]))
+    gathered = _base.gather(params, model.lookups(batch, FEATURES))
+    mean, log_variance = (np.asarray(part, np.float64) for part in encode(model, params, batch.history))
+    z = np.linspace(-30.0, 30.0, 20_001)  # the integral of q log(q / p), for each latent number
+    densities = [np.exp(-0.5 * (z - m) ** 2 / np.exp(v)) / np.sqrt(2 * np.pi * np.exp(v))
+                 for m, v in zip(mean.ravel(), log_variance.ravel(), strict=True)]  # fmt: skip
+    normal = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+    parts = [np.sum(np.where(q > 0, q * (np.log(np.maximum(q, 1e-300)) - normal), 0.0)) * (z[1] - z[0])
+             for q in densities]  # fmt: skip
+    divergence = np.reshape(parts, mean.shape).sum(axis=1)
+    for beta in (0.0, 0.5):
+        output = dataclasses.replace(model, beta=beta).score(params, gathered, batch, FEATURES)
+        expected = beta * (np.asarray(batch.weight) * divergence).sum() / 5.0
+        assert float(output.penalty) == pytest.approx(expected, rel=1e-3)
+    grown = [
+        float(model.score(params, gathered, batch, FEATURES).penalty_at(jnp.int32(step))) for step in (0, 5, 20, 90)
+    ]
+    assert grown[0] == 0.0 and grown[1] == pytest.approx(grown[2] / 4, rel=1e-5) and grown[3] == grown[2] > 0.0
+    at_once = dataclasses.replace(model, anneal=0).score(params, gathered, batch, FEATURES)
+    assert float(at_once.penalty_at(jnp.int32(0))) == pytest.approx(grown[2], rel=1e-6)
+
+
+def test_an_autoencoder_draws_only_while_training_and_reads_nothing_but_the_history():
+    model, params = initialised("autoencoder")
+    plain = apply(model, params, batch_of(), FEATURES)
+    np.testing.assert_array_equal(plain, apply(model, params, batch_of(), FEATURES))
+    first, second = (model.apply(params, batch_of(), FEATURES, key=jax.random.key(seed)) for seed in (0, 1))
+    assert (first != plain).all() and (first != second).all()
+    undropped = dataclasses.replace(model, dropout=0.0).apply(params, batch_of(), FEATURES, key=jax.random.key(0))
+    assert (undropped != first).any() and (undropped != plain).any()  # without dropout there still is the noise
+    others = batch_of()._replace(user=jnp.full(8, 9, jnp.int32), context=None)
+    np.testing.assert_array_equal(apply(model, params, others, FEATURES), plain)
+    turned = batch_of()._replace(history=batch_of().history[:, ::-1])  # a set, wherever its padding stands
+    np.testing.assert_allclose(apply(model, params, turned, FEATURES), plain, rtol=1e-5, atol=1e-6)
+    touched = batch_of()._replace(history=batch_of().history.at[0].set(jnp.asarray([1, 5, 0])))
+    changed = (apply(model, params, touched, FEATURES) != plain).any(axis=1)
+    assert changed.tolist() == [True] + [False] * 7
+
+
+def test_autoencoder_options_are_checked():
+    model = MODELS["autoencoder"].model
+    for change, message in (
+        ({"history": 0}, "history >= 1, got 0"),
+        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        ({"beta": -1.0}, "beta >= 0 and anneal >= 0, a number of steps, got beta=-1.0"),
+        ({"anneal": -3}, "a number of steps, got beta=0.1, anneal=-3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(model, **change)
+    with pytest.raises(ValueError, match="reads a history and the batch has none"):
+        model.apply(initialised("autoencoder")[1], batch_of()._replace(history=None), FEATURES)
+
+
+def test_a_factorization_machine_has_vectors_only_without_a_perceptron():
+    shallow, deep = (MODELS[name].model for name in ("factorization machine", "deep factorization machine"))
+    assert all(hasattr(shallow, name) for name in ("user_vectors", "item_vectors"))
+    with pytest.raises(AttributeError, match="a perceptron does not factorise, so it has no 'user_vectors'"):
+        deep.user_vectors  # noqa: B018
+    with pytest.raises(AttributeError, match="a perceptron does not factorise, so it has no 'item_vectors'"):
+        deep.item_vectors  # noqa: B018
 
 
 def test_neumf_is_the_plain_formulation_on_concatenated_embeddings():
@@ -392,6 +532,9 @@ def test_features_that_the_model_was_not_trained_with_are_refused():
     linear, weights = initialised("linear")
     with pytest.raises(ValueError, match="built for 2 context features and was given 3"):
         linear.apply(weights, batch_of()._replace(context=jnp.ones((8, 3))), FEATURES)
+    machine, others = initialised("factorization machine")
+    with pytest.raises(ValueError, match="built for 2 context features and was given none"):
+        machine.apply(others, batch_of()._replace(context=None), FEATURES)
     pooled, others = initialised("towers with history")
     with pytest.raises(ValueError, match="reads a history and the batch has none"):
         pooled.apply(others, batch_of()._replace(history=None), FEATURES)
@@ -447,6 +590,6 @@ def test_columns_helper_agrees_with_the_order_of_scores():
 
 def test_widths_may_be_a_list():
     with untyped():
-        for model in (models.TwoTower, models.NeuMF):
+        for model in (models.FactorizationMachine, models.TwoTower, models.NeuMF):
             assert model(user_rows=2, item_rows=2, hidden=[8]).hidden == (8,)
         assert models.SequenceTransformer(item_rows=2, hidden=[8]).hidden == (8,)

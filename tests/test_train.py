@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, step
+from conftest import encoded
 from helpers import refuses
 
 import jaxrec
@@ -106,6 +108,24 @@ def test_penalties_of_the_model_join_the_loss():
         loss = losses.on_batch("mse")
         values.append(float(step(state, batch, FEATURES, model=model, loss=loss, optimizer=optimizer)[1].loss))
     assert values[1] - values[0] == pytest.approx(10.0 / 2 * 5.0, rel=1e-5)
+
+
+def test_a_penalty_is_let_in_step_by_step():
+    model = dataclasses.replace(MODELS["autoencoder"].model, dropout=0.0, anneal=20)
+    optimizer = optim.row_sparse(optax.sgd(0.0))
+    state = train.init_state(
+        model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(0)
+    )
+    values = [
+        float(step(state._replace(step=jnp.int32(number)), batch_of(), FEATURES, model=model, loss=nothing,
+                   optimizer=optimizer)[1].loss)
+        for number in (0, 5, 20, 1000)
+    ]  # fmt: skip
+    assert values[0] == 0.0 < values[1] and values[2] == values[3] == pytest.approx(4 * values[1], rel=1e-5)
+
+
+def nothing(scores, batch):
+    return 0.0 * scores.sum()
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_ends_the_loop():
@@ -215,8 +235,6 @@ def test_training_loss_falls_and_history_is_a_table(towers):
 
 def test_a_planted_block_structure_is_found():
     """Users like the items of their own block; of each user one item is held out, and it must come first."""
-    import pandas as pd
-
     rows = [(user, item) for user in range(20) for item in range(20) if user % 2 == item % 2]
     frame = pd.DataFrame(rows, columns=["user", "item"])
     held = frame.groupby("user").cumcount() == (frame["user"] // 2) % 10
@@ -230,8 +248,6 @@ def test_a_planted_block_structure_is_found():
 @pytest.mark.parametrize("histories", ["before", "sequences"])
 def test_a_sequence_transformer_learns_what_follows_what(histories):
     """Everybody walks a ring of 20 items from a start of their own; popularity knows nothing of who stands where."""
-    import pandas as pd
-
     rows = [(user, (user + step) % 20, step) for user in range(60) for step in range(5 + user % 3)]
     schema = data.Schema(time="time")
     frame = pd.DataFrame(rows, columns=["user", "item", "time"]).sample(frac=1.0, random_state=0)
@@ -341,7 +357,7 @@ def test_the_unknown_user_is_the_average_one(factorization):
     np.testing.assert_allclose(table[0], table[1 : used + 1].mean(axis=0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["bpr", "sampled_softmax", "in_batch_softmax", "sigmoid_cross_entropy", "mse"])
+@pytest.mark.parametrize("loss", ["bpr", "warp", "sampled_softmax", "in_batch_softmax", "sigmoid_cross_entropy", "mse"])
 def test_every_loss_beats_chance_on_a_small_world(parts, loss):
     model = models.MatrixFactorization.for_data(parts.train, dim=8)
     recommender = jaxrec.fit(model, parts.train, loss=loss, epochs=15, batch_size=64, optimizer=optax.adam(0.02))
@@ -366,6 +382,31 @@ def test_neumf_is_fitted_by_its_link_and_goes_on_from_its_parts(parts):
     assert jaxrec.evaluate(fused, parts.test)["ndcg@10"] > 1.5 * chance["ndcg@10"]
     plain = dataclasses.replace(model, link="identity")
     assert jaxrec.fit(plain, parts.train, epochs=1, batch_size=64).link == "identity"
+
+
+def test_an_autoencoder_beats_popularity_and_serves_somebody_new_from_their_history(world):
+    parts = encoded(world.target)
+    model = models.VariationalAutoencoder.for_data(parts.train, dim=32, latent=8, history=16, dropout=0.2)
+    recommender = jaxrec.fit(model, parts.train, epochs=30, batch_size=64)
+    popular = jaxrec.evaluate(jaxrec.coldstart.popularity(parts.train), parts.test)["ndcg@10"]
+    assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > 1.1 * popular
+    index = int(np.flatnonzero(parts.train.interactions.user_count)[3])
+    users, items = parts.train.encoder.users.ids, parts.train.encoder.items.ids
+    touched = items[parts.train.item[parts.train.user == index] - 1]
+    frame = pd.DataFrame({"user": 10**6, "item": touched, "time": np.arange(len(touched))})
+    new = jaxrec.recommend(recommender, [10**6], interactions=frame, k=8)
+    known = jaxrec.recommend(recommender, [users[index - 1]], k=8)
+    assert new["item"].tolist() == known["item"].tolist()
+    np.testing.assert_allclose(new["score"], known["score"], rtol=1e-4, atol=1e-5)
+    other = jaxrec.recommend(recommender, [10**6], interactions=frame.head(1), k=8)
+    assert other["score"].tolist() != new["score"].tolist()
+
+
+def test_a_factorization_machine_knows_cold_users_by_their_features(parts, factorization):
+    model = models.FactorizationMachine.for_data(parts.train, dim=8)
+    recommender = jaxrec.fit(model, parts.train, epochs=10, batch_size=64)
+    without = jaxrec.evaluate(factorization, parts.test)["ndcg@10"]  # one list for all of them
+    assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > without
 
 
 @pytest.mark.parametrize(

@@ -9,25 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import models
 from jaxrec._recommender import Recommender
 from jaxrec._types import Features, ImplicitSquares
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import (
-    ItemWeights,
-    Linear,
-    MatrixFactorization,
-    Mixture,
-    Neighbours,
-    NeuMF,
-    Popularity,
-    SequenceTransformer,
-    TwoTower,
-)
 
-_MODELS = (
-    ItemWeights, Linear, MatrixFactorization, Mixture, Neighbours, NeuMF, Popularity, SequenceTransformer, TwoTower,
-)  # fmt: skip
+_MODELS = tuple(
+    cls for name in models.__all__ if isinstance(cls := getattr(models, name), type) and dataclasses.is_dataclass(cls)
+)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (

@@ -1,7 +1,9 @@
 """Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
 
+from jaxrec.models._autoencoder import VariationalAutoencoder
 from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._factorization import MatrixFactorization, Popularity
+from jaxrec.models._factorization_machine import FactorizationMachine
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
@@ -12,6 +14,7 @@ from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
+    "FactorizationMachine",
     "ItemWeights",
     "Linear",
     "Lookup",
@@ -24,6 +27,7 @@ __all__ = [
     "Scored",
     "SequenceTransformer",
     "TwoTower",
+    "VariationalAutoencoder",
     "from_linen",
     "from_nnx",
     "take",

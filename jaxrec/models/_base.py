@@ -33,6 +33,11 @@ class Scored(NamedTuple):
 
     scores: Float[jax.Array, "batch columns"]
     penalty: Float[jax.Array, ""]
+    warmup: int = 0  # steps in which training lets the penalty in, linearly from none of it; 0: all of it at once
+
+    def penalty_at(self, step: Int32[jax.Array, ""]) -> Float[jax.Array, ""]:
+        """The penalty after so many steps."""
+        return self.penalty * jnp.minimum(step / self.warmup, 1.0) if self.warmup else self.penalty
 
 
 @runtime_checkable
@@ -118,6 +123,17 @@ def history_of(batch: Batch) -> Int32[jax.Array, "batch length"]:
             "that each user touched, 0 where there are fewer; all 0 for a user without any."
         )
     return as_index(batch.history)
+
+
+def context_of(batch: Batch, width: int) -> Float[jax.Array, "batch width"]:
+    """The interactions' own features, which this model needs."""
+    if batch.context is None or batch.context.shape[1] != width:
+        came = "none" if batch.context is None else str(batch.context.shape[1])
+        raise ValueError(
+            f"The model was built for {width} context features and was given {came}. Encode the frame with the encoder "
+            "that the model was trained with."
+        )
+    return jnp.asarray(batch.context)
 
 
 def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:

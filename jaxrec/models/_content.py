@@ -58,21 +58,28 @@ class Content:
     def inputs(
         self, prefix: str, gathered: Gathered, index: Int32[jax.Array, "*index"], features: Features
     ) -> Float[jax.Array, "*index width"]:
-        parts = []
-        if self.dense:
-            dense = features.user_dense if self.side == "user" else features.item_dense
-            if dense is None or dense.shape[1] != self.dense:
-                came = "none" if dense is None else str(dense.shape[1])
-                raise ValueError(
-                    f"The model was built for {self.dense} dense {self.side} features and was given {came}. Use "
-                    "features of the encoder that the model was trained with."
-                )
-            parts.append(take(dense, index).astype(jnp.float32))
+        parts = [self.numbers(index, features)] if self.dense else []
         for name, _ in self.codes:
-            known = (self._code(name, index, features) > 0).astype(jnp.float32)
+            known = self.known(name, index, features)
             total = jnp.einsum("...ld,...l->...d", gathered[f"{prefix}/{name}"], known)
             parts.append(total / jnp.maximum(known.sum(-1, keepdims=True), 1.0))
         return jnp.concatenate(parts, axis=-1)
+
+    def numbers(self, index: Int32[jax.Array, "*index"], features: Features) -> Float[jax.Array, "*index dense"]:
+        dense = features.user_dense if self.side == "user" else features.item_dense
+        if dense is None or dense.shape[1] != self.dense:
+            came = "none" if dense is None else str(dense.shape[1])
+            raise ValueError(
+                f"The model was built for {self.dense} dense {self.side} features and was given {came}. Use "
+                "features of the encoder that the model was trained with."
+            )
+        return take(dense, index).astype(jnp.float32)
+
+    def known(
+        self, name: str, index: Int32[jax.Array, "*index"], features: Features
+    ) -> Float[jax.Array, "*index length"]:
+        """1 where an entity has a label that training knew, 0 elsewhere."""
+        return (self._code(name, index, features) > 0).astype(jnp.float32)
 
     def _code(self, name: str, index: jax.Array, features: Features) -> Int32[jax.Array, "... length"]:
         codes = features.user_codes if self.side == "user" else features.item_codes
@@ -116,3 +123,22 @@ def mlp(
             bias = layer["bias"]
             x = activation(x + bias.reshape((1,) * (x.ndim - 1) + bias.shape))
     return x
+
+
+def pair_mlp(
+    layers: Params, user: Float[jax.Array, "batch user_width"], item: Float[jax.Array, "*items item_width"]
+) -> Float[jax.Array, "batch columns"]:
+    """The perceptron's one output on users' inputs beside items', the first layer computed once for each of either.
+
+    Items are of each user's own, ``[batch, own, width]``, or shared by all users, ``[shared, width]``.
+    """
+    first, *others = (layers[str(depth)] for depth in range(len(layers)))
+    kernel, width = first["kernel"].astype(jnp.float32), user.shape[1]
+    # Matrices throughout: products of rank 3 take nearly twice as long on a CPU, their gradients included.
+    of_item = (item.reshape(-1, item.shape[-1]) @ kernel[width:]).reshape(*item.shape[:-1], -1)
+    x = (user @ kernel[:width])[:, None, :] + (of_item if item.ndim == 3 else of_item[None, :, :])
+    pairs, x = x.shape[:2], x.reshape(-1, x.shape[2])
+    if others:
+        x = jax.nn.relu(x + first["bias"][None, :])
+        x = mlp({str(depth): layer for depth, layer in enumerate(others)}, x)
+    return x.reshape(pairs)

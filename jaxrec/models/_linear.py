@@ -150,13 +150,7 @@ class Linear:
         """Everything but the item's features."""
         total = params["bias"].reshape(1)
         if self.context:
-            if batch.context is None or batch.context.shape[1] != self.context:
-                came = "none" if batch.context is None else str(batch.context.shape[1])
-                raise ValueError(
-                    f"The model was built for {self.context} context features and was given {came}. Encode the "
-                    "frame with the encoder that the model was trained with."
-                )
-            total = total + jnp.asarray(batch.context) @ params["context"]["kernel"]
+            total = total + _base.context_of(batch, self.context) @ params["context"]["kernel"]
         if self._user.width:
             total = total + self._side(params, self._user, gathered, "user", _base.users_of(batch), features)
         if total.shape[0] == 1 and batch.user is not None:

@@ -11,7 +11,7 @@ from jaxrec import _tree
 from jaxrec._types import Batch, Features, HasSizes, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup
-from jaxrec.models._content import init_mlp, mlp
+from jaxrec.models._content import init_mlp, pair_mlp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class NeuMF:
             total = total + _base.pair_scores(user, gathered.get("item/gmf"), gathered.get("shared/gmf"))
         if self.mlp_dim:
             fields = [name for name in ("item/mlp", "shared/mlp") if name in gathered]
-            parts = [self._perceptron(params["mlp"], gathered["user/mlp"], gathered[name]) for name in fields]
+            parts = [pair_mlp(params["mlp"], gathered["user/mlp"], gathered[name]) for name in fields]
             total = total + jnp.concatenate(parts, axis=1)
         return total
 
@@ -161,18 +161,3 @@ class NeuMF:
             parts.append(_tree.replace(given, scaled))
         bias = parts[0]["bias"] + parts[1]["bias"]
         return _tree.merge(*(_tree.drop(part, {"bias"}) for part in parts), {"bias": bias})
-
-    def _perceptron(
-        self, layers: Params, user: Float[jax.Array, "batch dim"], item: Float[jax.Array, "*items dim"]
-    ) -> Float[jax.Array, "batch columns"]:
-        """Scores of items of each user's own, ``[batch, own, dim]``, or shared by all users, ``[shared, dim]``."""
-        first, *others = (layers[str(depth)] for depth in range(len(layers)))
-        kernel = first["kernel"].astype(jnp.float32)
-        # Matrices throughout: products of rank 3 take nearly twice as long on a CPU, their gradients included.
-        of_item = (item.reshape(-1, self.mlp_dim) @ kernel[self.mlp_dim :]).reshape(*item.shape[:-1], -1)
-        x = (user @ kernel[: self.mlp_dim])[:, None, :] + (of_item if item.ndim == 3 else of_item[None, :, :])
-        pairs, x = x.shape[:2], x.reshape(-1, x.shape[2])
-        if others:
-            x = jax.nn.relu(x + first["bias"][None, :])
-            x = mlp({str(depth): layer for depth, layer in enumerate(others)}, x)
-        return x.reshape(pairs)

@@ -24,10 +24,12 @@ from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
-# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero.
+# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero; nor do an
+# autoencoder's kernels, of which each only learns through the others: they would shrink until nothing passes.
 _DEFAULT_OPTIMIZER = optim.row_sparse(
     optim.per_path(
         {
+            "autoencoder/*": optax.adam(3e-3),
             "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
             "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
             "*": optax.adam(3e-3),
@@ -38,6 +40,7 @@ _DEFAULT_WITHOUT_TABLES = optim.row_sparse(optax.adam(1e-2))
 _DEFAULT_NEGATIVES = {
     "in_batch_softmax": Negatives(in_batch=True),
     "sampled_softmax": Negatives(shared=256),
+    "warp": Negatives(shared=256),
     "bpr": Negatives(num=1),
     "sigmoid_cross_entropy": Negatives(num=4),
     "mse": Negatives(num=4),
@@ -90,9 +93,10 @@ def fit(
     Args:
       model: for example ``TwoTower.for_data(train)``.
       train: from ``data.encode``; every user and item in it must be known to its encoder.
-      loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"sampled_softmax"``, ``"in_batch_softmax"``, or a
-        function ``(scores, batch) -> scalar``. By default ``"mse"`` (``"sigmoid_cross_entropy"`` for a model with a
-        sigmoid link) where there is a target, else ``"in_batch_softmax"``.
+      loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"sampled_softmax"``,
+        ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``. By default ``"mse"``
+        (``"sigmoid_cross_entropy"`` for a model with a sigmoid link) where there is a target, else
+        ``"in_batch_softmax"``.
       optimizer: from ``jaxrec.optim``, or an optax transformation, which is made row-sparse. By default AdamW with a
         rate of 0.01 and decay 1 for embeddings, 0.003 and 3 for kernels, Adam for biases; Adam with 0.01 for a model
         without tables.

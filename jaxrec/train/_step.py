@@ -228,7 +228,7 @@ def train_step(
     def objective(dense: Params, rows: dict[str, jax.Array]) -> jax.Array:
         params = _tree.merge(dense, fixed_dense)
         output = scored(model.score(params, {**fixed, **rows}, batch, features, key=key))
-        return loss(output.scores, batch) + output.penalty
+        return loss(output.scores, batch) + output.penalty_at(state.step)
 
     value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(
         dense, gather(state.params, rows_of, mesh)

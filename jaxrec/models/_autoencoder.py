@@ -1,0 +1,205 @@
+"""Variational autoencoder of histories: a user is what a perceptron makes of the items that they touched."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
+
+from jaxrec._types import Array, Batch, Features, HasSizes, Params
+from jaxrec.models import _base
+from jaxrec.models._base import Gathered, Lookup, Scored
+
+
+class Posterior(NamedTuple):
+    """What is known of each latent number: a Gaussian of its own."""
+
+    mean: Float[jax.Array, "batch latent"]
+    log_variance: Float[jax.Array, "batch latent"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariationalAutoencoder:
+    r"""Autoencoder with a multinomial likelihood (Mult-VAE): history in, a distribution over the catalogue out.
+
+    .. math::
+        h &= \tanh\bigl(b_E + |H|^{-1/2} \textstyle\sum_{j \in H} e_j\bigr), \quad
+        \mu = W_\mu^\top h + b_\mu, \quad \log \sigma^2 = W_\sigma^\top h + b_\sigma \\
+        z &= \mu + \sigma \odot \epsilon, \quad s_{ui} = c_i + v_i^\top \tanh(W_D^\top z + b_D)
+
+    The first layer is a table looked up by the history, which stands for a product with the history's multi-hot vector
+    of unit length; the last layer is another table. So both are trained row by row, and the score is an inner product.
+    To the loss comes :math:`\beta` times the mean divergence of :math:`\mathcal N(\mu, \sigma^2)` from the standard
+    Gaussian. While training (``key`` given) items of the history are left out with probability ``dropout``, and
+    :math:`\epsilon` is drawn; else :math:`\epsilon = 0`. User ids are not read: somebody new is served from their
+    history alone, and a user without any as training met empty histories. An item without training has the mean of the
+    trained items' rows, read or scored.
+
+    Differences from the paper, where an example is a user with all items as input and as target:
+
+    - An example is an interaction, and the input are other training items of its user: a random number of them, at most
+      ``history`` (``"subset"`` of ``data.Batches``). So the target is never in the input, and what goes with the input
+      is learned rather than a copy of it. A user's examples together have the paper's likelihood.
+    - ``fit``'s losses sample the softmax over the catalogue: ``"in_batch_softmax"`` (the default) or
+      ``"sampled_softmax"``, both with log-Q correction.
+    - :math:`\beta` weighs the divergence against the likelihood of one interaction. The paper's, of a user with
+      :math:`n` interactions, is :math:`n` times as large.
+    - An item that a history has twice counts twice.
+
+    Args:
+      item_rows: rows of the item tables, the unknown's row 0 and spare capacity included.
+      dim: width of both tables, which is that of the hidden layers.
+      latent: width of :math:`z`.
+      history: longest history read.
+      dropout: probability, in [0, 1). The paper's is 0.5, where nothing else is left out of the input.
+      beta: weight of the divergence, >= 0.
+      anneal: steps during which the weight grows from 0 to ``beta``, linearly; 0 for none. Every ``fit`` starts anew.
+
+    Examples:
+      >>> model = VariationalAutoencoder(item_rows=5, dim=6, latent=2, history=3)
+      >>> params = model.init(jax.random.key(0))
+      >>> params["item"]["encoder"]["embedding"].shape, params["autoencoder"]["mean"]["kernel"].shape
+      ((5, 6), (6, 2))
+
+    References:
+      Liang, Krishnan, Hoffman and Jebara, Variational autoencoders for collaborative filtering, WWW 2018 (one hidden
+      layer on either side; annealing as there, up to ``beta``).
+    """
+
+    item_rows: int
+    dim: int = 200
+    latent: int = 64
+    history: int = 100
+    dropout: float = 0.2
+    beta: float = 0.002
+    anneal: int = 0
+
+    def __post_init__(self) -> None:
+        if self.history < 1:
+            raise ValueError(f"Expected history >= 1, got {self.history}. Histories are all that the model reads.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"Expected dropout in [0, 1), got {self.dropout}. It is a probability.")
+        if not self.beta >= 0.0 or self.anneal < 0:
+            raise ValueError(
+                f"Expected beta >= 0 and anneal >= 0, a number of steps, got beta={self.beta}, anneal={self.anneal}."
+            )
+
+    @classmethod
+    def for_data(cls, data: HasSizes, **options: Any) -> "VariationalAutoencoder":
+        """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
+        return cls(item_rows=_base.sizes_of(data).item_rows, **options)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        return dict.fromkeys(("item/encoder/embedding", "item/decoder/embedding", "item/decoder/bias"), "item")
+
+    @property
+    def unknown(self) -> Literal["mean", "zero"]:
+        return "mean"
+
+    def init(self, key: Key[jax.Array, ""]) -> Params:
+        key_in, key_mean, key_variance, key_decoder, key_out = jax.random.split(key, 5)
+
+        def dense(key: Key[jax.Array, ""], fan_in: int, fan_out: int) -> Params:
+            kernel = fan_in**-0.5 * jax.random.normal(key, (fan_in, fan_out), jnp.float32)
+            return {"kernel": kernel, "bias": jnp.zeros((fan_out,), jnp.float32)}
+
+        return {
+            "item": {
+                # Whatever the length of a history, tanh gets numbers of about this size.
+                "encoder": {"embedding": _base.embedding(key_in, self.item_rows, self.dim, 0.5)},
+                "decoder": {
+                    "embedding": _base.embedding(key_out, self.item_rows, self.dim, self.dim**-0.5),
+                    "bias": jnp.zeros((self.item_rows, 1), jnp.float32),
+                },
+            },
+            "autoencoder": {
+                "bias": jnp.zeros((self.dim,), jnp.float32),
+                "mean": dense(key_mean, self.dim, self.latent),
+                "log_variance": dense(key_variance, self.dim, self.latent),
+                "decoder": dense(key_decoder, self.latent, self.dim),
+            },
+        }
+
+    def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
+        found = self._history_lookup(_base.history_of(batch), features)
+        for name, items in _base.item_fields(batch).items():
+            found |= _item_lookups(name, _base.take(features.item_row, items))
+        return found
+
+    def score(self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None) -> Scored:
+        history = _base.history_of(batch)
+        key_drop, key_noise = (None, None) if key is None else jax.random.split(key)
+        posterior = self._encode(params, gathered, history, key=key_drop)
+        z = posterior.mean
+        if key_noise is not None:
+            z += jnp.exp(0.5 * posterior.log_variance) * jax.random.normal(key_noise, z.shape, jnp.float32)
+        items = {name: _item_vectors(gathered, name) for name in _base.item_fields(batch)}
+        scores = _base.pair_scores(_decode(params, z), items.get("item"), items.get("shared"))
+        weight = jnp.ones(history.shape[:1], jnp.float32) if batch.weight is None else jnp.asarray(batch.weight)
+        mean = (weight * _divergence(posterior)).sum() / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
+        return Scored(scores, self.beta * mean, self.anneal)
+
+    apply = _base.apply
+
+    def encode(self, params: Params, history: Int[Array, "batch length"], features: Features) -> Posterior:
+        """The latent Gaussian of each history, without dropout.
+
+        Args:
+          params: the whole parameter tree.
+          history: entity indices in any order, 0 for padding.
+          features: arrays by entity.
+
+        Returns:
+          ``mean`` and ``log_variance``, float32 ``[batch, latent]``.
+        """
+        history = _base.as_index(history)
+        return self._encode(params, _base.gather(params, self._history_lookup(history, features)), history, key=None)
+
+    def user_vectors(self, params: Params, batch: Batch, features: Features) -> Float[jax.Array, "batch vector"]:
+        return _decode(params, self.encode(params, _base.history_of(batch), features).mean)
+
+    def item_vectors(
+        self, params: Params, items: Int[Array, " items"], features: Features
+    ) -> Float[jax.Array, "items vector"]:
+        return _item_vectors(_base.gather(params, _item_lookups("item", _base.take(features.item_row, items))), "item")
+
+    def _history_lookup(self, history: Int[Array, "batch length"], features: Features) -> dict[str, Lookup]:
+        return {"history": Lookup("item/encoder/embedding", _base.take(features.item_row, history))}
+
+    def _encode(
+        self, params: Params, gathered: Gathered, history: Int[Array, "batch length"], *, key: Any
+    ) -> Posterior:
+        layers = params["autoencoder"]
+        known = (history > 0).astype(jnp.float32)
+        x = known * jax.lax.rsqrt(jnp.maximum(known.sum(axis=1, keepdims=True), 1.0))
+        if key is not None and self.dropout:
+            keep = jax.random.bernoulli(key, 1.0 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1.0 - self.dropout), 0.0)
+        pooled = jnp.einsum("bld,bl->bd", gathered["history"], x)
+        h = jnp.tanh(pooled + layers["bias"].astype(jnp.float32)[None, :])
+        return Posterior(_dense(layers["mean"], h), _dense(layers["log_variance"], h))
+
+
+def _item_lookups(name: str, rows: jax.Array) -> dict[str, Lookup]:
+    return {name: Lookup("item/decoder/embedding", rows), f"{name}_bias": Lookup("item/decoder/bias", rows)}
+
+
+def _item_vectors(gathered: Gathered, name: str) -> Float[jax.Array, "*items vector"]:
+    return jnp.concatenate([gathered[name], gathered[f"{name}_bias"]], axis=-1)
+
+
+def _decode(params: Params, z: Float[jax.Array, "batch latent"]) -> Float[jax.Array, "batch vector"]:
+    hidden = jnp.tanh(_dense(params["autoencoder"]["decoder"], z))
+    return jnp.concatenate([hidden, jnp.ones((hidden.shape[0], 1), jnp.float32)], axis=1)
+
+
+def _divergence(posterior: Posterior) -> Float[jax.Array, " batch"]:
+    """From the standard Gaussian, in nats."""
+    mean, log_variance = posterior
+    return 0.5 * (jnp.exp(log_variance) + jnp.square(mean) - 1.0 - log_variance).sum(axis=1)
+
+
+def _dense(layer: Params, x: Float[jax.Array, "batch width"]) -> Float[jax.Array, "batch out"]:
+    return x @ layer["kernel"].astype(jnp.float32) + layer["bias"].astype(jnp.float32)[None, :]
