@@ -13,14 +13,26 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
+from jaxrec.models import (
+    BackboneTowers,
+    ContentMap,
+    DropoutNet,
+    Heater,
+    Linear,
+    MatrixFactorization,
+    NeuMF,
+    Popularity,
+    SequenceTransformer,
+    TwoTower,
+)
 
-_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (BackboneTowers, Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_HEADS = (ContentMap, DropoutNet, Heater)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         Categorical, Encoder, Features, FittedFeature, Interactions, Labels, Numeric, Recommender, Scaler, Schema,
-        Vector, Vocabulary, *_MODELS,
+        Vector, Vocabulary, *_MODELS, *_HEADS,
     )
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int32, Key
+from jaxtyping import Bool, Float, Int32, Key
 
 from jaxrec._types import Features, Params
 from jaxrec.models._base import Gathered, Lookup, embedding, take
@@ -73,6 +73,17 @@ class Content:
             total = jnp.einsum("...ld,...l->...d", gathered[f"{prefix}/{name}"], known)
             parts.append(total / jnp.maximum(known.sum(-1, keepdims=True), 1.0))
         return jnp.concatenate(parts, axis=-1)
+
+    def described(self, index: Int32[jax.Array, "*index"], features: Features) -> Bool[jax.Array, "*index"]:
+        """Whether anything is known of an entity: some feature differs from those of the unknown, index 0."""
+        known = jnp.zeros(index.shape, bool)
+        dense = features.user_dense if self.side == "user" else features.item_dense
+        if self.dense and dense is not None:
+            values = take(dense, index)
+            known |= (values != jnp.asarray(dense)[0].reshape((1,) * index.ndim + (-1,))).any(axis=-1)
+        for name, _ in self.codes:
+            known |= (self._code(name, index, features) > 0).any(axis=-1)
+        return known
 
     def _code(self, name: str, index: jax.Array, features: Features) -> Int32[jax.Array, "... length"]:
         codes = features.user_codes if self.side == "user" else features.item_codes
