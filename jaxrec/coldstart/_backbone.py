@@ -46,8 +46,8 @@ def check(backbone: Recommender, train: Dataset) -> None:
     expect(train, Dataset, "train")
     if not backbone.factorises or train.user is None or train.item is None:
         raise ValueError(
-            "Expected a backbone whose scores are inner products of user and item vectors, such as fit_als returns, and "
-            f"data with users and items; got {type(backbone.model).__name__} and {train!r}."
+            "Expected a backbone whose scores are inner products of user and item vectors, such as fit_als returns, "
+            f"and data with users and items; got {type(backbone.model).__name__} and {train!r}."
         )
     backbone.check(train)
 
