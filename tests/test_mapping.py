@@ -136,14 +136,12 @@ def _labels(parts, entity):
     return vocabulary.decode(codes[codes > 0]).tolist()
 
 
-@pytest.mark.parametrize("method", ["mlp", "dropoutnet", "heater"])
-def test_the_seed_decides(method, cold, backbone):
-    make: Any = {
-        "mlp": lambda **options: coldstart.map_content(backbone, cold.train, kind="mlp", hidden=(), **options),
-        "dropoutnet": lambda **options: coldstart.dropoutnet(backbone, cold.train, hidden=(), **options),
-        "heater": lambda **options: coldstart.heater(backbone, cold.train, hidden=(), refine=(), **options),
-    }[method]
-    first, again, other = (make(seed=seed, epochs=1, batch_size=512).params for seed in (1, 1, 2))
+def test_the_seed_decides(cold, backbone):
+    def make(seed):
+        options: dict[str, Any] = {"experts": 1, "hidden": (), "refine": (), "epochs": 1, "batch_size": 512}
+        return coldstart.heater(backbone, cold.train, seed=seed, **options).params
+
+    first, again, other = (make(seed) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert (np.asarray(first["item"]["bias"]) != np.asarray(other["item"]["bias"])).any()
 
@@ -192,14 +190,16 @@ def test_a_side_with_nothing_to_stand_in_is_never_left_out(cold, backbone, monke
     assert [model.user.dropout for model in told] == [0.0, 0.5] and told[0].item.dropout == 0.5
 
 
-@pytest.mark.parametrize("head", [models.ContentMap(hidden=()), models.DropoutNet(hidden=()), models.Heater(experts=1)])
-def test_scales_of_the_backbone_do_not_matter(head):
+def test_scales_of_the_backbone_do_not_matter():
     """Vectors ten times as long give scores a hundred times as large, and the same penalties."""
-    model, params = towers(head, head, similarity=0.0 if isinstance(head, models.DropoutNet) else 0.5, distil=0.5)
+    model, params = towers(
+        models.DropoutNet(hidden=(), code_dim=2), models.Heater(experts=1, hidden=(), refine=(), code_dim=2),
+        similarity=0.5, distil=0.5,
+    )  # fmt: skip
     longer = {**params, "backbone": jax.tree.map(lambda leaf: 10.0 * leaf, params["backbone"])}
-    ours, theirs = (apply(model, each, batch_of(), COLD, KEY) for each in (params, longer))
-    np.testing.assert_allclose(theirs.scores, 100.0 * ours.scores, rtol=1e-4)
-    assert float(theirs.penalty) == pytest.approx(float(ours.penalty), rel=1e-4)
+    ours, theirs = (apply(model, each, batch_of(), FEATURES, KEY) for each in (params, longer))
+    np.testing.assert_allclose(theirs.scores, 100.0 * ours.scores, rtol=1e-3, atol=1e-3)
+    assert float(theirs.penalty) == pytest.approx(float(ours.penalty), rel=1e-3)
 
 
 # Ridge
@@ -260,7 +260,10 @@ def test_a_ridge_map_is_the_closed_form_and_leaves_warm_entities_alone(side, col
     np.testing.assert_allclose(vectors[0], mean_y, rtol=1e-4, atol=1e-6)  # without content: the mean
     assert mapped.history["l2"].tolist() == [l2]
     other = "user" if side == "item" else "item"
-    np.testing.assert_array_equal(_vectors(mapped, other)[1:9], _vectors(backbone, other)[1:9])
+    other_row = np.asarray(features[f"{other}_row"])
+    ours, theirs = _vectors(mapped, other), _vectors(backbone, other)
+    np.testing.assert_array_equal(ours[other_row > 0], theirs[other_row > 0])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # who is cold is the mean, as before
 
 
 def _vectors(recommender, side):
@@ -349,15 +352,15 @@ def test_distilling_is_the_mean_squared_distance_of_scores():
 def test_one_expert_is_a_plain_perceptron():
     one = models.Heater(experts=1, hidden=(3,), refine=(), share=0.0, code_dim=2)
     model, params = towers(None, one)
-    refine = params["item"]["refine"]["0"]["kernel"]
+    refine = np.asarray(params["item"]["refine"]["0"]["kernel"])
     layers = jax.tree.map(lambda leaf: np.asarray(leaf[0]), params["item"]["experts"])
     content = model.content("item")
     items = jnp.arange(1, 10, dtype=jnp.int32)
     gathered = _base.gather(params, content.lookups("item", items, FEATURES))
     x = np.asarray(content.inputs("item", gathered, items, FEATURES))
     mapped = np.tanh(x @ layers["0"]["kernel"] + layers["0"]["bias"]) @ layers["1"]["kernel"]
-    of_side = params["backbone"]["item"]
-    expected = of_side["mean"] + of_side["deviation"] * (mapped @ refine + params["item"]["bias"])
+    of_side = jax.tree.map(np.asarray, params["backbone"]["item"])
+    expected = of_side["mean"] + of_side["deviation"] * (mapped @ refine + np.asarray(params["item"]["bias"]))
     np.testing.assert_allclose(model.item_vectors(params, items, COLD), expected, rtol=1e-4, atol=1e-5)
     # Two experts are their mean by the gate, so that equal ones are one.
     two, _ = towers(None, dataclasses.replace(one, experts=2))
