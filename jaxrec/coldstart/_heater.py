@@ -35,13 +35,12 @@ def heater(
       experts: number of perceptrons in the mixture.
       hidden: widths of their hidden layers.
       refine: widths of the hidden layers of the refinement.
-      alpha: weight of the similarity constraint, in units of the vectors' variance: 1 for content that is told apart
-        from the mean no worse than the loss is.
+      alpha: weight of the similarity constraint, whose mean is in units of the vectors' variance.
       share: probability, in [0, 1].
       code_dim: width of the embedding of a category or label.
       seed: of the initial parameters, the randomized training and the order of examples.
-      options: for ``fit``: epochs, batch_size, optimizer, validation, ... By default ``loss="mse"`` with 5 negatives to
-        a positive, as in the paper.
+      options: for ``fit``: loss, epochs, batch_size, optimizer, validation, ... ``loss="mse"`` is the paper's, then
+        with 5 negatives to a positive; the default for implicit feedback maps an item to an example instead of six.
 
     Returns:
       A recommender of ``models.BackboneTowers`` with a ``models.Heater`` on both sides.
@@ -52,7 +51,7 @@ def heater(
 
     References:
       Zhu et al., Recommendation for new users and new items via randomized training and mixture-of-experts
-      transformation, SIGIR 2020.
+      transformation, SIGIR 2020 (another loss by default).
     """
     check(backbone, train)
     if not described(train, "user"):
@@ -60,8 +59,8 @@ def heater(
     head = Heater(experts=experts, hidden=hidden, refine=refine, share=share, code_dim=code_dim)
     model, params = over(backbone, train, seed=seed, user=head, item=head)
     training = dataclasses.replace(model, similarity=alpha)
-    if options.get("loss", "mse") == "mse" and train.target is None:
+    if options.get("loss") == "mse" and train.target is None:
         options = {"negatives": Negatives(num=5)} | options
-    options = {"loss": "mse", "optimizer": OPTIMIZER} | options
+    options = {"optimizer": OPTIMIZER} | options
     fitted = fit(training, train, params=params, freeze="backbone/*", seed=seed, **options)
     return dataclasses.replace(fitted, model=model)
