@@ -118,7 +118,7 @@ class Recommender:
             new.__dict__["features"] = self.features
         if new.params is self.params and new.num_trained == self.num_trained and "prior" in self.__dict__:
             new.__dict__["prior"] = self.prior
-        if "parts" in self.__dict__ and new.num_trained == self.num_trained and isinstance(new.model, Mixture):
+        if "parts" in self.__dict__ and new.num_trained == self.num_trained and isinstance(self.model, Mixture):
             shared = {"encoder": new.encoder, "seen": new.seen, "mesh": new.mesh}
             new.__dict__["parts"] = tuple(
                 part.replace(model=model, params=new.params["parts"].get(str(number), {}), **shared)

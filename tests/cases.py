@@ -152,6 +152,19 @@ MODELS: dict[str, Case] = {
         models.FactorizationMachine(user_rows=9, item_rows=7, dim=3, hidden=(5,), **_SIDES),
         ("item/*", "mlp/0/kernel"), "user/embedding",
     ),
+    "content map": Case(
+        models.BackboneTowers(
+            user_rows=9, item_rows=7, dim=DIM, item=models.ContentMap(hidden=(), code_dim=2), similarity=0.5, **_SIDES
+        ),
+        ("backbone/*", "item/bias"), "item/features/tags/embedding",
+    ),
+    "dropoutnet and heater": Case(
+        models.BackboneTowers(
+            user_rows=9, item_rows=7, dim=DIM, user=models.DropoutNet(hidden=(), code_dim=2), history=3,
+            item=models.Heater(experts=2, hidden=(), refine=(5,), code_dim=2), similarity=0.5, distil=0.5, **_SIDES,
+        ),
+        ("backbone/*", "item/experts/*"), "user/features/group/embedding",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

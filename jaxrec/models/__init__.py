@@ -1,10 +1,12 @@
 """Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
 
 from jaxrec.models._autoencoder import VariationalAutoencoder
+from jaxrec.models._backbone import BackboneTowers
 from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._factorization_machine import FactorizationMachine
 from jaxrec.models._flax import from_linen, from_nnx
+from jaxrec.models._heads import ContentMap, DropoutNet, Heater
 from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
 from jaxrec.models._mixture import Mixture
@@ -14,7 +16,11 @@ from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
+    "BackboneTowers",
+    "ContentMap",
+    "DropoutNet",
     "FactorizationMachine",
+    "Heater",
     "ItemWeights",
     "Linear",
     "Lookup",

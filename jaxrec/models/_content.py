@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int32, Key
+from jaxtyping import Bool, Float, Int32, Key
 
 from jaxrec._types import Features, Params
 from jaxrec.models._base import Gathered, Lookup, embedding, take
@@ -80,6 +80,17 @@ class Content:
     ) -> Float[jax.Array, "*index length"]:
         """1 where an entity has a label that training knew, 0 elsewhere."""
         return (self._code(name, index, features) > 0).astype(jnp.float32)
+
+    def described(self, index: Int32[jax.Array, "*index"], features: Features) -> Bool[jax.Array, "*index"]:
+        """Whether anything is known of an entity: some feature differs from those of the unknown, index 0."""
+        known = jnp.zeros(index.shape, bool)
+        dense = features.user_dense if self.side == "user" else features.item_dense
+        if self.dense and dense is not None:
+            values = take(dense, index)
+            known |= (values != jnp.asarray(dense)[0].reshape((1,) * index.ndim + (-1,))).any(axis=-1)
+        for name, _ in self.codes:
+            known |= (self._code(name, index, features) > 0).any(axis=-1)
+        return known
 
     def _code(self, name: str, index: jax.Array, features: Features) -> Int32[jax.Array, "... length"]:
         codes = features.user_codes if self.side == "user" else features.item_codes
