@@ -1,0 +1,37 @@
+"""What a trained factorisation says of users and items, as tables by row for a model that is trained on top of it."""
+
+import jax
+import numpy as np
+
+from jaxrec._expect import expect
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset
+from jaxrec.ranking._vectors import item_vectors, user_vectors
+
+
+def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array]:
+    """Vectors ``[rows, dim]`` of ``"user"`` and ``"item"`` by table row; row 0 and spare rows hold the unknown's.
+
+    Raises:
+      ValueError: the backbone does not factorise, or its entity indices are not those of ``train``.
+    """
+    expect(backbone, Recommender, "backbone")
+    expect(train, Dataset, "train")
+    backbone.check(train)
+    if not backbone.factorises:
+        raise ValueError(
+            "Expected a backbone whose scores are inner products of user and item vectors, such as "
+            f"train.fit_als(train), got {type(backbone.model).__name__}."
+        )
+    backbone = backbone.replace(seen=backbone.trained)  # as training left it: nothing that was added is folded in
+    sizes, features = train.sizes, train.features
+    users = _entity_of_row(features.user_row, sizes.user_rows)
+    items = _entity_of_row(features.item_row, sizes.item_rows)
+    return {"user": user_vectors(backbone, users), "item": item_vectors(backbone, items)}
+
+
+def _entity_of_row(row: np.ndarray, rows: int) -> np.ndarray:
+    entity = np.zeros(rows, np.int32)
+    row = np.asarray(row)
+    entity[row] = np.where(row > 0, np.arange(len(row)), 0)
+    return entity
