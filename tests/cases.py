@@ -23,6 +23,7 @@ FEATURES = Features(
 _SIDES: dict[str, Any] = {
     "user_dense": 2, "item_dense": 3, "user_codes": (("group", 3),), "item_codes": (("tags", 4),),
 }  # fmt: skip
+_ITEMS: dict[str, Any] = {"item_dense": 3, "item_codes": (("tags", 4),)}
 
 
 class LinenScorer(linen.Module):
@@ -125,6 +126,17 @@ MODELS: dict[str, Case] = {
             item_dense=3, item_codes=(("tags", 4),), code_dim=2,
         ),
         ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
+    ),
+    "clcrec": Case(
+        models.CLCRec(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS),
+        ("item/mlp/*",), "item/embedding",
+    ),
+    "aldi": Case(
+        models.ALDI(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS),
+        ("backbone/*", "user/mlp/1/*"), "item/features/tags/embedding",
+    ),
+    "gar": Case(
+        models.GAR(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS), ("backbone/*",), None
     ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),

@@ -3,7 +3,9 @@
 from jaxrec._add import add
 from jaxrec._fold_in import fold_in, fold_in_values, prepare
 from jaxrec._types import FoldIn, Prior
+from jaxrec.coldstart._aldi import aldi
 from jaxrec.coldstart._clcrec import clcrec
+from jaxrec.coldstart._gar import gar
 from jaxrec.coldstart._popularity import popularity
 
-__all__ = ["FoldIn", "Prior", "add", "clcrec", "fold_in", "fold_in_values", "popularity", "prepare"]
+__all__ = ["FoldIn", "Prior", "add", "aldi", "clcrec", "fold_in", "fold_in_values", "gar", "popularity", "prepare"]

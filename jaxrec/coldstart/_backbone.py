@@ -12,6 +12,10 @@ from jaxrec.ranking._vectors import item_vectors, user_vectors
 def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array]:
     """Vectors ``[rows, dim]`` of ``"user"`` and ``"item"`` by table row; row 0 and spare rows hold the unknown's.
 
+    Each side is scaled to a root mean square of ``dim ** -0.25``, which leaves every ranking as it is. Scores of random
+    pairs then have about unit spread, whatever the backbone's loss was (those of least squares lie between 0 and 1), so
+    that a sigmoid of them says something and networks get inputs of a known size.
+
     Raises:
       ValueError: the backbone does not factorise, or its entity indices are not those of ``train``.
     """
@@ -27,7 +31,14 @@ def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array
     sizes, features = train.sizes, train.features
     users = _entity_of_row(features.user_row, sizes.user_rows)
     items = _entity_of_row(features.item_row, sizes.item_rows)
-    return {"user": user_vectors(backbone, users), "item": item_vectors(backbone, items)}
+    tables = {"user": user_vectors(backbone, users), "item": item_vectors(backbone, items)}
+    known = {"user": users > 0, "item": items > 0}
+    return {side: _scaled(table, known[side]) for side, table in tables.items()}
+
+
+def _scaled(table: jax.Array, known: np.ndarray) -> jax.Array:
+    size = float(np.sqrt(np.mean(np.square(np.asarray(table)[known])))) if known.any() else 0.0
+    return table * (table.shape[1] ** -0.25 / size) if size > 0 else table
 
 
 def _entity_of_row(row: np.ndarray, rows: int) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
 
+from jaxrec.models._adversarial import GAR
 from jaxrec.models._base import Lookup, Model, Scored, take
 from jaxrec.models._contrastive import CLCRec
+from jaxrec.models._distilled import ALDI
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._linear import Linear
@@ -10,7 +12,9 @@ from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
+    "ALDI",
     "CLCRec",
+    "GAR",
     "Linear",
     "Lookup",
     "MatrixFactorization",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32, Key
 
-from jaxrec._types import Features, Params
+from jaxrec._types import Batch, Features, Params
 from jaxrec.models._base import Gathered, Lookup, as_index, take
 from jaxrec.models._content import Content, init_mlp, mlp
 
@@ -73,3 +73,9 @@ def contrasted(
     positive, own = (jnp.take_along_axis(values, column[:, None], axis=1) for values in (scores, items))
     weight = ((items != own) & (items != 0)).astype(jnp.float32)
     return positive, weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0)
+
+
+def mean_of_rows(values: Float[jax.Array, " batch"], batch: Batch) -> Float[jax.Array, ""]:
+    """Mean weighted as the batch's examples are; 0 for zero weights."""
+    weight = jnp.ones_like(values) if batch.weight is None else jnp.asarray(batch.weight)
+    return (weight * values).sum() / jnp.where(weight.sum() > 0, weight.sum(), 1.0)
