@@ -15,7 +15,7 @@ def clcrec(
     train: Dataset,
     *,
     backbone: Recommender | None = None,
-    dim: int = 64,
+    dim: int | None = None,
     hidden: tuple[int, ...] = (256,),
     code_dim: int = 16,
     temperature: float = 0.2,
@@ -31,7 +31,7 @@ def clcrec(
       train: implicit feedback, with item features.
       backbone: a trained recommender whose user and item vectors the embeddings start from; random ones by default.
         They go on learning: ``freeze=("user/embedding", "item/embedding")`` keeps them.
-      dim: width of the vectors; the backbone's where there is one.
+      dim: width of the vectors; by default the backbone's, or 64.
       hidden: widths of the encoder's hidden layers.
       code_dim: width of the embedding of a category or label.
       temperature: of the term that aligns embedding and content.
@@ -43,17 +43,18 @@ def clcrec(
       A recommender of a ``CLCRec``.
 
     Raises:
-      ValueError: there are no item features, an option is out of range, or the backbone does not factorise or does not
-        know the same entities.
+      ValueError: there are no item features, an option is out of range, or the backbone does not factorise, does not
+        know the same entities or is of another width.
 
     References:
       Wei et al., Contrastive learning for cold-start recommendation, MM 2021.
     """
     tables = None if backbone is None else vectors_by_row(backbone, train)
-    if tables is not None:
-        dim = tables["user"].shape[1]
+    width = 64 if tables is None else tables["user"].shape[1]
+    if tables is not None and dim not in (None, width):
+        raise ValueError(f"Expected the backbone's dim {width}, got {dim}. Leave it out.")
     model = CLCRec.for_data(
-        train, dim=dim, hidden=hidden, code_dim=code_dim, temperature=temperature, alignment=alignment, mix=mix
+        train, dim=dim or width, hidden=hidden, code_dim=code_dim, temperature=temperature, alignment=alignment, mix=mix
     )
     if tables is not None:
         params = model.init(jax.random.key(options.get("seed", 0)))

@@ -13,9 +13,19 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
+from jaxrec.models import (
+    ALDI,
+    GAR,
+    CLCRec,
+    Linear,
+    MatrixFactorization,
+    NeuMF,
+    Popularity,
+    SequenceTransformer,
+    TwoTower,
+)
 
-_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (ALDI, CLCRec, GAR, Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (

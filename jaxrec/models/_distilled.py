@@ -18,10 +18,10 @@ from jaxrec.models._item_encoder import ItemEncoder, contrasted, is_warm, mean_o
 class ALDI:
     r"""Aligning distillation: warm items are scored by a teacher, cold ones by a student that was aligned with it.
 
-    The teacher's score is :math:`t_{ui} = p_u^\top q_i`, from fixed vectors of a trained factorisation. The student's is
-    :math:`s_{ui} = f_U(p_u)^\top f_I(x_i)`, from the teacher's user and the item's content. While training (``key``
-    given) the scores are the student's, which the loss supervises, and three terms join it. With a positive :math:`i`,
-    negatives :math:`j` and :math:`D` the divergence :math:`\mathrm{KL}(\sigma(a) \,\|\, \sigma(b))` of two Bernoulli
+    The teacher's score is :math:`t_{ui} = p_u^\top q_i`, from fixed vectors of a trained factorisation. The student's
+    is :math:`s_{ui} = f_U(p_u)^\top f_I(x_i)`, from the teacher's user and the item's content. While training
+    (``key`` given) the scores are the student's, which the loss supervises, and three terms join it. With a positive
+    :math:`i`, negatives :math:`j` and :math:`D` the divergence :math:`\mathrm{KL}(\sigma(a) \,\|\, \sigma(b))` of two Bernoulli
     distributions:
 
     .. math::
@@ -33,8 +33,7 @@ class ALDI:
     where a bar is the mean over the negatives, and :math:`w_i = \tanh(c_i / \text{qualify})` trusts the teacher more
     about items with more training interactions :math:`c_i`. Each term is zero where student and teacher agree.
 
-    Scores of warm and cold items are made to be comparable by the first term alone. Unknown users have the teacher's
-    vector of an unknown user.
+    An unknown user has the teacher's vector of one.
 
     Args:
       user_rows: rows of the teacher's user table, the unknown's row 0 and spare capacity included.

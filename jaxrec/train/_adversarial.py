@@ -129,9 +129,7 @@ def adversarial_epoch(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         moving, losses, taken, _ = carry
         batch = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, taken, keepdims=False), batches)
-        moved, values, ok = adversarial_step(
-            carried(moving, fixed), batch, features, game=game, optimizers=optimizers
-        )
+        moved, values, ok = adversarial_step(carried(moving, fixed), batch, features, game=game, optimizers=optimizers)
         return carried(moved, {}), losses.at[taken].set(values), taken + ok.astype(jnp.int32), ok
 
     start = (carried(state, {}), jnp.zeros((most, len(PLAYERS)), jnp.float32), jnp.int32(0), jnp.bool_(True))
