@@ -21,8 +21,8 @@ class ALDI:
     The teacher's score is :math:`t_{ui} = p_u^\top q_i`, from fixed vectors of a trained factorisation. The student's
     is :math:`s_{ui} = f_U(p_u)^\top f_I(x_i)`, from the teacher's user and the item's content. While training
     (``key`` given) the scores are the student's, which the loss supervises, and three terms join it. With a positive
-    :math:`i`, negatives :math:`j` and :math:`D` the divergence :math:`\mathrm{KL}(\sigma(a) \,\|\, \sigma(b))` of two Bernoulli
-    distributions:
+    :math:`i`, negatives :math:`j` and :math:`D(a, b)` the divergence :math:`\mathrm{KL}(\sigma(a) \,\|\, \sigma(b))`
+    of two Bernoulli distributions:
 
     .. math::
         \text{rating: } & |t_{ui} - s_{ui}| + \overline{|t_{uj} - s_{uj}|} \\
