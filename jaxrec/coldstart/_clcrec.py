@@ -19,7 +19,7 @@ def clcrec(
     hidden: tuple[int, ...] = (256,),
     code_dim: int = 16,
     temperature: float = 0.2,
-    alignment: float = 1.0,
+    alignment: float = 0.3,
     mix: float = 0.5,
     **options: Any,
 ) -> Recommender:

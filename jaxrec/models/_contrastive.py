@@ -59,7 +59,7 @@ class CLCRec:
     item_codes: Codes = ()
     code_dim: int = 16
     temperature: float = 0.2
-    alignment: float = 1.0
+    alignment: float = 0.3
     mix: float = 0.5
 
     def __post_init__(self) -> None:
