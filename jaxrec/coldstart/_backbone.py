@@ -5,6 +5,7 @@ import numpy as np
 
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
+from jaxrec._types import Array
 from jaxrec.data import Dataset
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
@@ -41,7 +42,7 @@ def _scaled(table: jax.Array, known: np.ndarray) -> jax.Array:
     return table * (table.shape[1] ** -0.25 / size) if size > 0 else table
 
 
-def _entity_of_row(row: np.ndarray, rows: int) -> np.ndarray:
+def _entity_of_row(row: Array, rows: int) -> np.ndarray:
     entity = np.zeros(rows, np.int32)
     row = np.asarray(row)
     entity[row] = np.where(row > 0, np.arange(len(row)), 0)

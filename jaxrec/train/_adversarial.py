@@ -1,6 +1,7 @@
 """Two players with a loss each, moved in turn: one step with two optimisers, and the loop around it."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -26,7 +27,7 @@ class Game(Model, Protocol):
     """A model of which two parts play against each other; what belongs to neither does not move."""
 
     @property
-    def players(self) -> dict[str, _tree.Patterns]:
+    def players(self) -> Mapping[str, _tree.Patterns]:
         """Patterns of the parameters of ``"discriminator"`` and ``"generator"``."""
         ...
 
