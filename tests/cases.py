@@ -23,6 +23,7 @@ FEATURES = Features(
 _SIDES: dict[str, Any] = {
     "user_dense": 2, "item_dense": 3, "user_codes": (("group", 3),), "item_codes": (("tags", 4),),
 }  # fmt: skip
+_ITEMS: dict[str, Any] = {"item_dense": 3, "item_codes": (("tags", 4),)}
 
 
 class LinenScorer(linen.Module):
@@ -164,6 +165,17 @@ MODELS: dict[str, Case] = {
             item=models.Heater(experts=2, hidden=(), refine=(5,), code_dim=2), similarity=0.5, distil=0.5, **_SIDES,
         ),
         ("backbone/*", "item/experts/*"), "user/features/group/embedding",
+    ),
+    "clcrec": Case(
+        models.CLCRec(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS),
+        ("item/mlp/*",), "item/embedding",
+    ),
+    "aldi": Case(
+        models.ALDI(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS),
+        ("backbone/*", "user/mlp/1/*"), "item/features/tags/embedding",
+    ),
+    "gar": Case(
+        models.GAR(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS), ("backbone/*",), None
     ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),

@@ -22,3 +22,8 @@ __all__ = [
     "popularity",
     "prepare",
 ]
+from jaxrec.coldstart._aldi import aldi
+from jaxrec.coldstart._clcrec import clcrec
+from jaxrec.coldstart._gar import gar
+
+__all__ = ["FoldIn", "Prior", "add", "aldi", "clcrec", "fold_in", "fold_in_values", "gar", "popularity", "prepare"]

@@ -1,8 +1,11 @@
 """Models: frozen dataclasses of hyper-parameters with pure ``init``, ``lookups``, ``score`` and ``apply``."""
 
+from jaxrec.models._adversarial import GAR
 from jaxrec.models._autoencoder import VariationalAutoencoder
 from jaxrec.models._backbone import BackboneTowers
 from jaxrec.models._base import Lookup, Model, Scored, take
+from jaxrec.models._contrastive import CLCRec
+from jaxrec.models._distilled import ALDI
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._factorization_machine import FactorizationMachine
 from jaxrec.models._flax import from_linen, from_nnx
@@ -16,10 +19,13 @@ from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
+    "ALDI",
     "BackboneTowers",
+    "CLCRec",
     "ContentMap",
     "DropoutNet",
     "FactorizationMachine",
+    "GAR",
     "Heater",
     "ItemWeights",
     "Linear",
