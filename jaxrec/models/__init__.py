@@ -5,6 +5,7 @@ from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._linear import Linear
 from jaxrec.models._neumf import NeuMF
+from jaxrec.models._personalised import Personalised
 from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
@@ -14,6 +15,7 @@ __all__ = [
     "MatrixFactorization",
     "Model",
     "NeuMF",
+    "Personalised",
     "Popularity",
     "Scored",
     "SequenceTransformer",
