@@ -23,11 +23,11 @@ Method = Literal["maml", "first_order", "reptile"]
 class InnerLoop:
     r"""How one user's own parameters come from a few interactions: gradient descent from a shared initialisation.
 
-    .. math:: \phi_0 = \theta, \quad \phi_{t+1} = \phi_t - \eta \nabla_\phi L(\phi_t, \text{support})
+    .. math:: \phi_0 = \theta, \quad \phi_{t+1} = \phi_t - \eta \nabla_\phi \frac{1}{n} \sum_{i=1}^{m} w_i \ell(\phi_t, i)
 
-    Only the personal part :math:`\theta` of the parameters moves; all others stay. The loss is a mean over the support,
-    without the model's penalty, so that the number of interactions does not change its scale, and without support
-    :math:`\phi = \theta` exactly.
+    Only the personal part :math:`\theta` of the parameters moves; all others stay. :math:`\ell` is the loss of one of
+    the :math:`m` interactions in the support, without the model's penalty, and :math:`n` is ``support``, the most there
+    can be: one interaction is a weaker reason to move than ten. Without any :math:`\phi = \theta` exactly.
 
     Args:
       personal: patterns of the parameters that become the user's own, none of them a table: ``"mlp/*"`` for the
@@ -41,7 +41,7 @@ class InnerLoop:
 
     References:
       Lee et al., MeLU: meta-learned user preference estimator for cold-start recommendation, KDD 2019 (decision layers
-      are personal, embeddings are not).
+      are personal, embeddings are not; there a step is by the mean over the support, however small).
     """
 
     personal: tuple[str, ...]
@@ -104,7 +104,7 @@ class InnerLoop:
         """``adapt`` on split parameters and gathered rows; ``detached``: steps are constants to an outer gradient."""
 
         def step(own: Params, _: None) -> tuple[Params, None]:
-            grads = self.gradient(model, shared, own, gathered, support, features, key=key)
+            grads = self.gradient(model, shared, own, gathered, support, features, most=self.support, key=key)
             grads = jax.lax.stop_gradient(grads) if detached else grads
             return self.moved(own, grads), None
 
@@ -119,9 +119,10 @@ class InnerLoop:
         batch: Batch,
         features: Features,
         *,
+        most: float,
         key: Any = None,
     ) -> Params:
-        """Of the loss with respect to the personal parameters."""
+        """Of the sum of losses over ``most`` with respect to the personal parameters."""
         if self.loss is None:
             raise ValueError(
                 "The loss is left open, and there is no data here to choose by. Name it: InnerLoop(loss='mse')."
@@ -130,8 +131,10 @@ class InnerLoop:
 
         def objective(own: Params) -> jax.Array:
             output = model.score(_tree.merge(shared, own), gathered, batch, features, key=key)
-            return loss(scored(output).scores, batch)
+            return loss(scored(output).scores, batch) * share
 
+        assert batch.weight is not None
+        share = jnp.asarray(batch.weight).sum() / most  # losses are means
         return jax.grad(objective)(own)
 
     def moved(self, own: Params, grads: Params) -> Params:
@@ -228,7 +231,7 @@ class Tasks:
             output = scored(self.base.score(_tree.merge(shared, here), looked_up, rows, features, key=key))
             blocks.append(output.scores)
             penalty = penalty + output.penalty / self.inner.steps
-            grads = self.inner.gradient(self.base, shared, now, looked_up, rows, features, key=key)
+            grads = self.inner.gradient(self.base, shared, now, looked_up, rows, features, most=len(part), key=key)
             now = jax.lax.stop_gradient(self.inner.moved(now, grads))
         return Scored(jnp.concatenate(blocks)[np.argsort(np.concatenate(order))], penalty)
 
@@ -239,19 +242,16 @@ class Tasks:
 
 @dataclasses.dataclass(frozen=True)
 class TaskLoss:
-    """Mean over tasks of the mean over their query; for Reptile of the mean over each step's rows."""
+    """Mean over tasks of the mean over their query; for Reptile over all rows."""
 
     tasks: Tasks
 
     def __call__(self, scores: jax.Array, batch: Batch) -> jax.Array:
-        inner, rows = self.tasks.inner, self.tasks.inner.support + self.tasks.query
-        at = np.arange(rows)
-        if self.tasks.method == "reptile":
-            group = np.eye(inner.steps, dtype=np.float32)[at % inner.steps]
-        else:
-            group = (at >= inner.support).astype(np.float32)[:, None]
-        weight = jnp.asarray(batch.weight).reshape(-1, rows)
-        total = (weight @ group) @ group.T  # of the group that a row belongs to, 0 for a row of none
-        share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1.0), 0.0)
-        assert inner.loss is not None
-        return losses.on_batch(inner.loss)(scores, batch._replace(weight=share.reshape(-1)))
+        inner = self.tasks.inner
+        assert inner.loss is not None and batch.weight is not None
+        if self.tasks.method != "reptile":
+            weight = jnp.asarray(batch.weight).reshape(-1, inner.support + self.tasks.query)
+            asked = weight.at[:, : inner.support].set(0.0)
+            total = asked.sum(axis=1, keepdims=True)
+            batch = batch._replace(weight=(asked / jnp.where(total > 0, total, 1.0)).reshape(-1))
+        return losses.on_batch(inner.loss)(scores, batch)

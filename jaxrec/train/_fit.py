@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,7 @@ def fit(
     )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where epochs come from: ``Batches``, or what is like it."""
 
