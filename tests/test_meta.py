@@ -10,6 +10,7 @@ import optax
 import pandas as pd
 import pytest
 from cases import FEATURES
+from conftest import encoded
 from helpers import refuses
 
 import jaxrec
@@ -205,38 +206,37 @@ def decisions(parts):
     return coldstart.meta_learn(model, parts.train, LAYERS, epochs=40, optimizer=optax.adam(1e-2))
 
 
-def query_losses(recommender, dataset) -> tuple[float, float]:
-    """Without and with one inner step on five interactions, of users who have more."""
+def query_losses(recommender, dataset) -> np.ndarray:
+    """Without and with one inner step on five interactions, of users who have more; a mean over several cuts."""
     inner, _ = LAYERS.chosen(recommender.model, dataset)
     sampler = Sampler(dataset, data.Negatives(num=1), 1)
     episodes = Episodes(
         dataset, sampler, support=5, query=10, negatives=16, batch_size=len(dataset), seed=5, whole=True
     )
-    stack, _ = next(episodes.epoch(0))
-    weight = np.asarray(stack.weight).reshape(-1, 15)
-    weight = weight * weight[:, :6].all(axis=1)[:, None]
+    tasks = Tasks(recommender.model, inner, 10, "first_order")
     found = []
-    for known in (0.0, 1.0):
-        part = weight * np.where(np.arange(15) < 5, known, 1.0)[None, :]
-        batch = stack._replace(weight=part.reshape(stack.weight.shape).astype(np.float32))
-        tasks = Tasks(recommender.model, inner, 10, "first_order")
-        loss, count = _losses(recommender.params, batch, recommender.features, tasks=tasks)
-        assert int(count.sum()) > 15
-        found.append(float(loss[0]))
-    return found[0], found[1]
+    for number in range(8):
+        stack, _ = next(episodes.epoch(number))
+        weight = np.asarray(stack.weight).reshape(-1, 15)
+        weight = weight * weight[:, :6].all(axis=1)[:, None]
+        for known in (0.0, 1.0):
+            part = weight * np.where(np.arange(15) < 5, known, 1.0)[None, :]
+            batch = stack._replace(weight=part.reshape(stack.weight.shape).astype(np.float32))
+            loss, count = _losses(recommender.params, batch, recommender.features, tasks=tasks)
+            assert int(count.sum()) > 15
+            found.append(float(loss[0]))
+    return np.reshape(found, (8, 2)).mean(axis=0)
 
 
 def test_meta_learning_makes_one_step_help_new_users(decisions, parts):
     """More than the same step from parameters trained on the same loss as one usually does."""
-    conventional = jaxrec.fit(
+    usual = jaxrec.fit(
         decisions.model, parts.train, epochs=15, batch_size=128, loss="sampled_softmax",
         negatives=data.Negatives(num=16),
     )  # fmt: skip
-    (before, after), (usual_before, usual_after) = (
-        query_losses(recommender, parts.test) for recommender in (decisions, conventional)
-    )
-    assert before - after > 0.02 > usual_before - usual_after
-    assert after < usual_after
+    before, after = query_losses(decisions, parts.test)
+    usual_before, usual_after = query_losses(usual, parts.test)
+    assert before - after > max(usual_before - usual_after, 0.0) and after < usual_after
 
 
 def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisation(decisions, world, tmp_path):
@@ -251,7 +251,7 @@ def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisat
     for path, leaf in _tree.flatten(decisions.params).items():  # what is shared did not move, nor row 0 of the copies
         where = f"personal/{path}" if path.startswith("mlp/") else path
         kept = _tree.get(mine.params, where)
-        np.testing.assert_array_equal(kept[0] if path.startswith("mlp/") else kept, leaf)
+        np.testing.assert_array_equal(kept[0].reshape(leaf.shape) if path.startswith("mlp/") else kept, leaf)
     best = jaxrec.recommend(mine, [7, 9], k=3)
     assert not set(best.item[best.user == 7]) & set(items[:2]) and len(best) == 6
     np.testing.assert_allclose(
@@ -298,7 +298,8 @@ def test_ratings_are_adapted_to_without_negatives_block_by_block(rated_parts, mo
         adapted = chosen.adapt(model, recommender.params, support, recommender.features)
         row = mine.encoder.features.user_codes["personal row"][user, 0]
         for path, leaf in _tree.flatten(adapted["mlp"]).items():
-            np.testing.assert_allclose(_tree.get(mine.params["personal"]["mlp"], path)[row], leaf, rtol=1e-4, atol=1e-5)
+            copy = _tree.get(mine.params["personal"]["mlp"], path)[row]
+            np.testing.assert_allclose(copy, leaf.reshape(-1), rtol=1e-4, atol=1e-5)
     report = jaxrec.evaluate(mine, rated_parts.test, draws=1)
     assert 0 < report["rmse"] < 2
 
@@ -371,7 +372,7 @@ def test_inner_loops_that_cannot_be_are_refused():
         coldstart.InnerLoop(personal="own/*").adapt(Slope(), params, lines(ITEM, TARGET), FEATURES)
 
 
-def test_what_cannot_be_meta_learned_is_refused(parts, rated_parts, decisions):
+def test_what_cannot_be_meta_learned_is_refused(parts, world, decisions):
     for options, message in [
         ({"query": 0}, "Expected query >= 1"),
         ({"epochs": 0}, "Expected epochs >= 1"),
@@ -380,7 +381,7 @@ def test_what_cannot_be_meta_learned_is_refused(parts, rated_parts, decisions):
         ({"method": "reptile"}, "at least 2 inner steps"),
         ({"method": "reptile", "steps": 16}, "at most as many inner steps as a task has rows.*15"),
         ({"personal": "nothing/*"}, "matches no parameter"),
-        ({"validation": rated_parts.train}, "numbered by another encoder"),
+        ({"validation": encoded(world.source).train}, "numbered by another encoder"),
     ]:
         with refuses(ValueError, message):
             slope_of(parts, **options)

@@ -23,7 +23,8 @@ Method = Literal["maml", "first_order", "reptile"]
 class InnerLoop:
     r"""How one user's own parameters come from a few interactions: gradient descent from a shared initialisation.
 
-    .. math:: \phi_0 = \theta, \quad \phi_{t+1} = \phi_t - \eta \nabla_\phi \frac{1}{n} \sum_{i=1}^{m} w_i \ell(\phi_t, i)
+    .. math:: \phi_0 = \theta, \quad \phi_{t+1} = \phi_t
+        - \eta \nabla_\phi \tfrac{1}{n} \textstyle\sum_{i=1}^{m} w_i \ell(\phi_t, i)
 
     Only the personal part :math:`\theta` of the parameters moves; all others stay. :math:`\ell` is the loss of one of
     the :math:`m` interactions in the support, without the model's penalty, and :math:`n` is ``support``, the most there
@@ -44,7 +45,7 @@ class InnerLoop:
       are personal, embeddings are not; there a step is by the mean over the support, however small).
     """
 
-    personal: tuple[str, ...]
+    personal: _tree.Patterns
     steps: int = 1
     rate: float = 0.1
     loss: str | None = None

@@ -104,7 +104,10 @@ def _adapted(
     def of_user(support: Batch) -> Params:
         return _tree.split(inner.adapt(model, start, support, features), inner.personal)[1]
 
-    return jax.tree.map(lambda table, new: table.at[place].set(new, mode="drop"), copies, jax.vmap(of_user)(support))
+    def written(table: jax.Array, new: jax.Array) -> jax.Array:
+        return table.at[place].set(new.reshape(len(place), -1), mode="drop")
+
+    return jax.tree.map(written, copies, jax.vmap(of_user)(support))
 
 
 def _personalised(recommender: Recommender) -> Personalised:

@@ -21,8 +21,9 @@ ROW = "personal row"  # the array of Features.user_codes that says which copy is
 class Personalised:
     """A base model with a copy of some dense parameters for each user; what ``coldstart.personalise`` returns.
 
-    The copies of a leaf ``mlp/0/kernel`` are a table ``personal/mlp/0/kernel``, whose row 0 is what users without a
-    copy of their own are scored with. Which row is a user's stands in ``Features.user_codes["personal row"]``.
+    The copies of a leaf ``mlp/0/kernel``, each laid flat, are the rows of a table ``personal/mlp/0/kernel``. Row 0 is
+    what users without a copy of their own are scored with. Which row is a user's stands in
+    ``Features.user_codes["personal row"]``.
 
     Args:
       base: any model.
@@ -34,15 +35,16 @@ class Personalised:
       >>> base = NeuMF(user_rows=3, item_rows=4, dim=0, mlp_dim=5, hidden=(8,))
       >>> params = Personalised(base=base, personal=("mlp/1/*",), rows=6).init(jax.random.key(0))
       >>> params["personal"]["mlp"]["1"]["kernel"].shape, list(params["mlp"])
-      ((6, 8, 1), ['0'])
+      ((6, 8), ['0'])
     """
 
     base: Model
-    personal: tuple[str, ...]
+    personal: _tree.Patterns
     rows: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "personal", (self.personal,) if isinstance(self.personal, str) else self.personal)
+        personal = (self.personal,) if isinstance(self.personal, str) else tuple(self.personal)
+        object.__setattr__(self, "personal", personal)
         _ = self._own
 
     @property
@@ -54,10 +56,10 @@ class Personalised:
         return self.base.unknown
 
     @functools.cached_property
-    def _own(self) -> tuple[str, ...]:
-        """Paths in the base."""
-        paths = _tree.flatten(jax.eval_shape(self.base.init, jax.random.key(0)))
-        return check_personal(self.base, paths, self.personal)
+    def _own(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the personal leaves by their path in the base."""
+        leaves = _tree.flatten(jax.eval_shape(self.base.init, jax.random.key(0)))
+        return {path: leaves[path].shape for path in check_personal(self.base, leaves, self.personal)}
 
     @property
     def _copies(self) -> tuple[str, ...]:
@@ -70,13 +72,13 @@ class Personalised:
     def wrap(self, params: Params) -> Params:
         """Parameters of the base with ``rows`` copies of the personal ones."""
         shared, own = _tree.split(params, self.personal)
-        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.rows, *leaf.shape)), own)
+        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf.reshape(1, -1), (self.rows, leaf.size)), own)
         return _tree.merge(shared, {"personal": copies})
 
     def unwrap(self, params: Params) -> Params:
         """Parameters of the base, as users without a copy of their own are scored with."""
         leaves = _tree.flatten(params)
-        own = {path: leaves.pop(f"personal/{path}")[0] for path in self._own}
+        own = {path: leaves.pop(f"personal/{path}")[0].reshape(shape) for path, shape in self._own.items()}
         return _tree.unflatten({**leaves, **own})
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
@@ -92,7 +94,7 @@ class Personalised:
         self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None
     ) -> Float[jax.Array, "batch columns"] | Scored:
         shared = _tree.drop(params, self._copies)
-        own = {path: gathered[f"personal/{path}"] for path in self._own}
+        own = {path: gathered[f"personal/{path}"].reshape(-1, *shape) for path, shape in self._own.items()}
         of_users = self._of_users(batch, features)
         mine = {name: rows for name, rows in gathered.items() if name in of_users}
         common = {name: rows for name, rows in gathered.items() if name not in of_users and name not in self._copies}
