@@ -200,10 +200,21 @@ LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=5)
 
 
 @pytest.fixture(scope="module")
-def decisions(parts):
+def tastes():
+    """A world in which taste counts more than popularity, with cold users held out."""
+    rich = data.generate(
+        seed=3, source_users=20, shared_users=0.0, source_items=20, target_users=500, target_items=40,
+        target_interactions=15.0, taste=4.0, zipf=0.2, factors=4,
+    )  # fmt: skip
+    frames = data.split_cold_users(rich.target.interactions, rich.target.schema, validation=0.15, test=0.25, seed=0)
+    return data.encode(frames, rich.target.schema, users=rich.target.users, items=rich.target.items)
+
+
+@pytest.fixture(scope="module")
+def decisions(tastes):
     """Decision layers that have learned to adapt."""
-    model = models.NeuMF.for_data(parts.train, dim=0, mlp_dim=8, hidden=(16,), link="identity")
-    return coldstart.meta_learn(model, parts.train, LAYERS, epochs=40, optimizer=optax.adam(1e-2))
+    model = models.NeuMF.for_data(tastes.train, dim=0, mlp_dim=8, hidden=(16,), link="identity")
+    return coldstart.meta_learn(model, tastes.train, LAYERS, epochs=40, optimizer=optax.adam(1e-2))
 
 
 def query_losses(recommender, dataset) -> np.ndarray:
@@ -215,7 +226,7 @@ def query_losses(recommender, dataset) -> np.ndarray:
     )
     tasks = Tasks(recommender.model, inner, 10, "first_order")
     found = []
-    for number in range(8):
+    for number in range(4):
         stack, _ = next(episodes.epoch(number))
         weight = np.asarray(stack.weight).reshape(-1, 15)
         weight = weight * weight[:, :6].all(axis=1)[:, None]
@@ -223,23 +234,23 @@ def query_losses(recommender, dataset) -> np.ndarray:
             part = weight * np.where(np.arange(15) < 5, known, 1.0)[None, :]
             batch = stack._replace(weight=part.reshape(stack.weight.shape).astype(np.float32))
             loss, count = _losses(recommender.params, batch, recommender.features, tasks=tasks)
-            assert int(count.sum()) > 15
+            assert int(count.sum()) > 100
             found.append(float(loss[0]))
-    return np.reshape(found, (8, 2)).mean(axis=0)
+    return np.reshape(found, (4, 2)).mean(axis=0)
 
 
-def test_meta_learning_makes_one_step_help_new_users(decisions, parts):
+def test_meta_learning_makes_one_step_help_new_users(decisions, tastes):
     """More than the same step from parameters trained on the same loss as one usually does."""
     usual = jaxrec.fit(
-        decisions.model, parts.train, epochs=15, batch_size=128, loss="sampled_softmax",
+        decisions.model, tastes.train, epochs=15, batch_size=128, loss="sampled_softmax",
         negatives=data.Negatives(num=16),
     )  # fmt: skip
-    before, after = query_losses(decisions, parts.test)
-    usual_before, usual_after = query_losses(usual, parts.test)
-    assert before - after > max(usual_before - usual_after, 0.0) and after < usual_after
+    before, after = query_losses(decisions, tastes.test)
+    usual_before, usual_after = query_losses(usual, tastes.test)
+    assert before - after > usual_before - usual_after + 0.03 and after < usual_after - 0.03
 
 
-def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisation(decisions, world, tmp_path):
+def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisation(decisions, tmp_path):
     items = decisions.encoder.items.ids[:4]
     touched = pd.DataFrame({"user": [7, 7, 8], "item": items[[0, 1, 2]], "time": [0, 1, 2]})
     mine = coldstart.personalise(decisions, LAYERS, touched)
@@ -266,9 +277,9 @@ def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisat
     assert (later[1:] != scores[1:]).any(axis=1).all()
 
 
-def test_nobody_has_a_row_after_meta_learning(decisions, parts):
+def test_nobody_has_a_row_after_meta_learning(decisions, tastes):
     """So a user of the training part is scored as one who came later, and tables of users did not move."""
-    assert not decisions.encoder.features.user_row.any() and parts.train.features.user_row.any()
+    assert not decisions.encoder.features.user_row.any() and tastes.train.features.user_row.any()
     start = decisions.model.init(jax.random.split(jax.random.key(0))[0])
     np.testing.assert_array_equal(decisions.params["user"]["mlp"]["embedding"], start["user"]["mlp"]["embedding"])
     assert (decisions.params["item"]["mlp"]["embedding"] != start["item"]["mlp"]["embedding"]).any()
@@ -372,7 +383,7 @@ def test_inner_loops_that_cannot_be_are_refused():
         coldstart.InnerLoop(personal="own/*").adapt(Slope(), params, lines(ITEM, TARGET), FEATURES)
 
 
-def test_what_cannot_be_meta_learned_is_refused(parts, world, decisions):
+def test_what_cannot_be_meta_learned_is_refused(parts, tastes, world, decisions):
     for options, message in [
         ({"query": 0}, "Expected query >= 1"),
         ({"epochs": 0}, "Expected epochs >= 1"),
@@ -391,7 +402,7 @@ def test_what_cannot_be_meta_learned_is_refused(parts, world, decisions):
     with refuses(ValueError, "reads a history"):
         coldstart.meta_learn(towers, parts.train, coldstart.InnerLoop(personal="user/bias"))
     with refuses(ValueError, "no tables, got item/mlp/embedding"):
-        coldstart.meta_learn(decisions.model, parts.train, coldstart.InnerLoop(personal="item/*"))
+        coldstart.meta_learn(decisions.model, tastes.train, coldstart.InnerLoop(personal="item/*"))
     with refuses(ValueError, "have items that the encoder does not know"):
         unknown = dataclasses.replace(parts.train, item=np.zeros_like(parts.train.item))
         coldstart.meta_learn(Slope(), unknown, inner_of())
@@ -399,7 +410,7 @@ def test_what_cannot_be_meta_learned_is_refused(parts, world, decisions):
         coldstart.meta_learn(Slope(), parts.train.subset(np.zeros(0, np.int64)), inner_of())
 
 
-def test_what_cannot_be_personalised_is_refused(decisions, parts):
+def test_what_cannot_be_personalised_is_refused(decisions):
     mine = coldstart.personalise(decisions, LAYERS, pd.DataFrame({"user": [7], "item": ["film-00001"], "time": 0}))
     with refuses(ValueError, "the personal part that this recommender was personalised with"):
         coldstart.personalise(mine, coldstart.InnerLoop(personal="mlp/0/*"))
