@@ -70,8 +70,8 @@ def meta_learn(
       validation: held-out interactions of the same encoder. Each user in it is a task, cut once.
       patience: stop after so many epochs in which the loss on the query of ``validation`` did not fall; None for never.
         The best epoch's parameters are returned.
-      params: where to start from; by default ``model.init``. They are copied, not consumed. Those of an ordinary ``fit``
-        save epochs: it sees every interaction in each of its own, and a task shows a few of a user's.
+      params: where to start from, for example those of an ordinary ``fit``; by default ``model.init``. They are copied,
+        not consumed.
       freeze: patterns of parameters that the outer loop does not move. The inner loop may.
       callbacks: as for ``fit``.
       progress: as for ``fit``.
