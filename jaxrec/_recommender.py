@@ -118,8 +118,8 @@ class Recommender:
             new.__dict__["features"] = self.features
         if new.params is self.params and new.num_trained == self.num_trained and "prior" in self.__dict__:
             new.__dict__["prior"] = self.prior
-        if "parts" in self.__dict__ and new.num_trained == self.num_trained and isinstance(self.model, Mixture):
-            shared = {"encoder": new.encoder, "seen": new.seen, "mesh": new.mesh}
+        if "parts" in self.__dict__ and isinstance(self.model, Mixture) and isinstance(new.model, Mixture):
+            shared = {"encoder": new.encoder, "seen": new.seen, "num_trained": new.num_trained, "mesh": new.mesh}
             new.__dict__["parts"] = tuple(
                 part.replace(model=model, params=new.params["parts"].get(str(number), {}), **shared)
                 for number, (part, model) in enumerate(zip(self.parts, new.model.parts, strict=True))

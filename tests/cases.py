@@ -17,7 +17,10 @@ FEATURES = Features(
     item_row=jnp.asarray([0, *range(1, 7), 0, 0, 0], jnp.int32),  # entities 7 to 9 are cold
     user_dense=jnp.asarray(np.random.default_rng(1).normal(size=(USERS, 2)), jnp.float32),
     item_dense=jnp.asarray(np.random.default_rng(2).normal(size=(ITEMS, 3)), jnp.float32),
-    user_codes={"group": jnp.asarray(np.arange(USERS)[:, None] % 3, jnp.int32)},
+    user_codes={
+        "group": jnp.asarray(np.arange(USERS)[:, None] % 3, jnp.int32),
+        "personal row": jnp.asarray(np.arange(USERS)[:, None] % 4, jnp.int32),
+    },
     item_codes={"tags": jnp.asarray(np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 2], axis=1), jnp.int32)},
 )
 _SIDES: dict[str, Any] = {
@@ -176,6 +179,13 @@ MODELS: dict[str, Case] = {
     ),
     "gar": Case(
         models.GAR(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_ITEMS), ("backbone/*",), None
+    ),
+    "personalised": Case(
+        models.Personalised(
+            base=models.TwoTower(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_SIDES),
+            personal=("user/bias", "user/mlp/*"), rows=4,
+        ),
+        ("item/mlp/*", "personal/user/bias"), "user/embedding",
     ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),

@@ -3,27 +3,37 @@
 from jaxrec._add import add
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._types import FoldIn, Prior
+from jaxrec.coldstart._aldi import aldi
+from jaxrec.coldstart._clcrec import clcrec
 from jaxrec.coldstart._default import ColdStart
+from jaxrec.coldstart._dropoutnet import dropoutnet
+from jaxrec.coldstart._gar import gar
+from jaxrec.coldstart._heater import heater
+from jaxrec.coldstart._inner import InnerLoop
+from jaxrec.coldstart._mapping import map_content
+from jaxrec.coldstart._meta import meta_learn
 from jaxrec.coldstart._mix import mix
+from jaxrec.coldstart._personalise import personalise
 from jaxrec.coldstart._popularity import popularity
 
 __all__ = [
     "ColdStart",
     "FoldIn",
+    "InnerLoop",
     "Prior",
     "add",
+    "aldi",
+    "clcrec",
     "dropoutnet",
     "fold_in",
     "fold_in_squares",
     "fold_in_values",
+    "gar",
     "heater",
     "map_content",
+    "meta_learn",
     "mix",
+    "personalise",
     "popularity",
     "prepare",
 ]
-from jaxrec.coldstart._aldi import aldi
-from jaxrec.coldstart._clcrec import clcrec
-from jaxrec.coldstart._gar import gar
-
-__all__ = ["FoldIn", "Prior", "add", "aldi", "clcrec", "fold_in", "fold_in_values", "gar", "popularity", "prepare"]

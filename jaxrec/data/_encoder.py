@@ -232,6 +232,17 @@ class Encoder:
             return dataclasses.replace(self, features=self.features._replace(user_row=row), user_rows=rows)
         return dataclasses.replace(self, features=self.features._replace(item_row=row), item_rows=rows)
 
+    def without_rows(self, side: Side) -> "Encoder":
+        """An encoder in which no entity of this side has a table row: all are scored as unknown ones."""
+        name = f"{side}_row"
+        row = np.zeros_like(getattr(self.features, name))
+        return dataclasses.replace(self, features=self.features._replace(**{name: row}))
+
+    def with_user_code(self, name: str, code: np.ndarray) -> "Encoder":
+        """An encoder with one more code of users, which no frame gives: 0 for users who are added."""
+        codes = {**self.features.user_codes, name: code}
+        return dataclasses.replace(self, features=self.features._replace(user_codes=codes))
+
     def vocabulary(self, side: Side) -> Vocabulary:
         """The numbering of users or of items."""
         return self.users if side == "user" else self.items

@@ -15,6 +15,7 @@ from jaxrec.models._linear import Linear
 from jaxrec.models._mixture import Mixture
 from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
+from jaxrec.models._personalised import Personalised
 from jaxrec.models._sequence import SequenceTransformer
 from jaxrec.models._two_tower import TwoTower
 
@@ -35,6 +36,7 @@ __all__ = [
     "Model",
     "Neighbours",
     "NeuMF",
+    "Personalised",
     "Popularity",
     "Scored",
     "SequenceTransformer",

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Params
+from jaxrec._types import Batch, Params
 from jaxrec.data import Batches, Dataset, Negatives
 from jaxrec.data._interactions import counted
 from jaxrec.models import Model
@@ -136,12 +136,9 @@ def fit(
         raise ValueError(f"Expected epochs >= 1, got {epochs}.")
     if not len(train):
         raise ValueError("The training part is empty. Expected at least one row.")
-    name, loss_function, link = _loss(model, train, loss)
+    name, loss_function, link = chosen_loss(model, train, loss)
     negatives = _negatives(train, name, negatives)
-    if optimizer is None:
-        optimizer = _DEFAULT_OPTIMIZER if model.tables else _DEFAULT_WITHOUT_TABLES
-    elif not isinstance(optimizer, optim.Optimizer):
-        optimizer = optim.row_sparse(optimizer)
+    optimizer = chosen_optimizer(model, optimizer)
     batches = Batches(
         train,
         batch_size=batch_size,
@@ -166,13 +163,56 @@ def fit(
         frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
         mesh=mesh,
     )
-    judge = Judge(validation, metric, patience)
+    return run_epochs(
+        blank,
+        state,
+        batches,
+        features,
+        model=model,
+        loss=loss_function,
+        optimizer=optimizer,
+        epochs=epochs,
+        judge=Judge(validation, metric, patience),
+        callbacks=callbacks,
+        progress=progress,
+        mesh=mesh,
+    )
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where epochs come from: ``Batches``, or what is like it."""
+
+    steps: int
+
+    def epoch(self, number: int) -> Iterator[tuple[Batch, int]]: ...
+
+
+def run_epochs(
+    blank: Recommender,
+    state: TrainState,
+    batches: Source,
+    features: Any,
+    *,
+    model: Model,
+    loss: losses.Loss,
+    optimizer: optim.Optimizer,
+    epochs: int,
+    judge: Judge,
+    callbacks: Sequence[Callable[[Progress], bool | None]] = (),
+    progress: bool | None = None,
+    mesh: Mesh | None = None,
+) -> Recommender:
+    """``blank`` with the parameters that training ``model`` from ``state`` gives.
+
+    ``model`` has the parameters of the recommender's own and may score them in another way.
+    """
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer, mesh)
-            recommender = blank.replace(params=_finished(model, state, train, mesh), log=tuple(log))
+            state, infos = _run(state, batches, features, epoch, advance, model, loss, optimizer, mesh)
+            recommender = blank.replace(params=_finished(blank, state, mesh), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
                 what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
@@ -195,7 +235,7 @@ def fit(
 
 def _run(
     state: TrainState,
-    batches: Batches,
+    batches: Source,
     features: Any,
     epoch: int,
     advance: Callable[[int], None],
@@ -225,12 +265,19 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
     return float(taken.mean()) if len(taken) else float("nan"), failed
 
 
-def _finished(model: Model, state: TrainState, train: Dataset, mesh: Mesh | None) -> Params:
+def _finished(blank: Recommender, state: TrainState, mesh: Mesh | None) -> Params:
     """All parameters, with the unknown's rows filled in where they follow the trained ones."""
-    params, frozen = state.params, state.frozen
+    model, params, frozen = blank.model, state.params, state.frozen
     if mesh is not None:
         params, frozen = _sharded.whole(model, params), _sharded.whole(model, frozen)
-    return _tree.merge(with_unknown_rows(model, params, train.features), frozen)
+    return _tree.merge(with_unknown_rows(model, params, blank.encoder.features), frozen)
+
+
+def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTransformation | None) -> optim.Optimizer:
+    """The default for None, and an optax transformation in its row-sparse form."""
+    if optimizer is None:
+        return _DEFAULT_OPTIMIZER if model.tables else _DEFAULT_WITHOUT_TABLES
+    return optimizer if isinstance(optimizer, optim.Optimizer) else optim.row_sparse(optimizer)
 
 
 def check_rows(model: Model, train: Dataset) -> None:
@@ -260,7 +307,7 @@ def check_rows(model: Model, train: Dataset) -> None:
             )
 
 
-def _loss(
+def chosen_loss(
     model: Model, train: Dataset, loss: str | losses.Loss | None
 ) -> tuple[str | None, losses.Loss, Literal["identity", "sigmoid"]]:
     """The loss's name if it has one, the function, and the link of its predictions."""

@@ -17,9 +17,11 @@ Metric = str | Callable[[Recommender], float]
 
 
 class Judge:
-    """Computes the metric after each epoch and keeps a copy of the best parameters."""
+    """Computes the metric after each epoch and keeps a copy of the best parameters; ``lower``: of a function too."""
 
-    def __init__(self, validation: Dataset | None, metric: Metric | None, patience: int | None) -> None:
+    def __init__(
+        self, validation: Dataset | None, metric: Metric | None, patience: int | None, *, lower: bool = False
+    ) -> None:
         if patience is not None and patience < 1:
             raise ValueError(f"Expected patience >= 1 or None, got {patience}.")
         if validation is None and isinstance(metric, str):
@@ -27,7 +29,7 @@ class Judge:
         if metric is None and validation is not None:
             metric = default_metric(validation)
         self._validation, self._metric, self._patience = validation, metric, patience
-        self._lower = isinstance(metric, str) and lower_is_better(metric)
+        self._lower = lower or (isinstance(metric, str) and lower_is_better(metric))
         self._since, self._value = 0, -np.inf
         self.best: Params | None = None
 

@@ -1,0 +1,422 @@
+"""Meta-learning: gradients by hand and by finite differences, what moves and what does not, and that it helps."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from cases import FEATURES
+from conftest import encoded
+from helpers import refuses
+
+import jaxrec
+from jaxrec import _tree, coldstart, data, models
+from jaxrec.coldstart._episodes import Episodes
+from jaxrec.coldstart._inner import TaskLoss, Tasks
+from jaxrec.coldstart._meta import _losses
+from jaxrec.data import Batch
+from jaxrec.data._negatives import Sampler
+from jaxrec.models import _base
+
+RATE = 0.3
+TOWERS = models.TwoTower(
+    user_rows=9, item_rows=7, dim=3, hidden=(4,), user_dense=2, item_dense=3, code_dim=2, id_dropout=0.0
+)
+PERSONAL = ("user/bias", "user/mlp/*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """score = (w + u) * c_i, of which only w is personal: gradients can be written down."""
+
+    tables: ClassVar = {}
+    unknown: ClassVar = "zero"
+
+    def init(self, key):
+        return {"own": {"w": jnp.asarray(0.5)}, "all": {"u": jnp.asarray(0.25)}}
+
+    def lookups(self, batch, features):
+        return {}
+
+    def score(self, params, gathered, batch, features, *, key=None):
+        return (params["own"]["w"] + params["all"]["u"]) * _base.take(features.item_dense, batch.item)[..., 0]
+
+    apply = _base.apply
+
+
+def lines(item, target, weight=None) -> Batch:
+    """Rows of one task for ``Slope``."""
+    weight = np.ones(len(item)) if weight is None else weight
+    return Batch(
+        user=jnp.ones(len(item), jnp.int32),
+        item=jnp.asarray(item, jnp.int32)[:, None],
+        target=jnp.asarray(target, jnp.float32),
+        weight=jnp.asarray(weight, jnp.float32),
+    )
+
+
+C = np.asarray(FEATURES.item_dense, np.float64)[:, 0]
+ITEM, TARGET = np.array([1, 2, 3, 4, 5]), np.array([1.0, -0.5, 0.3, 0.8, -1.0])
+
+
+def slope_after(w, u, item, target, steps=1, most=None):
+    for _ in range(steps):
+        w = w - RATE * np.sum(2 * ((w + u) * C[item] - target) * C[item]) / (most or len(item))
+    return w
+
+
+def inner_of(steps=1, **options):
+    return coldstart.InnerLoop(**{"personal": ("own/*",), "rate": RATE, "steps": steps, "loss": "mse", **options})
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_inner_loop_is_gradient_descent_on_the_support(steps):
+    model = Slope()
+    params = model.init(jax.random.key(0))
+    adapted = inner_of(steps, support=8).adapt(model, params, lines(ITEM, TARGET), FEATURES)
+    expected = slope_after(0.5, 0.25, ITEM, TARGET, steps, most=8)
+    assert float(adapted["own"]["w"]) == pytest.approx(expected, rel=1e-5)
+    assert adapted["all"]["u"] is params["all"]["u"]
+
+
+def meta_gradient(method, params, batch, *, steps=1, support=2):
+    tasks = Tasks(Slope(), inner_of(steps, support=support), len(ITEM) - support, method)
+    return jax.grad(lambda params: TaskLoss(tasks)(tasks.apply(params, batch, FEATURES), batch))(params)
+
+
+def query_loss(w, u, steps, support=2):
+    w = slope_after(w, u, ITEM[:support], TARGET[:support], steps)
+    return np.mean(((w + u) * C[ITEM[support:]] - TARGET[support:]) ** 2)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_outer_gradient_goes_through_the_inner_steps(steps):
+    """Against finite differences of the whole, in float64; the first-order form leaves out a known factor."""
+    params, batch, h = Slope().init(jax.random.key(0)), lines(ITEM, TARGET), 1e-6
+    grads = meta_gradient("maml", params, batch, steps=steps)
+    for leaf, by in ((grads["own"]["w"], (h, 0.0)), (grads["all"]["u"], (0.0, h))):
+        up, down = query_loss(0.5 + by[0], 0.25 + by[1], steps), query_loss(0.5 - by[0], 0.25 - by[1], steps)
+        assert float(leaf) == pytest.approx((up - down) / (2 * h), rel=1e-4)
+    first = meta_gradient("first_order", params, batch, steps=steps)
+    factor = (1 - RATE * np.mean(2 * C[ITEM[:2]] ** 2)) ** steps  # of the personal leaf: dphi / dtheta
+    assert float(grads["own"]["w"]) == pytest.approx(float(first["own"]["w"]) * factor, rel=1e-4)
+    assert abs(factor - 1) > 0.1
+
+
+def test_reptile_goes_where_the_inner_loop_went():
+    """One row a step, of two tasks: the personal gradient is the way gone by rate and steps, averaged over tasks."""
+    params = Slope().init(jax.random.key(0))
+    twice = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), lines(ITEM, TARGET), lines(ITEM[::-1], -TARGET))
+    grads = meta_gradient("reptile", params, twice, steps=5)
+    ways = []
+    for item, target in ((ITEM, TARGET), (ITEM[::-1], -TARGET)):
+        w = 0.5
+        for row in range(5):
+            w = slope_after(w, 0.25, item[row : row + 1], target[row : row + 1])
+        ways.append((0.5 - w) / (5 * RATE))
+    assert float(grads["own"]["w"]) == pytest.approx(np.mean(ways), rel=1e-4)
+    assert float(grads["all"]["u"]) == pytest.approx(np.mean(ways), rel=1e-4)  # of a sum, both have one gradient
+
+
+def some_tasks(num=6, rows=5, columns=3, seed=0) -> Batch:
+    rng = np.random.default_rng(seed)
+    return Batch(
+        user=jnp.asarray(np.repeat(rng.integers(1, 9, num), rows), jnp.int32),
+        item=jnp.asarray(rng.integers(1, 7, (num * rows, columns)), jnp.int32),
+        weight=jnp.asarray(rng.integers(0, 2, num * rows), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("method", ["maml", "first_order", "reptile"])
+def test_tasks_side_by_side_are_tasks_one_by_one(method):
+    inner = coldstart.InnerLoop(personal=PERSONAL, rate=RATE, steps=2, loss="bpr", support=2)
+    tasks = Tasks(TOWERS, inner, 3, method)
+    params = TOWERS.init(jax.random.key(1))
+    score = jax.jit(lambda batch: tasks.apply(params, batch, FEATURES))
+    batch = some_tasks()
+    whole = score(batch)
+    for task in range(6):
+        part = jax.tree.map(lambda leaf, task=task: leaf[5 * task : 5 * task + 5], batch)
+        np.testing.assert_allclose(score(part), whole[5 * task : 5 * task + 5], rtol=1e-5, atol=1e-6)
+    if method == "maml":  # the rows asked for are scored by the base with the adapted parameters
+        known, asked = (jax.tree.map(lambda leaf, p=p: leaf[p], batch) for p in (slice(0, 2), slice(2, 5)))
+        adapted = inner.adapt(TOWERS, params, known, FEATURES)
+        np.testing.assert_allclose(TOWERS.apply(adapted, asked, FEATURES), whole[2:5], rtol=1e-5, atol=1e-6)
+
+
+def test_padding_of_the_support_changes_nothing_and_none_keeps_the_initialisation():
+    inner = coldstart.InnerLoop(personal=PERSONAL, loss="sampled_softmax", steps=3)
+    params = TOWERS.init(jax.random.key(1))
+    batch = some_tasks(num=1)._replace(weight=jnp.ones(5))
+    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), batch)
+    padded = padded._replace(weight=jnp.asarray([1.0] * 5 + [0.0] * 5))
+    adapted = inner.adapt(TOWERS, params, batch, FEATURES)
+    for path, leaf in _tree.flatten(inner.adapt(TOWERS, params, padded, FEATURES)).items():
+        np.testing.assert_allclose(leaf, _tree.get(adapted, path), rtol=1e-5, atol=1e-6)
+    moved = {path for path, leaf in _tree.flatten(adapted).items() if (leaf != _tree.get(params, path)).any()}
+    assert moved == {path for path in _tree.flatten(params) if path == "user/bias" or path.startswith("user/mlp")}
+    nothing = inner.adapt(TOWERS, params, batch._replace(weight=jnp.zeros(5)), FEATURES)
+    jax.tree.map(np.testing.assert_array_equal, nothing, params)
+
+
+# Tasks on the host
+
+
+def test_every_user_is_a_task_of_rows_that_do_not_overlap(parts):
+    dataset = parts.train
+    sampler = Sampler(dataset, data.Negatives(num=1), 1)
+    episodes = Episodes(dataset, sampler, support=4, query=3, negatives=2, batch_size=32, seed=0)
+    count = np.bincount(dataset.user)
+    sizes, users = [], []
+    for stack, steps in episodes.epoch(1):
+        assert stack.item.shape[1:] == (32 * 7, 3) and steps <= stack.item.shape[0]
+        for user, item, weight in zip(*(np.asarray(leaf).reshape(-1, 7, *leaf.shape[2:]) for leaf in stack[:2]),
+                                      np.asarray(stack.weight).reshape(-1, 7), strict=True):  # fmt: skip
+            used = weight > 0
+            if not used.any():
+                continue
+            (owner,) = set(user[used].tolist())
+            users.append(owner)
+            known = int(used[:4].sum())
+            assert used[:known].all() and used[4:].sum() == min(3, count[owner] - known) > 0
+            assert dataset.interactions.contains(user[used], item[used, 0]).all()
+            assert not item[~used].any() and item[used].all()
+            touched = dataset.item[dataset.user == owner]
+            assert all((touched == one).sum() >= (item[used, 0] == one).sum() for one in item[used, 0])
+            sizes.append(known)
+    assert sorted(users) == np.unique(dataset.user).tolist() and set(sizes) == set(range(5))
+    first, again, other = (next(episodes.epoch(number))[0].item for number in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+# Whole trainings, on the generated world
+
+LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=5)
+
+
+@pytest.fixture(scope="module")
+def tastes():
+    """A world in which taste counts more than popularity, with cold users held out."""
+    rich = data.generate(
+        seed=3, source_users=20, shared_users=0.0, source_items=20, target_users=500, target_items=40,
+        target_interactions=15.0, taste=4.0, zipf=0.2, factors=4,
+    )  # fmt: skip
+    frames = data.split_cold_users(rich.target.interactions, rich.target.schema, validation=0.15, test=0.25, seed=0)
+    return data.encode(frames, rich.target.schema, users=rich.target.users, items=rich.target.items)
+
+
+@pytest.fixture(scope="module")
+def decisions(tastes):
+    """Decision layers that have learned to adapt."""
+    model = models.NeuMF.for_data(tastes.train, dim=0, mlp_dim=8, hidden=(16,), link="identity")
+    return coldstart.meta_learn(model, tastes.train, LAYERS, epochs=40, optimizer=optax.adam(1e-2))
+
+
+def query_losses(recommender, dataset) -> np.ndarray:
+    """Without and with one inner step on five interactions, of users who have more; a mean over several cuts."""
+    inner, _ = LAYERS.chosen(recommender.model, dataset)
+    sampler = Sampler(dataset, data.Negatives(num=1), 1)
+    episodes = Episodes(
+        dataset, sampler, support=5, query=10, negatives=16, batch_size=len(dataset), seed=5, whole=True
+    )
+    tasks = Tasks(recommender.model, inner, 10, "first_order")
+    found = []
+    for number in range(4):
+        stack, _ = next(episodes.epoch(number))
+        weight = np.asarray(stack.weight).reshape(-1, 15)
+        weight = weight * weight[:, :6].all(axis=1)[:, None]
+        for known in (0.0, 1.0):
+            part = weight * np.where(np.arange(15) < 5, known, 1.0)[None, :]
+            batch = stack._replace(weight=part.reshape(stack.weight.shape).astype(np.float32))
+            loss, count = _losses(recommender.params, batch, recommender.features, tasks=tasks)
+            assert int(count.sum()) > 100
+            found.append(float(loss[0]))
+    return np.reshape(found, (4, 2)).mean(axis=0)
+
+
+def test_meta_learning_makes_one_step_help_new_users(decisions, tastes):
+    """More than the same step from parameters trained on the same loss as one usually does."""
+    usual = jaxrec.fit(
+        decisions.model, tastes.train, epochs=15, batch_size=128, loss="sampled_softmax",
+        negatives=data.Negatives(num=16),
+    )  # fmt: skip
+    before, after = query_losses(decisions, tastes.test)
+    usual_before, usual_after = query_losses(usual, tastes.test)
+    assert before - after > usual_before - usual_after + 0.03 and after < usual_after - 0.03
+
+
+def test_new_users_are_adapted_and_everybody_else_is_scored_with_the_initialisation(decisions, tmp_path):
+    items = decisions.encoder.items.ids[:4]
+    touched = pd.DataFrame({"user": [7, 7, 8], "item": items[[0, 1, 2]], "time": [0, 1, 2]})
+    mine = coldstart.personalise(decisions, LAYERS, touched)
+    pairs = pd.DataFrame({"user": np.repeat([7, 8, 9], 4), "item": np.tile(items, 3)})
+    scores, start = jaxrec.predict(mine, pairs).reshape(3, 4), jaxrec.predict(decisions, pairs).reshape(3, 4)
+    np.testing.assert_allclose(scores[2], start[2], rtol=1e-5, atol=1e-6)
+    assert (np.abs(scores[:2] - start[:2]).max(axis=1) > 1e-3).all()
+    assert (jaxrec.predict(coldstart.personalise(decisions, LAYERS, touched, seed=1), pairs) != scores.ravel()).any()
+    for path, leaf in _tree.flatten(decisions.params).items():  # what is shared did not move, nor row 0 of the copies
+        where = f"personal/{path}" if path.startswith("mlp/") else path
+        kept = _tree.get(mine.params, where)
+        np.testing.assert_array_equal(kept[0].reshape(leaf.shape) if path.startswith("mlp/") else kept, leaf)
+    best = jaxrec.recommend(mine, [7, 9], k=3)
+    assert not set(best.item[best.user == 7]) & set(items[:2]) and len(best) == 6
+    np.testing.assert_allclose(
+        best.score[best.user == 7], jaxrec.predict(mine, best[best.user == 7]), rtol=1e-5, atol=1e-6
+    )
+    jaxrec.save(mine, tmp_path / "mine")
+    np.testing.assert_array_equal(jaxrec.predict(jaxrec.load(tmp_path / "mine"), pairs), scores.ravel())
+    # Once more, for users of whom more is known now; the others stay.
+    again = coldstart.personalise(mine, LAYERS, pd.DataFrame({"user": [8, 9], "item": items[3], "time": 3}))
+    later = jaxrec.predict(again, pairs).reshape(3, 4)
+    np.testing.assert_array_equal(later[0], scores[0])
+    assert (later[1:] != scores[1:]).any(axis=1).all()
+
+
+def test_nobody_has_a_row_after_meta_learning(decisions, tastes):
+    """So a user of the training part is scored as one who came later, and tables of users did not move."""
+    assert not decisions.encoder.features.user_row.any() and tastes.train.features.user_row.any()
+    start = decisions.model.init(jax.random.split(jax.random.key(0))[0])
+    np.testing.assert_array_equal(decisions.params["user"]["mlp"]["embedding"], start["user"]["mlp"]["embedding"])
+    assert (decisions.params["item"]["mlp"]["embedding"] != start["item"]["mlp"]["embedding"]).any()
+
+
+def test_ratings_are_adapted_to_without_negatives_block_by_block(rated_parts, monkeypatch):
+    """The latest ratings of each user, as a loop over users gives it, however many users are adapted at once."""
+    train = rated_parts.train
+    inner = coldstart.InnerLoop(personal=("mlp/*",), rate=0.1, steps=2, support=4)
+    model = models.NeuMF.for_data(train, dim=0, mlp_dim=4, hidden=(5,), link="identity")
+    recommender = coldstart.meta_learn(
+        model, train, inner, method="first_order", epochs=2, validation=rated_parts.validation, patience=1
+    )
+    assert recommender.history.query_loss.notna().all() and recommender.link == "identity"
+    mine = coldstart.personalise(recommender, inner)
+    monkeypatch.setattr("jaxrec.coldstart._personalise._NUMBERS", 8 * 50)
+    blocks = coldstart.personalise(recommender, inner)
+    for path, leaf in _tree.flatten(mine.params).items():
+        np.testing.assert_allclose(leaf, _tree.get(blocks.params, path), rtol=1e-5, atol=1e-6)
+    seen, chosen = train.interactions, dataclasses.replace(inner, loss="mse")
+    for user in np.unique(train.user)[[0, 5, -1]]:
+        rows = np.flatnonzero(seen.user == user)[-4:]
+        support = Batch(
+            user=seen.user[rows], item=seen.item[rows][:, None], target=seen.value[rows],
+            weight=np.ones(len(rows), np.float32),
+        )  # fmt: skip
+        adapted = chosen.adapt(model, recommender.params, support, recommender.features)
+        row = mine.encoder.features.user_codes["personal row"][user, 0]
+        for path, leaf in _tree.flatten(adapted["mlp"]).items():
+            copy = _tree.get(mine.params["personal"]["mlp"], path)[row]
+            np.testing.assert_allclose(copy, leaf.reshape(-1), rtol=1e-4, atol=1e-5)
+    report = jaxrec.evaluate(mine, rated_parts.test, draws=1)
+    assert 0 < report["rmse"] < 2
+
+
+OPTIONS = {
+    "method": {"method": "first_order"},
+    "reptile": {"method": "reptile", "steps": 2},
+    "query": {"query": 2},
+    "batch_size": {"batch_size": 8},
+    "optimizer": {"optimizer": optax.sgd(0.1)},
+    "seed": {"seed": 1},
+    "freeze": {"freeze": "all/*"},
+    "epochs": {"epochs": 2},
+    "params": {"params": {"own": {"w": jnp.asarray(0.1)}, "all": {"u": jnp.asarray(0.2)}}},
+    "steps": {"steps": 2},
+    "rate": {"rate": 0.7},
+    "loss": {"loss": "bpr"},
+    "negatives": {"negatives": 3},
+    "support": {"support": 3},
+}
+
+
+def slope_of(parts, **options):
+    fields = {field.name for field in dataclasses.fields(coldstart.InnerLoop)}
+    inner = {name: options.pop(name) for name in fields & set(options)}
+    inner = coldstart.InnerLoop(**{"personal": ("own/*",), "rate": RATE, "support": 5, "negatives": 2, **inner})
+    return coldstart.meta_learn(Slope(), parts.train, inner, **{"epochs": 1, **options})
+
+
+@pytest.fixture(scope="module")
+def slope(parts):
+    return slope_of(parts)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_changes_what_is_learned(name, slope, parts):
+    other = slope_of(parts, **OPTIONS[name])
+    assert float(other.params["own"]["w"]) != float(slope.params["own"]["w"])
+    if name == "freeze":
+        assert float(other.params["all"]["u"]) == 0.25 != float(slope.params["all"]["u"])
+
+
+def test_the_same_arguments_learn_the_same_and_patience_stops(slope, parts):
+    jax.tree.map(np.testing.assert_array_equal, slope_of(parts).params, slope.params)
+    worse = {"optimizer": optax.sgd(-0.1), "validation": parts.validation, "epochs": 9}
+    told = []
+    stopped = slope_of(parts, **worse, patience=2, callbacks=[lambda now: told.append(now.epoch)])
+    assert stopped.history.query_loss.is_monotonic_increasing and told == [1, 2, 3]
+    one = slope_of(parts, **{**worse, "epochs": 1})
+    jax.tree.map(np.testing.assert_array_equal, stopped.params, one.params)  # of the best epoch
+    with pytest.raises(jaxrec.train.Diverged, match="Training stopped"):
+        slope_of(parts, optimizer=optax.sgd(np.inf), epochs=3)
+
+
+def test_inner_loops_that_cannot_be_are_refused():
+    for options, message in [
+        ({"personal": ()}, "got none: nothing would adapt"),
+        ({"rate": 0.0}, "Expected rate > 0"),
+        ({"steps": 0}, "Expected steps >= 1"),
+        ({"negatives": 0}, "Expected negatives >= 1"),
+        ({"support": 0}, "Expected support >= 1"),
+        ({"loss": "nothing"}, "Expected a loss among"),
+        ({"loss": "in_batch_softmax"}, "no other users to take negatives from"),
+    ]:
+        with refuses(ValueError, message):
+            coldstart.InnerLoop(**{"personal": "own/*", **options})
+    assert coldstart.InnerLoop(personal="own/*").personal == ("own/*",)
+    with refuses(ValueError, "The loss is left open"):
+        params = Slope().init(jax.random.key(0))
+        coldstart.InnerLoop(personal="own/*").adapt(Slope(), params, lines(ITEM, TARGET), FEATURES)
+
+
+def test_what_cannot_be_meta_learned_is_refused(parts, tastes, world, decisions):
+    for options, message in [
+        ({"query": 0}, "Expected query >= 1"),
+        ({"epochs": 0}, "Expected epochs >= 1"),
+        ({"batch_size": 0}, "Expected batch_size >= 1"),
+        ({"method": "second"}, "Expected method to be 'maml'"),
+        ({"method": "reptile"}, "at least 2 inner steps"),
+        ({"method": "reptile", "steps": 16}, "at most as many inner steps as a task has rows.*15"),
+        ({"personal": "nothing/*"}, "matches no parameter"),
+        ({"validation": encoded(world.source).train}, "numbered by another encoder"),
+    ]:
+        with refuses(ValueError, message):
+            slope_of(parts, **options)
+    with refuses(TypeError, "Expected a InnerLoop for inner"):
+        coldstart.meta_learn(Slope(), parts.train, "own/*")
+    towers = models.TwoTower.for_data(parts.train, dim=4, history=3)
+    with refuses(ValueError, "reads a history"):
+        coldstart.meta_learn(towers, parts.train, coldstart.InnerLoop(personal="user/bias"))
+    with refuses(ValueError, "no tables, got item/mlp/embedding"):
+        coldstart.meta_learn(decisions.model, tastes.train, coldstart.InnerLoop(personal="item/*"))
+    with refuses(ValueError, "have items that the encoder does not know"):
+        unknown = dataclasses.replace(parts.train, item=np.zeros_like(parts.train.item))
+        coldstart.meta_learn(Slope(), unknown, inner_of())
+    with refuses(ValueError, "There is no interaction"):
+        coldstart.meta_learn(Slope(), parts.train.subset(np.zeros(0, np.int64)), inner_of())
+
+
+def test_what_cannot_be_personalised_is_refused(decisions):
+    mine = coldstart.personalise(decisions, LAYERS, pd.DataFrame({"user": [7], "item": ["film-00001"], "time": 0}))
+    with refuses(ValueError, "the personal part that this recommender was personalised with"):
+        coldstart.personalise(mine, coldstart.InnerLoop(personal="mlp/0/*"))
+    empty = decisions.replace(seen=decisions.seen.part(slice(0)), num_trained=0)
+    with refuses(ValueError, "No user has an interaction"):
+        coldstart.personalise(empty, LAYERS)
+    batch = Batch(user=jnp.ones(1, jnp.int32), item=jnp.ones((1, 1), jnp.int32))
+    with refuses(ValueError, "lack the user code 'personal row'"):
+        mine.model.apply(mine.params, batch, decisions.features)
