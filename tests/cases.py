@@ -126,6 +126,11 @@ MODELS: dict[str, Case] = {
         ),
         ("item/mlp/*", "blocks/0/attention/*"), "item/features/tags/embedding",
     ),
+    "adapters": Case(
+        models.LoRA(base=models.MatrixFactorization(user_rows=9, item_rows=7, dim=DIM, bias=False), rank=2, alpha=3.0,
+                    paths="*"),
+        ("user/*", "item/*"), "adapters/item/embedding/a",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

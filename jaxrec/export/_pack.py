@@ -13,9 +13,9 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Features
 from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.models import Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
+from jaxrec.models import Linear, LoRA, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower
 
-_MODELS = (Linear, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
+_MODELS = (Linear, LoRA, MatrixFactorization, NeuMF, Popularity, SequenceTransformer, TwoTower)
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
@@ -79,7 +79,7 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
 
 def is_custom(model: Any) -> bool:
     """Whether a model is of a class of the user's own, which a file cannot hold."""
-    return not isinstance(model, _MODELS)
+    return is_custom(model.base) if isinstance(model, LoRA) else not isinstance(model, _MODELS)
 
 
 def _pack_all(values: dict[str, Any], arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:
