@@ -1,7 +1,7 @@
 """The one path language. A leaf of a parameter tree is called by its path, ``item/embedding``.
 
-Patterns are shell-style and cover the whole path: ``*`` also crosses ``/``, so ``item/*`` is the whole subtree. One that
-starts with ``!`` takes paths out again: ``("*", "!*bias")`` is everything but biases.
+Patterns are shell-style and cover the whole path: ``*`` also crosses ``/``, so ``item/*`` is the whole subtree. One
+that starts with ``!`` takes paths out again: ``("*", "!*bias")`` is everything but biases.
 Everything that selects, splits, copies or prints parameters by name goes through this file.
 """
 

@@ -23,7 +23,7 @@ class LoRA:
     .. math:: W' = W + \tfrac{\alpha}{r} A B
 
     The base's leaves keep their paths; the adapter of ``item/embedding`` is ``adapters/item/embedding/a`` and ``/b``.
-    Train it with the base frozen: ``fit(..., freeze=lora.base_paths)``, or let ``transfer.adapt(..., adapters=)`` do it.
+    Train it with the base frozen: ``fit(..., freeze=lora.base_paths)``, or ``transfer.adapt(..., adapters=)``.
     :math:`A` of a table is a table itself, looked up and trained by rows. A new adapter changes nothing: of a kernel
     :math:`B` starts at zero, as in the paper; of a table :math:`A` does, so that a row which training never touches
     stays what the base has.
@@ -198,11 +198,11 @@ class LoRA:
         leaves = _tree.flatten(params)
         adapters = {path: leaves.pop(path) for path in self._adapters if path in leaves}
         for path in self.paths:
-            a, b = adapters.get(f"{_PREFIX}/{path}/a"), self._scale * adapters[f"{_PREFIX}/{path}/b"]
+            b = self._scale * adapters[f"{_PREFIX}/{path}/b"]
             if path not in self.base.tables:
-                leaves[path] = _base.wide(leaves[path]) + a @ b
+                leaves[path] = _base.wide(leaves[path]) + adapters[f"{_PREFIX}/{path}/a"] @ b
             elif path in leaves:
-                leaves[path] = Composed(leaves[path], a, b)
+                leaves[path] = Composed(leaves[path], adapters[f"{_PREFIX}/{path}/a"], b)
         return _tree.unflatten(leaves)
 
 

@@ -3,6 +3,7 @@
 from jaxrec._recommender import Recommender
 from jaxrec.train._als import fit_als
 from jaxrec.train._fit import Diverged, Progress, fit
+from jaxrec.train._phases import refreeze
 from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "fit",
     "fit_als",
     "init_state",
+    "refreeze",
     "train_epoch",
     "train_step",
 ]

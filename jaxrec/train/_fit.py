@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from jaxrec.data._interactions import counted
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
+from jaxrec.train._phases import Phases, refreeze
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
@@ -77,6 +78,8 @@ def fit(
     params: Params | None = None,
     freeze: _tree.Patterns = (),
     frozen_rows: dict[str, np.ndarray] | None = None,
+    unfreeze: Mapping[int, _tree.Patterns] | None = None,
+    hyperparams: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
     progress: bool | None = None,
     mesh: Mesh | None = None,
@@ -107,6 +110,11 @@ def fit(
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
       frozen_rows: by table path, a bool mask of rows that do not move.
+      unfreeze: by epoch (from 1), patterns of leaves that are trained from then on and frozen before, whatever
+        ``freeze`` says; ``frozen_rows`` stay. What was trained before goes on with its optimiser's state, see
+        ``train.refreeze``. A step is compiled once for each phase. With ``validation``, patience counts from the start
+        of each phase, and running out of it ends the training in the last one alone.
+      hyperparams: values for the optimiser's state, see ``optim.with_hyperparams``. Other values compile nothing.
       callbacks: called after each epoch; one that returns True ends the training.
       progress: whether to show a progress bar; by default where the error stream is a terminal.
       mesh: devices to train on, from ``sharding.make_mesh``: batches are cut by examples, tables by rows. The result
@@ -151,22 +159,28 @@ def fit(
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
     key_init, key_train = jax.random.split(jax.random.key(seed))
-    state = init_state(
-        model,
-        model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
-        optimizer,
-        batches.example(),
-        features,
-        key=key_train,
-        freeze=freeze,
-        frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
-        mesh=mesh,
-    )
+    phases = Phases(model, freeze, unfreeze, epochs)
+
+    def started(epoch: int, state: TrainState | None) -> TrainState:
+        waiting = phases.waiting(epoch)
+        masks = {path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items() if path not in waiting}
+        options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
+        if state is None:
+            start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
+            state = init_state(model, start, optimizer, batches.example(), features, key=key_train, **options)
+        else:
+            state = refreeze(state, model, optimizer, batches.example(), features, **options)
+        return state._replace(opt_state=_set(state.opt_state, hyperparams, model, mesh))
+
+    state = started(1, None)
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
+            if phases.begins(epoch):
+                state = started(epoch, state)
+                judge.restart()
             state, infos = _run(state, batches, features, epoch, advance, model, loss_function, optimizer, mesh)
             recommender = blank.replace(params=_finished(model, state, train, mesh), log=tuple(log))
             mean, failed = _summary(infos)
@@ -179,7 +193,7 @@ def fit(
                     recommender,
                 )
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
-            stop = judge.look(recommender, row)
+            stop = judge.look(recommender, row) and not phases.waiting(epoch)
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
@@ -187,6 +201,16 @@ def fit(
                 break
     final = recommender.params if judge.best is None else judge.best
     return blank.replace(params=final, log=tuple(log))
+
+
+def _set(opt_state: Any, values: Mapping[str, Any] | None, model: Model, mesh: Mesh | None) -> Any:
+    """The optimiser's state with the caller's hyper-parameters."""
+    values = dict(values or {})
+    if mesh is not None and "importance" in values:
+        leaves = _tree.flatten(values["importance"])
+        filled = {path: _sharded.padded(mesh, leaf) for path, leaf in leaves.items() if path in model.tables}
+        values["importance"] = _tree.unflatten({**leaves, **filled})
+    return optim.with_hyperparams(opt_state, values) if values else opt_state
 
 
 def _run(

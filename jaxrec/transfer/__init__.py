@@ -4,6 +4,7 @@ from jaxrec.transfer._adapt import Adapted, Comparison, adapt, compare
 from jaxrec.transfer._adapters import LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
 from jaxrec.transfer._copy import CopyReport, Entry, copy
+from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "all_but",
     "compare",
     "copy",
+    "fisher",
     "freeze",
     "freeze_copied",
     "merge_adapters",

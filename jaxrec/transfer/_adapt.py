@@ -1,15 +1,18 @@
 """Align, copy, freeze, fine-tune in one call, and train from scratch beside it to see what it was worth."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pandas as pd
 
 from jaxrec import _tree
 from jaxrec._expect import expect
 from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
+from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
@@ -41,6 +44,7 @@ def adapt(
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
     adapters: LowRank | None = None,
+    importance: Params | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Adapted:
@@ -58,6 +62,8 @@ def adapt(
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
         nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
       adapters: low-rank adapters to train beside the leaves. ``freeze`` speaks of the leaves that are adapted.
+      importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
+        are, and what was not copied has none.
       seed: of the initial parameters and of training.
       options: for ``fit``: loss, optimizer, epochs, validation, ...
 
@@ -88,7 +94,10 @@ def adapt(
     if adapters is not None:
         target = adapters.on(target)
         params = target.add(params, jax.random.key(seed))
-    if set(frozen.leaves) == set(_tree.flatten(params)):
+    if importance is not None:
+        weights, _ = copy(importance, jax.tree.map(jnp.zeros_like, fresh), rows=rows, patterns=patterns)
+        options["hyperparams"] = {**(options.get("hyperparams") or {}), "importance": weights}
+    if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
         ready = Recommender(target, params, train.encoder, seen, len(seen), link=source.link)
         return Adapted(ready, alignment, report, frozen)
@@ -166,7 +175,7 @@ def compare(
     model: Model | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
-    adapters: LowRank | None = None,
+    strategy: Mapping[str, Any] | None = None,
     level: float = 0.95,
     seed: int = 0,
     **options: Any,
@@ -183,7 +192,8 @@ def compare(
       model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
-      adapters: see ``adapt``; only the transferred model has them.
+      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, and what of ``fit`` makes sense for
+        the transferred model only, such as ``unfreeze`` or an ``optimizer`` with ``optim.l2_sp``.
       level: of the intervals.
       seed: of both trainings and of the bootstrap.
       options: for ``fit``, given to both.
@@ -194,9 +204,8 @@ def compare(
     """
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
-    adapted = adapt(
-        source, train, model=model, patterns=patterns, freeze=freeze, adapters=adapters, seed=seed, **options
-    )
+    chosen: dict[str, Any] = {**options, **(strategy or {})}
+    adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **chosen)
     alone = resized(source.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
     task, ks = task_of(metric)
