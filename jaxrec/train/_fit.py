@@ -110,10 +110,10 @@ def fit(
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
       frozen_rows: by table path, a bool mask of rows that do not move.
-      unfreeze: by epoch (from 1), patterns of leaves that are trained from then on and frozen before, whatever
-        ``freeze`` says; ``frozen_rows`` stay. What was trained before goes on with its optimiser's state, see
-        ``train.refreeze``. A step is compiled once for each phase. With ``validation``, patience counts from the start
-        of each phase, and running out of it ends the training in the last one alone.
+      unfreeze: by epoch (from 1), patterns of leaves that ``freeze`` names and that are trained from then on;
+        ``frozen_rows`` stay. What was trained before goes on with its optimiser's state, see ``train.refreeze``. A step
+        is compiled once for each phase. Patience counts from the start of each phase, and running out of it ends the
+        training in the last one alone.
       hyperparams: values for the optimiser's state, see ``optim.with_hyperparams``. Other values compile nothing.
       callbacks: called after each epoch; one that returns True ends the training.
       progress: whether to show a progress bar; by default where the error stream is a terminal.

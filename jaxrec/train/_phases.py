@@ -29,11 +29,18 @@ class Phases:
                 "more epochs, or begin earlier."
             )
         paths = tuple(_tree.flatten(jax.eval_shape(model.init, jax.random.key(0))))
+        frozen = _tree.match(paths, freeze)
         for epoch, patterns in sorted(unfreeze.items()):
-            for path in _tree.match(paths, patterns):
-                self._since.setdefault(path, epoch)
-        always = set(_tree.match(paths, freeze)) - self._since.keys()
-        self._freeze = tuple(path for path in paths if path in always)
+            lifted = set(_tree.match(paths, patterns)) & set(frozen)
+            if not lifted:
+                still = ", ".join(frozen) or "nothing"
+                raise ValueError(
+                    f"Nothing that {patterns!r} names is frozen in epoch {epoch}, only {still}. Name it in freeze=, or "
+                    "leave it out of unfreeze=."
+                )
+            self._since |= dict.fromkeys(lifted, epoch)
+            frozen = tuple(path for path in frozen if path not in lifted)
+        self._freeze = frozen
 
     def frozen(self, epoch: int) -> _tree.Patterns:
         """Patterns of the leaves that do not move in this epoch."""
