@@ -1,6 +1,7 @@
 """The one path language. A leaf of a parameter tree is called by its path, ``item/embedding``.
 
-Patterns are shell-style and cover the whole path: ``*`` also crosses ``/``, so ``item/*`` is the whole subtree.
+Patterns are shell-style and cover the whole path: ``*`` also crosses ``/``, so ``item/*`` is the whole subtree. One
+that starts with ``!`` takes paths out again: ``("*", "!*bias")`` is everything but biases.
 Everything that selects, splits, copies or prints parameters by name goes through this file.
 """
 
@@ -51,16 +52,23 @@ def covers(pattern: str, path: str) -> bool:
 
 
 def match(paths: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
-    """The paths that any pattern covers, in their own order. A pattern that covers none is an error."""
+    """The paths that any pattern covers and none with ``!`` takes out, in their own order.
+
+    A pattern that covers none is an error.
+    """
     paths = tuple(paths)
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    found: tuple[set[str], set[str]] = set(), set()
     for pattern in patterns:
-        if not any(covers(pattern, path) for path in paths):
+        bare = pattern.removeprefix("!")
+        covered = [path for path in paths if covers(bare, path)]
+        if not covered:
             raise ValueError(
                 f"Pattern {pattern!r} matches no parameter, so it selects nothing. Parameter paths: "
                 f"{', '.join(paths)}. Patterns are shell-style and cover the whole path, for example 'item/*'."
             )
-    return tuple(path for path in paths if any(covers(pattern, path) for pattern in patterns))
+        found[bare != pattern].update(covered)
+    return tuple(path for path in paths if path in found[0] - found[1])
 
 
 def split(params: Params, patterns: Patterns) -> tuple[Params, Params]:

@@ -187,6 +187,11 @@ MODELS: dict[str, Case] = {
         ),
         ("item/mlp/*", "personal/user/bias"), "user/embedding",
     ),
+    "adapters": Case(
+        models.LoRA(base=models.MatrixFactorization(user_rows=9, item_rows=7, dim=DIM, bias=False), rank=2, alpha=3.0,
+                    paths="*"),
+        ("user/*", "item/*"), "adapters/item/embedding/a",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

@@ -277,7 +277,8 @@ def test_compare_says_what_transfer_is_worth(comparison, target):
 def test_compare_turns_errors_round(rated_world):
     ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
     rich = jaxrec.fit(models.MatrixFactorization.for_data(ours.train, dim=4), ours.train, epochs=2)
-    comparison = transfer.compare(rich, theirs.train, theirs.test, metric="rmse", epochs=2)
+    comparison = transfer.compare(rich, theirs.train, theirs.test, metric="rmse", epochs=2, strategy={"epochs": 3})
+    assert len(comparison.adapted.recommender.log) == 3 and len(comparison.scratch.log) == 2
     row = comparison.table.iloc[0]
     assert row.difference == pytest.approx(row.scratch - row.transfer) and row.low <= row.high
 

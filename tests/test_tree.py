@@ -30,13 +30,15 @@ def test_flatten_and_unflatten_are_inverse():
         ("user/mlp/?/kernel", ["user/mlp/0/kernel"]),
         ("*", PATHS),
         ((), []),
+        (("*", "!*bias"), [path for path in PATHS if not path.endswith("bias")]),
+        (("!user/*", "*"), PATHS[3:]),
     ],
 )
 def test_patterns_cover_the_whole_path(patterns, expected):
     assert list(_tree.match(PATHS, patterns)) == expected
 
 
-@pytest.mark.parametrize("pattern", ["user", "embedding", "items/*", "user/mlp"])
+@pytest.mark.parametrize("pattern", ["user", "embedding", "items/*", "user/mlp", "!items/*"])
 def test_a_pattern_that_matches_nothing_is_an_error(pattern):
     with pytest.raises(ValueError, match="matches no parameter, so it selects nothing.*user/embedding"):
         _tree.match(PATHS, ("bias", pattern))

@@ -81,7 +81,7 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
 
 def is_custom(model: Any) -> bool:
     """Whether a model is of a class of the user's own, which a file cannot hold."""
-    return not isinstance(model, _MODELS)
+    return is_custom(model.base) if isinstance(model, models.LoRA) else not isinstance(model, _MODELS)
 
 
 def _pack_all(values: dict[str, Any], arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:

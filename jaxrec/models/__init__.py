@@ -12,6 +12,7 @@ from jaxrec.models._flax import from_linen, from_nnx
 from jaxrec.models._heads import ContentMap, DropoutNet, Heater
 from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
+from jaxrec.models._lora import LoRA
 from jaxrec.models._mixture import Mixture
 from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
@@ -31,6 +32,7 @@ __all__ = [
     "ItemWeights",
     "Linear",
     "Lookup",
+    "LoRA",
     "MatrixFactorization",
     "Mixture",
     "Model",

@@ -1,5 +1,6 @@
 """What every model is: ``init``, ``lookups`` and ``score`` on a plain nested dict, composed to ``apply``."""
 
+import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,11 +22,27 @@ def sizes_of(data: HasSizes) -> Sizes:
     return data.sizes
 
 
+def resized(model: Any, data: HasSizes) -> Any:
+    """The model with the sizes of other data. One that does not go by sizes stays as it is."""
+    if not hasattr(model, "for_data"):
+        return model
+    options = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return type(model).for_data(data, **{name: value for name, value in options.items() if name not in Sizes._fields})
+
+
 class Lookup(NamedTuple):
     """Rows of one table that a batch touches; several lookups may share a table."""
 
     path: str  # of the table, for example "item/embedding"
     rows: Int32[jax.Array, "..."]  # 0 is the unknown's row, which training never changes
+
+
+class Composed(NamedTuple):
+    """A table that is the sum of one and a product of two thin ones; whoever looks rows up need not multiply it out."""
+
+    table: Num[jax.Array, "rows dim"]
+    a: Float[jax.Array, "rows rank"]
+    b: Float[jax.Array, "rank dim"]
 
 
 class Scored(NamedTuple):
@@ -86,8 +103,10 @@ def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     return jnp.where((index >= 0) & (index < size), index, 0)
 
 
-def take(values: Num[Array, "entities ..."], index: Int[Array, "..."]) -> Num[jax.Array, "..."]:
+def take(values: Num[Array, "entities ..."] | Composed, index: Int[Array, "..."]) -> Num[jax.Array, "..."]:
     """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
+    if isinstance(values, Composed):
+        return wide(take(values.table, index)) + jnp.einsum("...r,rd->...d", take(values.a, index), values.b)
     values = jnp.asarray(values)
     return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
 

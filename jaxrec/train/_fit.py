@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ from jaxrec.data._interactions import counted
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
+from jaxrec.train._phases import Phases, refreeze
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
@@ -80,6 +81,8 @@ def fit(
     params: Params | None = None,
     freeze: _tree.Patterns = (),
     frozen_rows: dict[str, np.ndarray] | None = None,
+    unfreeze: Mapping[int, _tree.Patterns] | None = None,
+    hyperparams: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
     progress: bool | None = None,
     mesh: Mesh | None = None,
@@ -111,6 +114,11 @@ def fit(
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
       frozen_rows: by table path, a bool mask of rows that do not move.
+      unfreeze: by epoch (from 1), patterns of leaves that ``freeze`` names and that are trained from then on;
+        ``frozen_rows`` stay. What was trained before goes on with its optimiser's state, see ``train.refreeze``. A step
+        is compiled once for each phase. Patience counts from the start of each phase, and running out of it ends the
+        training in the last one alone.
+      hyperparams: values for the optimiser's state, see ``optim.with_hyperparams``. Other values compile nothing.
       callbacks: called after each epoch; one that returns True ends the training.
       progress: whether to show a progress bar; by default where the error stream is a terminal.
       mesh: devices to train on, from ``sharding.make_mesh``: batches are cut by examples, tables by rows. The result
@@ -152,20 +160,22 @@ def fit(
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
     key_init, key_train = jax.random.split(jax.random.key(seed))
-    state = init_state(
-        model,
-        model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
-        optimizer,
-        batches.example(),
-        features,
-        key=key_train,
-        freeze=freeze,
-        frozen_rows={path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items()},
-        mesh=mesh,
-    )
+    phases = Phases(model, freeze, unfreeze, epochs)
+
+    def started(epoch: int, state: TrainState | None) -> TrainState:
+        waiting = phases.waiting(epoch)
+        masks = {path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items() if path not in waiting}
+        options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
+        if state is None:
+            start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
+            state = init_state(model, start, optimizer, batches.example(), features, key=key_train, **options)
+        else:
+            state = refreeze(state, model, optimizer, batches.example(), features, **options)
+        return state._replace(opt_state=_set(state.opt_state, hyperparams, model, mesh))
+
     return run_epochs(
         blank,
-        state,
+        started(1, None),
         batches,
         features,
         model=model,
@@ -176,6 +186,8 @@ def fit(
         callbacks=callbacks,
         progress=progress,
         mesh=mesh,
+        phases=phases,
+        restart=started,
     )
 
 
@@ -202,15 +214,21 @@ def run_epochs(
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
     progress: bool | None = None,
     mesh: Mesh | None = None,
+    phases: Phases | None = None,
+    restart: Callable[[int, TrainState], TrainState] | None = None,
 ) -> Recommender:
     """``blank`` with the parameters that training ``model`` from ``state`` gives.
 
-    ``model`` has the parameters of the recommender's own and may score them in another way.
+    ``model`` has the parameters of the recommender's own and may score them in another way. Where a phase begins,
+    ``restart`` makes the state that it goes on with.
     """
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
+            if phases is not None and restart is not None and phases.begins(epoch):
+                state = restart(epoch, state)
+                judge.restart()
             state, infos = _run(state, batches, features, epoch, advance, model, loss, optimizer, mesh)
             recommender = blank.replace(params=_finished(blank, state, mesh), log=tuple(log))
             mean, failed = _summary(infos)
@@ -223,7 +241,7 @@ def run_epochs(
                     recommender,
                 )
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
-            stop = judge.look(recommender, row)
+            stop = judge.look(recommender, row) and not (phases is not None and phases.waiting(epoch))
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
@@ -231,6 +249,16 @@ def run_epochs(
                 break
     final = recommender.params if judge.best is None else judge.best
     return blank.replace(params=final, log=tuple(log))
+
+
+def _set(opt_state: Any, values: Mapping[str, Any] | None, model: Model, mesh: Mesh | None) -> Any:
+    """The optimiser's state with the caller's hyper-parameters."""
+    values = dict(values or {})
+    if mesh is not None and "importance" in values:
+        leaves = _tree.flatten(values["importance"])
+        filled = {path: _sharded.padded(mesh, leaf) for path, leaf in leaves.items() if path in model.tables}
+        values["importance"] = _tree.unflatten({**leaves, **filled})
+    return optim.with_hyperparams(opt_state, values) if values else opt_state
 
 
 def _run(

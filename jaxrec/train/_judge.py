@@ -33,6 +33,10 @@ class Judge:
         self._since, self._value = 0, -np.inf
         self.best: Params | None = None
 
+    def restart(self) -> None:
+        """Patience counts from here."""
+        self._since = 0
+
     def look(self, recommender: Recommender, row: dict[str, Any]) -> bool:
         """Writes the metric into the history's row; True if it is time to stop."""
         if self._metric is None:

@@ -1,9 +1,11 @@
 """Transfer: align vocabularies, copy the parameter tree, freeze a part, fine-tune, and say whether it helped."""
 
 from jaxrec.transfer._adapt import Adapted, Comparison, adapt, compare
+from jaxrec.transfer._adapters import LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
 from jaxrec.transfer._copy import CopyReport, Entry, copy
-from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied, rows_of
+from jaxrec.transfer._fisher import fisher
+from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
 
 __all__ = [
     "Adapted",
@@ -12,12 +14,19 @@ __all__ = [
     "CopyReport",
     "Entry",
     "Frozen",
+    "LowRank",
     "Rows",
+    "WithAdapters",
     "adapt",
+    "add_adapters",
     "align",
+    "all_but",
     "compare",
     "copy",
+    "fisher",
     "freeze",
     "freeze_copied",
+    "merge_adapters",
     "rows_of",
+    "unmerge",
 ]

@@ -1,21 +1,24 @@
 """Align, copy, freeze, fine-tune in one call, and train from scratch beside it to see what it was worth."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pandas as pd
 
 from jaxrec import _tree
 from jaxrec._expect import expect
 from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
-from jaxrec._types import Sizes
+from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
-from jaxrec.models._base import with_unknown_rows
+from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.train import fit
+from jaxrec.transfer._adapters import LowRank
 from jaxrec.transfer._align import Alignment, align
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
@@ -40,6 +43,8 @@ def adapt(
     model: Model | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
+    adapters: LowRank | None = None,
+    importance: Params | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Adapted:
@@ -55,7 +60,10 @@ def adapt(
       model: of the target; by default the source's with the target's sizes.
       patterns: of the leaves to copy; the others (a head, a tower to be learned anew) are initialised.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
-        nothing, so that everything is fine-tuned.
+        nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
+      adapters: low-rank adapters to train beside the leaves. ``freeze`` speaks of the leaves that are adapted.
+      importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
+        are, and what was not copied has none.
       seed: of the initial parameters and of training.
       options: for ``fit``: loss, optimizer, epochs, validation, ...
 
@@ -69,19 +77,27 @@ def adapt(
     expect(train, Dataset, "train")
     alignment = align(source.encoder, train.encoder, require=False)
     train = dataclasses.replace(train, encoder=alignment.encoder)
-    target = _resized(source.model, train) if model is None else model
+    target = resized(source.model, train) if model is None else model
     rows = alignment.for_model(target)
     fresh = target.init(jax.random.split(jax.random.key(seed))[0])  # as fit does, so that scratch starts alike
     params, report = copy(source.params, fresh, rows=rows, patterns=patterns)
     _check_inputs(source.encoder, train.encoder, report)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
+    if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
+        freeze = "*"
     if isinstance(freeze, Frozen):
         frozen = freeze
     elif freeze == "copied":
         frozen = freeze_copied(params, report, rows)
     else:
         frozen = _freeze(params, freeze)
-    if set(frozen.leaves) == set(_tree.flatten(params)):
+    if adapters is not None:
+        target = adapters.on(target)
+        params = target.add(params, jax.random.key(seed))
+    if importance is not None:
+        weights, _ = copy(importance, jax.tree.map(jnp.zeros_like, fresh), rows=rows, patterns=patterns)
+        options["hyperparams"] = {**(options.get("hyperparams") or {}), "importance": weights}
+    if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
         ready = Recommender(target, params, train.encoder, seen, len(seen), link=source.link)
         return Adapted(ready, alignment, report, frozen)
@@ -159,6 +175,7 @@ def compare(
     model: Model | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
+    strategy: Mapping[str, Any] | None = None,
     level: float = 0.95,
     seed: int = 0,
     **options: Any,
@@ -175,6 +192,8 @@ def compare(
       model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
+      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, and what of ``fit`` makes sense for
+        the transferred model only, such as ``unfreeze`` or an ``optimizer`` with ``optim.l2_sp``.
       level: of the intervals.
       seed: of both trainings and of the bootstrap.
       options: for ``fit``, given to both.
@@ -185,8 +204,9 @@ def compare(
     """
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
-    adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **options)
-    alone = _resized(source.model if model is None else model, train)
+    chosen: dict[str, Any] = {**options, **(strategy or {})}
+    adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **chosen)
+    alone = resized(source.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
     task, ks = task_of(metric)
     reports = {
@@ -208,11 +228,3 @@ def compare(
     if table.p_value[0] < 1 - level and not table.low[0] <= 0 <= table.high[0]:
         verdict = "helped" if table.low[0] > 0 else "hurt"
     return Comparison(adapted, scratch, reports, table, metric, verdict)
-
-
-def _resized(model: Any, train: Dataset) -> Any:
-    """The model with the sizes of other data. One that does not go by sizes stays as it is."""
-    if not hasattr(model, "for_data"):
-        return model
-    options = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return type(model).for_data(train, **{name: value for name, value in options.items() if name not in Sizes._fields})

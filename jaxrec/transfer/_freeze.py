@@ -58,6 +58,22 @@ def freeze(params: Params, patterns: _tree.Patterns = (), *, rows: Mapping[str, 
     return Frozen(leaves, masks)
 
 
+def all_but(*patterns: str) -> tuple[str, ...]:
+    """Patterns of everything else, for ``freeze=``: what these name is all that is trained.
+
+    ``all_but("*bias")`` trains biases alone (BitFit), ``all_but("head/*")`` the head.
+
+    Examples:
+      >>> all_but("*bias")
+      ('*', '!*bias')
+
+    References:
+      Ben Zaken, Goldberg and Ravfogel, BitFit: simple parameter-efficient fine-tuning for transformer-based masked
+      language-models, ACL 2022 (there with a new task's head).
+    """
+    return ("*", *(f"!{pattern}" for pattern in patterns))
+
+
 def rows_of(
     encoder: Encoder, model: Model, *, users: Iterable[Any] = (), items: Iterable[Any] = ()
 ) -> dict[str, np.ndarray]:
