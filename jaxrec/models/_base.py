@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, Int32, Key, Num
+from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
 
 from jaxrec import _sharded, _tree
 from jaxrec._expect import expect
@@ -81,7 +81,7 @@ def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     return jnp.where((index >= 0) & (index < size), index, 0)
 
 
-def take(values: Num[Array, "entities ..."], index: Int[Array, "..."]) -> Num[jax.Array, "..."]:
+def take(values: Shaped[Array, "entities ..."], index: Int[Array, "..."]) -> Shaped[jax.Array, "..."]:
     """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
     values = jnp.asarray(values)
     return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
