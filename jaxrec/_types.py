@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 Array = jax.Array | np.ndarray
 Params = dict[str, Any]
@@ -39,6 +39,8 @@ class Features(NamedTuple):
 
     ``*_row`` maps an entity to its row in the embedding tables, 0 where nothing was trained. ``*_dense`` holds
     numbers and vectors, ``*_codes`` one array per categorical or multi-label feature (0 = unknown or padding).
+    ``*_present`` says which modalities of the dense array (``Sizes.*_modalities``) an entity has; what stands in
+    the columns of one that it lacks is a placeholder.
     """
 
     user_row: Int32[Array, " users"]
@@ -47,6 +49,8 @@ class Features(NamedTuple):
     item_dense: Float[Array, "items item_width"] | None = None
     user_codes: dict[str, Int32[Array, "users length"]] = {}
     item_codes: dict[str, Int32[Array, "items length"]] = {}
+    user_present: Bool[Array, "users user_modalities"] | None = None
+    item_present: Bool[Array, "items item_modalities"] | None = None
 
 
 class FoldIn(NamedTuple):
@@ -89,7 +93,11 @@ class Prior(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a model must know of the data to allocate its parameters: rows of tables and widths of features."""
+    """What a model must know of the data to allocate its parameters: rows of tables and widths of features.
+
+    ``*_modalities`` cuts the columns of the dense array, in order, into parts that an entity has or lacks as a whole:
+    name and width of each vector, and of each run of numbers (named ``"age+income"``).
+    """
 
     user_rows: int
     item_rows: int
@@ -98,6 +106,8 @@ class Sizes(NamedTuple):
     item_dense: int = 0
     user_codes: tuple[tuple[str, int], ...] = ()
     item_codes: tuple[tuple[str, int], ...] = ()
+    user_modalities: tuple[tuple[str, int], ...] = ()
+    item_modalities: tuple[tuple[str, int], ...] = ()
 
 
 @runtime_checkable

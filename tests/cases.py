@@ -22,6 +22,8 @@ FEATURES = Features(
         "personal row": jnp.asarray(np.arange(USERS)[:, None] % 4, jnp.int32),
     },
     item_codes={"tags": jnp.asarray(np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 2], axis=1), jnp.int32)},
+    user_present=jnp.asarray(np.arange(USERS)[:, None] % 4 > 0),
+    item_present=jnp.asarray(np.stack([np.arange(ITEMS) % 3 > 0, np.arange(ITEMS) % 4 > 0], axis=1)),
 )
 _SIDES: dict[str, Any] = {
     "user_dense": 2, "item_dense": 3, "user_codes": (("group", 3),), "item_codes": (("tags", 4),),

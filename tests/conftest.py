@@ -18,6 +18,7 @@ from jaxrec import data, models  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_disable_most_optimizations", True)  # the suite is bound by compiling: a fifth less time
 jax.config.update("jax_num_cpu_devices", 8)  # all on the same cores; only the tests of sharding use more than one
 
 

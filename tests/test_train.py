@@ -17,9 +17,16 @@ import jaxrec
 from jaxrec import _tree, data, losses, models, optim, train
 from jaxrec.train import _fit
 
+# Every model under the chain that moves most, and every optimiser with models of each kind: updates do not know models.
+FROZEN = [(name, "clipped") for name in MODELS] + [
+    (name, optimiser)
+    for name in ("linear", "factorization", "towers with history")
+    for optimiser in OPTIMISERS
+    if optimiser != "clipped"
+]
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize(("name", "optimiser"), FROZEN)
 def test_frozen_leaves_and_rows_are_bit_identical_after_200_steps(name, optimiser):
     model, freeze, table = MODELS[name]
     optimizer = optim.row_sparse(OPTIMISERS[optimiser])

@@ -21,6 +21,8 @@ from jaxrec.data._splits import (
     split_temporal,
 )
 from jaxrec.data._stream import encode_to_disk, open_dataset
+from jaxrec.data._text import encode_text
+from jaxrec.data._tfidf import TfidfSVD
 from jaxrec.data._vocabulary import Vocabulary
 from jaxrec.data._world import Planted, World, generate
 
@@ -43,11 +45,13 @@ __all__ = [
     "Scaler",
     "Schema",
     "Sizes",
+    "TfidfSVD",
     "Vector",
     "Vocabulary",
     "World",
     "clean",
     "encode",
+    "encode_text",
     "encode_to_disk",
     "generate",
     "k_fold",

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec._expect import expect
 from jaxrec._types import Features, Sizes
-from jaxrec.data._features import FittedFeature, side_arrays
+from jaxrec.data._features import FittedFeature, modalities, side_arrays
 from jaxrec.data._interactions import Interactions
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Schema, finite, need_columns, times, weights
@@ -171,7 +171,7 @@ class Encoder:
             weight = weights(frame, schema.weight).astype(np.float32)
         if labelled and schema.time is not None:
             time = times(frame, schema.time)
-        context, _ = side_arrays(self.context, frame)
+        context = side_arrays(self.context, frame).dense
         return Dataset(
             encoder=self,
             user=None if schema.user is None else self.users.encode(frame[schema.user]),
@@ -211,7 +211,7 @@ class Encoder:
         size, needed = len(features[f"{side}_row"]), len(vocabulary) + 1
         while size < needed:
             size *= 2
-        for name in (f"{side}_row", f"{side}_dense"):
+        for name in (f"{side}_row", f"{side}_dense", f"{side}_present"):
             features[name] = grown(features[name], size)
         features[f"{side}_codes"] = {name: grown(code, size) for name, code in features[f"{side}_codes"].items()}
         if frame is not None:
@@ -263,6 +263,12 @@ class Encoder:
         def dense(fitted: Iterable[FittedFeature]) -> int:
             return sum(each.width for each in fitted if not each.is_code)
 
+        def groups(side: Side) -> tuple[tuple[str, int], ...]:
+            return tuple(
+                ("+".join(each.name for each in group), sum(each.width for each in group))
+                for group in modalities(self.fitted(side))
+            )
+
         return Sizes(
             user_rows=self.user_rows,
             item_rows=self.item_rows,
@@ -271,6 +277,8 @@ class Encoder:
             item_dense=dense(self.item_features),
             user_codes=codes("user"),
             item_codes=codes("item"),
+            user_modalities=groups("user"),
+            item_modalities=groups("item"),
         )
 
     def __repr__(self) -> str:

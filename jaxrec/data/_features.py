@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,11 +41,8 @@ class FittedFeature:
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
         """float32 ``[rows, width]``, or int32 codes ``[rows, most labels]`` padded with 0."""
-        if isinstance(self.feature, Numeric | Vector):
-            values = _numbers_of(self.feature, frame, width=self.width)
-            if self.scaler is not None:
-                values = self.scaler.transform(values, self.feature.column)
-            return np.nan_to_num(values, nan=0.0).astype(np.float32)
+        if not self.is_code:
+            return self.measure(frame)[0]
         labels = _labels_of(self.feature, frame)
         lengths = np.array([len(of_one) for of_one in labels], dtype=np.int64)
         codes = np.zeros((len(labels), max(self.width, int(lengths.max(initial=0)))), np.int32)
@@ -53,6 +50,15 @@ class FittedFeature:
         column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         codes[row, column] = _known(self._vocabulary, [label for of_one in labels for label in of_one])
         return codes
+
+    def measure(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Of a number or vector: float32 ``[rows, width]``, and for each row whether there is one."""
+        assert isinstance(self.feature, Numeric | Vector)
+        values = _numbers_of(self.feature, frame, width=self.width)
+        present = np.asarray(~np.isnan(values).all(axis=1))
+        if self.scaler is not None:
+            values = self.scaler.transform(values, self.feature.column)
+        return np.nan_to_num(values, nan=0.0).astype(np.float32), present
 
     def extended(self, frame: pd.DataFrame) -> "FittedFeature":
         """The same statistics, with labels that ``frame`` has and this lacks appended to the vocabulary."""
@@ -93,13 +99,38 @@ def _kind_fits(vocabulary: Vocabulary, label: Any) -> bool:
     return isinstance(label, str) if vocabulary.kind == "str" else isinstance(label, type(vocabulary.ids[0]))
 
 
-def side_arrays(
-    fitted: Sequence[FittedFeature], frame: pd.DataFrame
-) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """All features of a frame's rows: the dense ones side by side, and the codes by name."""
-    dense = [feature.encode(frame) for feature in fitted if not feature.is_code]
-    codes = {feature.name: feature.encode(frame) for feature in fitted if feature.is_code}
-    return (np.concatenate(dense, axis=1) if dense else None), codes
+def modalities(fitted: Sequence[FittedFeature]) -> list[list[FittedFeature]]:
+    """The dense features in the groups that an entity has or lacks: each vector, and numbers that stand together."""
+    groups: list[list[FittedFeature]] = []
+    for each in fitted:
+        if each.is_code:
+            continue
+        if groups and isinstance(each.feature, Numeric) and isinstance(groups[-1][0].feature, Numeric):
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return groups
+
+
+class SideArrays(NamedTuple):
+    """All features of a frame's rows."""
+
+    dense: np.ndarray | None  # float32 [rows, width], side by side
+    present: np.ndarray | None  # bool [rows, modalities]; of several numbers one is enough
+    codes: dict[str, np.ndarray]  # by name, int32 [rows, most labels]
+
+
+def side_arrays(fitted: Sequence[FittedFeature], frame: pd.DataFrame) -> SideArrays:
+    """The arrays of fitted features."""
+    dense, present = [], []
+    for group in modalities(fitted):
+        values, known = zip(*(each.measure(frame) for each in group), strict=True)
+        dense += values
+        present.append(np.any(known, axis=0))
+    codes = {each.name: each.encode(frame) for each in fitted if each.is_code}
+    if not dense:
+        return SideArrays(None, None, codes)
+    return SideArrays(np.concatenate(dense, axis=1), np.stack(present, axis=1), codes)
 
 
 def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | None) -> np.ndarray:
@@ -108,7 +139,7 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
         values = numbers(frame, feature.column, "feature")[:, None]
     else:
         cells = frame[feature.column].tolist()
-        arrays = [None if _is_missing(cell) else np.asarray(cell, dtype=np.float64) for cell in cells]
+        arrays = [None if is_missing(cell) else np.asarray(cell, dtype=np.float64) for cell in cells]
         shapes = {array.shape for array in arrays if array is not None}
         expected = {(width,)} if width is not None else shapes
         if len(expected) != 1 or shapes - expected or any(len(shape) != 1 for shape in shapes):
@@ -132,15 +163,15 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
     cells = frame[feature.column].tolist()
     if isinstance(feature, Categorical):
         whole = all(
-            isinstance(cell, float) and (cell != cell or cell.is_integer()) or _is_missing(cell) for cell in cells
+            isinstance(cell, float) and (cell != cell or cell.is_integer()) or is_missing(cell) for cell in cells
         )
         if whole:  # integers, of which a missing one has made floats
-            return [[] if _is_missing(cell) else [int(cell)] for cell in cells]
-        return [[] if _is_missing(cell) else [cell] for cell in cells]
+            return [[] if is_missing(cell) else [int(cell)] for cell in cells]
+        return [[] if is_missing(cell) else [cell] for cell in cells]
     assert isinstance(feature, Labels)
     split = []
     for cell in cells:
-        if _is_missing(cell):
+        if is_missing(cell):
             split.append([])
         elif isinstance(cell, str):
             if feature.separator is None:
@@ -161,5 +192,6 @@ def _constant(column: str, value: str) -> str:
     )
 
 
-def _is_missing(cell: Any) -> bool:
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of any kind says that there is nothing."""
     return cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and cell != cell)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec import _values
-from jaxrec.data._schema import Scale
+from jaxrec.data._schema import Scale, VectorScale
 
 _QUANTILES = 1001
 
@@ -22,28 +22,35 @@ class Scaler:
     minmax     (x - low) / (high - low)       low, high - low
     log1p      log(1 + x), x > -1             mean of log(1 + x)
     quantile   share of training values <= x  1,001 quantiles
+    rms        (x - mean) / r                 mean, r
+    unit       x / length of the row          none
     ========== ============================== =======================
 
+    The last two are for vectors: ``rms`` has one r for all columns, the root mean square of what is left of the
+    training values without their means, and ``unit`` cannot be inverted; a row of zeros stays.
     Values outside the training range go on outside [0, 1] under ``minmax`` and end at 0 and 1 under
     ``quantile``, which cannot be inverted beyond them. Missing values (NaN) take the middle: the training mean
-    under ``zscore`` and ``log1p``, 0.5 under ``minmax`` and ``quantile``.
+    under ``zscore``, ``rms`` and ``log1p``, 0.5 under ``minmax`` and ``quantile``, 0 under ``unit``.
     """
 
-    scale: Scale
+    scale: Scale | VectorScale
     statistics: np.ndarray
 
     @classmethod
-    def fit(cls, values: np.ndarray, scale: Scale, name: str) -> "Scaler":
+    def fit(cls, values: np.ndarray, scale: Scale | VectorScale, name: str) -> "Scaler":
         """Statistics of ``values [rows, columns]``; NaN is left out.
 
         Raises:
-          ValueError: a column is constant, so that it says nothing and its scale is 0, or has no value at all.
+          ValueError: a column is constant, so that it says nothing and its scale is 0, or has no value at all; under
+            ``rms`` all of them are constant; ``rms`` or ``unit`` of single numbers.
         """
+        if scale in ("rms", "unit") and values.shape[1] == 1:
+            raise ValueError(f"The scale {scale!r} is for vectors and {name!r} is one number. Use 'zscore'.")
         for column in values.T:
             known = column[~np.isnan(column)]
             if not len(known):
                 raise ValueError(f"The feature {name!r} has no value in the training part. Leave it out of the schema.")
-            if known.min() == known.max():
+            if scale not in ("rms", "unit") and known.min() == known.max():
                 raise ValueError(
                     f"The feature {name!r} is constant ({known[0]:g}) in the training part, so it cannot be scaled and "
                     "tells a model nothing. Leave it out of the schema, or give it scale=None."
@@ -58,8 +65,19 @@ class Scaler:
             statistics = np.stack([low, np.nanmax(values, axis=0) - low])
         elif scale == "quantile":
             statistics = np.nanquantile(values, np.linspace(0, 1, _QUANTILES), axis=0)
+        elif scale == "rms":
+            mean = np.nanmean(values, axis=0)
+            root = np.sqrt(np.nanmean((values - mean[None, :]) ** 2))
+            if not root > 0:
+                raise ValueError(f"The vectors {name!r} are all the same in the training part. Leave them out.")
+            statistics = np.stack([mean, np.full_like(mean, root)])
+        elif scale == "unit":
+            statistics = np.zeros((0, values.shape[1]))
         else:
-            raise ValueError(f"Expected scale 'zscore', 'minmax', 'log1p', 'quantile' or None, got {scale!r}.")
+            raise ValueError(
+                f"Expected scale 'zscore', 'minmax', 'log1p', 'quantile', for vectors 'rms', 'unit', or None, got "
+                f"{scale!r}."
+            )
         return cls(scale, statistics)
 
     def transform(self, values: np.ndarray, name: str) -> np.ndarray:
@@ -80,19 +98,25 @@ class Scaler:
         return f"Scaler({self.scale}, {self.statistics.shape[1]} column(s), {shown}{more})"
 
 
-def forward(xp: Any, scale: Scale, statistics: Any, values: Any) -> Any:
+def forward(xp: Any, scale: Scale | VectorScale, statistics: Any, values: Any) -> Any:
     """Normalises, with the array library ``xp``: NumPy, or jax.numpy inside an exported function."""
+    if scale == "unit":
+        known = xp.where(xp.isnan(values), 0.0, values)
+        length = xp.sqrt((known * known).sum(axis=1, keepdims=True))
+        return known / xp.where(length > 0, length, 1.0)
     first = statistics[0]
     if scale == "log1p":
         return xp.where(xp.isnan(values), first[None, :], xp.log1p(values))
     if scale == "quantile":
         return xp.where(xp.isnan(values), 0.5, _by_column(xp, values, statistics, None))
-    middle = first if scale == "zscore" else first + 0.5 * statistics[1]
+    middle = first if scale in ("zscore", "rms") else first + 0.5 * statistics[1]
     return (xp.where(xp.isnan(values), middle[None, :], values) - first[None, :]) / statistics[1][None, :]
 
 
-def backward(xp: Any, scale: Scale, statistics: Any, values: Any) -> Any:
+def backward(xp: Any, scale: Scale | VectorScale, statistics: Any, values: Any) -> Any:
     """The inverse of ``forward``."""
+    if scale == "unit":
+        raise ValueError("Vectors scaled to unit length cannot be turned back: their lengths are gone.")
     if scale == "log1p":
         return xp.expm1(values)
     if scale == "quantile":

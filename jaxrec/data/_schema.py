@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 Scale = Literal["zscore", "minmax", "log1p", "quantile"]
+VectorScale = Literal["zscore", "rms", "unit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,18 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A dense vector in each cell, from any encoder of text, images or graphs. A missing one is all zeros."""
+    """A dense vector in each cell, from any encoder of text, images or graphs. A missing one is all zeros.
+
+    Args:
+      column: name of the column.
+      scale: how vectors are normalised, with statistics of the training part: ``"zscore"`` each number by itself,
+        ``"rms"`` all by one factor, which keeps their proportions (less the mean vector, then the numbers have a mean
+        square of 1), ``"unit"`` each vector to length 1; None to leave them. Models that are trained by gradient
+        descent expect numbers of about 1, as ``"zscore"`` and ``"rms"`` give.
+    """
 
     column: str
-    scale: Literal["zscore"] | None = None
+    scale: VectorScale | None = None
 
 
 Feature = Numeric | Categorical | Labels | Vector

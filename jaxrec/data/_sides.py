@@ -50,9 +50,10 @@ def fit_features(
 def blank(side: Side, fitted: Sequence[FittedFeature], size: int) -> dict[str, Any]:
     """Arrays in which every entity has the features of one of whom nothing is known."""
     nothing = pd.DataFrame({each.name: [None] for each in fitted}, dtype=object)
-    dense = [each.encode(nothing) for each in fitted if not each.is_code]
+    dense, present, _ = side_arrays(fitted, nothing)
     return {
-        f"{side}_dense": np.repeat(np.concatenate(dense, axis=1), size, axis=0) if dense else None,
+        f"{side}_dense": None if dense is None else np.repeat(dense, size, axis=0),
+        f"{side}_present": None if present is None else np.repeat(present, size, axis=0),
         f"{side}_codes": {each.name: np.zeros((size, each.width), np.int32) for each in fitted if each.is_code},
     }
 
@@ -61,9 +62,11 @@ def write(
     features: dict[str, Any], side: Side, fitted: Sequence[FittedFeature], index: np.ndarray, frame: pd.DataFrame
 ) -> None:
     """Features of the frame's entities into the arrays, which a longer list of labels than any before widens."""
-    dense, codes = side_arrays(fitted, frame)
+    dense, present, codes = side_arrays(fitted, frame)
     if dense is not None:
         features[f"{side}_dense"][index] = dense
+    if features[f"{side}_present"] is not None:  # an encoder that an older version saved has none
+        features[f"{side}_present"][index] = present
     for name, code in codes.items():
         old = features[f"{side}_codes"][name]
         if code.shape[1] > old.shape[1]:

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from jaxrec._recommender import Recommender
-from jaxrec.data import Encoder
+from jaxrec.data import Encoder, TfidfSVD
 from jaxrec.export._pack import is_custom, pack, unpack
 
 _FORMAT, _VERSION = "jaxrec", 1
 
 
-def save(value: Recommender | Encoder, path: str | Path) -> None:
-    """Writes a recommender (model, parameters, encoder and what users have seen) or an encoder alone to one file.
+def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:
+    """Writes a recommender (model, parameters, encoder and what users have seen) to one file, or an encoder alone.
 
     The file is a zip archive of ``manifest.json`` and ``.npy`` arrays. It is written under a temporary name and then
     renamed, so that an interrupted call leaves an older file as it was.
 
     Args:
-      value: from ``fit``, ``transfer.adapt`` or ``Encoder.fit``.
+      value: from ``fit``, ``transfer.adapt``, ``Encoder.fit`` or ``TfidfSVD.fit``.
       path: of the file; a folder that does not exist is made.
 
     Raises:
@@ -49,7 +49,7 @@ def save(value: Recommender | Encoder, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, model: Any = None) -> Any:
-    """The recommender or encoder that ``save`` wrote.
+    """The recommender, encoder or ``TfidfSVD`` that ``save`` wrote.
 
     Names, shapes, dtypes and a checksum of every array are checked before anything is built.
 
@@ -84,8 +84,8 @@ def load(path: str | Path, *, model: Any = None) -> Any:
             f"{path} is not a file that jaxrec.save wrote, or it is truncated ({error}). Save it again."
         ) from None
     value = unpack(manifest["tree"], arrays, custom=model)
-    if not isinstance(value, Recommender | Encoder):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a recommender or an encoder.")
+    if not isinstance(value, Recommender | Encoder | TfidfSVD):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a recommender, an encoder or a TfidfSVD.")
     if model is not None and not (isinstance(value, Recommender) and is_custom(value.model)):
         raise ValueError(f"{path} needs no model from you: it holds {value}. Leave model= out.")
     return value

@@ -12,7 +12,18 @@ import numpy as np
 from jaxrec import models
 from jaxrec._recommender import Recommender
 from jaxrec._types import Features, ImplicitSquares
-from jaxrec.data import Categorical, Encoder, Interactions, Labels, Numeric, Scaler, Schema, Vector, Vocabulary
+from jaxrec.data import (
+    Categorical,
+    Encoder,
+    Interactions,
+    Labels,
+    Numeric,
+    Scaler,
+    Schema,
+    TfidfSVD,
+    Vector,
+    Vocabulary,
+)
 from jaxrec.data._features import FittedFeature
 
 _MODELS = tuple(
@@ -22,7 +33,7 @@ _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         Categorical, Encoder, Features, FittedFeature, ImplicitSquares, Interactions, Labels, Numeric, Recommender,
-        Scaler, Schema, Vector, Vocabulary, *_MODELS,
+        Scaler, Schema, TfidfSVD, Vector, Vocabulary, *_MODELS,
     )
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int, Int32, Key, Num
+from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
 
 from jaxrec import _sharded, _tree
 from jaxrec._expect import expect
@@ -40,7 +40,7 @@ class Lookup(NamedTuple):
 class Composed(NamedTuple):
     """A table that is the sum of one and a product of two thin ones; whoever looks rows up need not multiply it out."""
 
-    table: Num[jax.Array, "rows dim"]
+    table: Shaped[jax.Array, "rows dim"]
     a: Float[jax.Array, "rows rank"]
     b: Float[jax.Array, "rank dim"]
 
@@ -103,7 +103,7 @@ def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     return jnp.where((index >= 0) & (index < size), index, 0)
 
 
-def take(values: Num[Array, "entities ..."] | Composed, index: Int[Array, "..."]) -> Num[jax.Array, "..."]:
+def take(values: Shaped[Array, "entities ..."] | Composed, index: Int[Array, "..."]) -> Shaped[jax.Array, "..."]:
     """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
     if isinstance(values, Composed):
         return wide(take(values.table, index)) + jnp.einsum("...r,rd->...d", take(values.a, index), values.b)

@@ -1,14 +1,18 @@
-"""Side features as model input: dense numbers beside pooled embeddings of categories and labels."""
+"""Side features as model input: dense numbers and pooled embeddings of categories and labels, side by side or fused."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int32, Key
 
-from jaxrec._types import Features, Params
+from jaxrec._expect import one_of
+from jaxrec._types import Array, Features, Params
 from jaxrec.models._base import Gathered, Lookup, embedding, take
+from jaxrec.models._fusion import Fusion, Modalities, fuse, init_fusion
 
 Codes = tuple[tuple[str, int], ...]
 """Name and number of rows (the unknown's row 0 included) of each categorical feature."""
@@ -20,16 +24,37 @@ class Content:
 
     The embeddings of an entity's labels are averaged; unknown labels do not count, and an entity with none gets
     zeros.
+
+    With ``fusion`` other than concatenation each part of the dense numbers and each categorical feature is a modality,
+    which an entity has or lacks, and ``fused`` is the width of what becomes of them (see ``fuse``).
     """
 
     side: str  # "user" or "item"
     dense: int
     codes: Codes
     dim: int
+    fusion: Fusion = "concatenation"
+    modalities: Modalities = ()
+    fused: int = 0
+
+    def __post_init__(self) -> None:
+        one_of(self.fusion, get_args(Fusion), "fusion")
+        wanted = 0 if self.fusion == "concatenation" else self.dense
+        total = sum(width for _, width in self.modalities)
+        if total != wanted:
+            raise ValueError(
+                f"Expected the widths of {self.side}_modalities to add up to {wanted} with fusion={self.fusion!r} and "
+                f"{self.dense} dense {self.side} features, got {total}. Make the model with for_data, or cut the "
+                "columns of the dense features into modalities, and give none for concatenation."
+            )
+        names = [name for name, _ in (*self.modalities, *self.codes)]
+        if self.fusion != "concatenation" and len(set(names)) < len(names):
+            raise ValueError(f"Expected distinct names of {self.side} modalities, got {', '.join(names)}.")
 
     @property
     def width(self) -> int:
-        return self.dense + self.dim * len(self.codes)
+        whole = self.dense + self.dim * len(self.codes)
+        return whole if self.fusion == "concatenation" or not whole else self.fused
 
     @property
     def tables(self) -> dict[str, str]:
@@ -41,6 +66,13 @@ class Content:
             name: {"embedding": embedding(key, rows, self.dim, scale)}
             for key, (name, rows) in zip(keys, self.codes, strict=False)
         }
+
+    def init_fusion(self, key: Key[jax.Array, ""]) -> Params:
+        """``{"fusion": ...}``, which ``inputs`` reads, or nothing where there is nothing to fuse."""
+        if self.fusion == "concatenation" or not self.width:
+            return {}
+        widths = self.modalities + tuple((name, self.dim) for name, _ in self.codes)
+        return {"fusion": init_fusion(key, widths, self.fused, self.fusion)}
 
     def lookups(self, prefix: str, index: jax.Array, features: Features) -> dict[str, Lookup]:
         """``prefix`` tells several uses of the same features apart, as target and as history."""
@@ -56,14 +88,43 @@ class Content:
         return {prefix: own, **self.lookups(prefix, index, features)}
 
     def inputs(
-        self, prefix: str, gathered: Gathered, index: Int32[jax.Array, "*index"], features: Features
+        self,
+        prefix: str,
+        gathered: Gathered,
+        index: Int32[jax.Array, "*index"],
+        features: Features,
+        params: Params | None = None,
     ) -> Float[jax.Array, "*index width"]:
-        parts = [self.numbers(index, features)] if self.dense else []
+        """What the model reads of the entities; ``params`` is the side's tree, of which fusing reads its own."""
+        parts, present = {}, {}
+        if self.dense and self.fusion == "concatenation":
+            parts[""] = self.numbers(index, features)
+        elif self.dense:
+            known = take(self._presence(features), index)
+            ends = list(itertools.accumulate(width for _, width in self.modalities))
+            pieces = jnp.split(self.numbers(index, features), ends[:-1], axis=-1)
+            for at, ((name, _), piece) in enumerate(zip(self.modalities, pieces, strict=True)):
+                parts[name], present[name] = piece, known[..., at]
         for name, _ in self.codes:
             known = self.known(name, index, features)
             total = jnp.einsum("...ld,...l->...d", gathered[f"{prefix}/{name}"], known)
-            parts.append(total / jnp.maximum(known.sum(-1, keepdims=True), 1.0))
-        return jnp.concatenate(parts, axis=-1)
+            count = known.sum(-1, keepdims=True)
+            parts[name], present[name] = total / jnp.maximum(count, 1.0), count[..., 0] > 0
+        if self.fusion == "concatenation":
+            return jnp.concatenate(list(parts.values()), axis=-1)
+        assert params is not None
+        return fuse(params["fusion"], self.fusion, parts, present)
+
+    def _presence(self, features: Features) -> Array:
+        present = features.user_present if self.side == "user" else features.item_present
+        if present is None or present.shape[1] != len(self.modalities):
+            came = "none" if present is None else f"{present.shape[1]} columns"
+            raise ValueError(
+                f"The model fuses {len(self.modalities)} dense {self.side} modalities and Features.{self.side}_present "
+                f"has {came}. Fit the encoder again if an older version saved it; in features of your own say by "
+                "entity and modality what is there."
+            )
+        return present
 
     def numbers(self, index: Int32[jax.Array, "*index"], features: Features) -> Float[jax.Array, "*index dense"]:
         dense = features.user_dense if self.side == "user" else features.item_dense

@@ -11,6 +11,7 @@ from jaxrec._types import Array, Batch, Features, HasSizes, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup
 from jaxrec.models._content import Codes, Content, init_mlp, mlp
+from jaxrec.models._fusion import Fusion, Modalities, modalities_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class SequenceTransformer:
       item_dense: width of ``Features.item_dense``.
       item_codes: name and number of rows of each array in ``Features.item_codes``.
       code_dim: width of the embedding of a category or label.
+      fusion: how an item's features become the perceptron's input; see ``TwoTower``.
+      item_modalities: name and width of each part of ``Features.item_dense``, in order; none for concatenation.
 
     References:
       Kang and McAuley, Self-attentive sequential recommendation, ICDM 2018 (SASRec; here with normalisation before each
@@ -60,9 +63,12 @@ class SequenceTransformer:
     item_dense: int = 0
     item_codes: Codes = ()
     code_dim: int = 16
+    fusion: Fusion = "concatenation"
+    item_modalities: Modalities = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _ = self._item  # which checks how it is fused
         if self.history < 1 or self.heads < 1 or self.dim % self.heads:
             raise ValueError(
                 f"Expected history >= 1 and a dim that is a multiple of heads >= 1, got history={self.history}, "
@@ -77,7 +83,15 @@ class SequenceTransformer:
     def for_data(cls, data: HasSizes, **options: Any) -> "SequenceTransformer":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
         sizes = _base.sizes_of(data)
-        return cls(item_rows=sizes.item_rows, item_dense=sizes.item_dense, item_codes=sizes.item_codes, **options)
+        modalities = modalities_for(sizes, options.get("fusion", "concatenation"))
+        modalities.pop("user_modalities", None)
+        return cls(
+            item_rows=sizes.item_rows,
+            item_dense=sizes.item_dense,
+            item_codes=sizes.item_codes,
+            **modalities,
+            **options,
+        )
 
     @property
     def tables(self) -> dict[str, str]:
@@ -89,7 +103,9 @@ class SequenceTransformer:
 
     @property
     def _item(self) -> Content:
-        return Content("item", self.item_dense, self.item_codes, self.code_dim)
+        return Content(
+            "item", self.item_dense, self.item_codes, self.code_dim, self.fusion, self.item_modalities, self.dim
+        )
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         key_id, key_codes, key_mlp, key_position, key_user, *keys = jax.random.split(key, 5 + self.layers)
@@ -99,6 +115,7 @@ class SequenceTransformer:
         }
         if self.item_codes:
             item["features"] = self._item.init(key_codes, 1.0)
+        item |= self._item.init_fusion(jax.random.fold_in(key_mlp, 0))
         if self._item.width:
             item["mlp"] = init_mlp(key_mlp, (self._item.width, *self.hidden, self.dim), scale)
         return {
@@ -196,7 +213,8 @@ class SequenceTransformer:
     ) -> Float[jax.Array, "*items dim"]:
         vectors = gathered[prefix]
         if self._item.width:
-            vectors = vectors + mlp(params["item"]["mlp"], self._item.inputs(prefix, gathered, items, features))
+            content = self._item.inputs(prefix, gathered, items, features, params["item"])
+            vectors = vectors + mlp(params["item"]["mlp"], content)
         return vectors
 
     def _last(

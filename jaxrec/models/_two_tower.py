@@ -11,6 +11,7 @@ from jaxrec._types import Array, Batch, Features, HasSizes, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup
 from jaxrec.models._content import Codes, Content, init_mlp, mlp
+from jaxrec.models._fusion import Fusion, Modalities, modalities_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,18 @@ class TwoTower:
       code_dim: width of the embedding of a category or label.
       history: longest history pooled; 0 for towers without one. A user with a history needs no id.
       id_dropout: probability, in [0, 1].
+      fusion: how the features of one side become the perceptron's input: ``"concatenation"`` lays them side by side,
+        a missing one as zeros; ``"gated"`` and ``"attention"`` project each modality (a vector, a run of numbers, a
+        categorical feature) to ``dim`` numbers and weigh those that an entity has, as if the others did not exist.
+      user_modalities: name and width of each part of ``Features.user_dense``, in order; none for concatenation.
+      item_modalities: likewise for items.
 
     References:
       Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019 (two
       towers; here the id is added to the content's output instead of concatenated with its input). Volkovs, Yu
       and Poutanen, DropoutNet: addressing cold start in recommender systems, NeurIPS 2017 (leaving ids out).
+      Arevalo et al., Gated multimodal units for information fusion, ICLR workshop 2017, and Yang et al., Hierarchical
+      attention networks for document classification, NAACL 2016 (fusion).
     """
 
     user_rows: int
@@ -57,9 +65,13 @@ class TwoTower:
     code_dim: int = 16
     history: int = 0
     id_dropout: float = 0.1
+    fusion: Fusion = "concatenation"
+    user_modalities: Modalities = ()
+    item_modalities: Modalities = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _ = self._user, self._item  # which check how they are fused
         if not 0.0 <= self.id_dropout <= 1.0:
             raise ValueError(f"Expected id_dropout in [0, 1], got {self.id_dropout}. It is a probability.")
 
@@ -74,6 +86,7 @@ class TwoTower:
             item_dense=sizes.item_dense,
             user_codes=sizes.user_codes,
             item_codes=sizes.item_codes,
+            **modalities_for(sizes, options.get("fusion", "concatenation")),
             **options,
         )
 
@@ -88,11 +101,14 @@ class TwoTower:
 
     @property
     def _user(self) -> Content:
-        return Content("user", self.user_dense, self.user_codes, self.code_dim)
+        return self._content("user", self.user_dense, self.user_codes, self.user_modalities)
 
     @property
     def _item(self) -> Content:
-        return Content("item", self.item_dense, self.item_codes, self.code_dim)
+        return self._content("item", self.item_dense, self.item_codes, self.item_modalities)
+
+    def _content(self, side: str, dense: int, codes: Codes, modalities: Modalities) -> Content:
+        return Content(side, dense, codes, self.code_dim, self.fusion, modalities, self.dim)
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         key_user, key_item, key_bias = jax.random.split(key, 3)
@@ -112,6 +128,7 @@ class TwoTower:
         tower: Params = {"embedding": table, "bias": jnp.zeros((self.dim,), jnp.float32)}
         if content.codes:
             tower["features"] = content.init(key_codes, 1.0)
+        tower |= content.init_fusion(jax.random.fold_in(key_mlp, 0))
         if content.width:
             tower["mlp"] = init_mlp(key_mlp, (content.width, *self.hidden, self.dim), scale)
         return tower
@@ -160,7 +177,7 @@ class TwoTower:
         tower = params["user"]
         vector = self._leave_out(gathered["user"], keys["user"]) + tower["bias"][None, :]
         if self._user.width:
-            vector += mlp(tower["mlp"], self._user.inputs("user", gathered, _base.users_of(batch), features))
+            vector += mlp(tower["mlp"], self._user.inputs("user", gathered, _base.users_of(batch), features, tower))
         if self.history:
             touched = _base.history_of(batch)
             known = (touched > 0).astype(jnp.float32)
@@ -175,7 +192,7 @@ class TwoTower:
         tower = params["item"]
         vector = self._leave_out(gathered[prefix], key)
         if self._item.width:
-            vector += mlp(tower["mlp"], self._item.inputs(prefix, gathered, items, features))
+            vector += mlp(tower["mlp"], self._item.inputs(prefix, gathered, items, features, tower))
         return vector + tower["bias"].reshape((1,) * (vector.ndim - 1) + (self.dim,))
 
     def _leave_out(self, vectors: Float[jax.Array, "*batch dim"], key: Any) -> Float[jax.Array, "*batch dim"]:
