@@ -32,7 +32,7 @@ class _Task(NamedTuple):
 
     name: str
     rows: pd.DataFrame
-    candidates: np.ndarray | None
+    candidates: Any  # raw ids of items; None for all
     revealed: pd.DataFrame | None = None
 
 
@@ -284,7 +284,7 @@ class _Search:
             if "known" in by_name:
                 user = str(self.schema.user)
                 rows = pd.concat([task.rows, by_name["known"].rows])
-                both = np.intersect1d(task.rows[user].unique(), by_name["known"].rows[user].unique())
+                both = set(task.rows[user]) & set(by_name["known"].rows[user])
                 every = _Task("all items", _within(rows, {user: both}), None)
                 if len(both) >= _LEAST:
                     factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
@@ -295,7 +295,7 @@ class _Search:
         return weight(cold, warm, factor)
 
 
-def _within(rows: pd.DataFrame, allowed: dict[str, np.ndarray]) -> pd.DataFrame:
+def _within(rows: pd.DataFrame, allowed: dict[str, Any]) -> pd.DataFrame:
     for column, values in allowed.items():
         rows = rows[rows[column].isin(values)]
     return rows

@@ -1,0 +1,106 @@
+"""Mixtures are sums of their parts, and the default for newcomers explains what it chose."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import refuses
+
+import jaxrec
+from jaxrec import coldstart, data, train
+
+WEIGHT = [[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]]
+
+
+@pytest.fixture(scope="module")
+def two(parts):
+    return train.fit_als(parts.train, dim=4, epochs=4, content=True), train.fit_content_knn(parts.train, neighbours=8)
+
+
+@pytest.fixture(scope="module")
+def mixed(two):
+    return coldstart.mix(two, WEIGHT, few=25)
+
+
+def test_a_mixture_is_the_gated_sum_of_its_parts(two, mixed, world):
+    item, user = world.target.schema.item, world.target.schema.user
+    twin = world.target.items.head(2).assign(**{item: ["new-a", "new-b"]})
+    ready = [coldstart.add(each, items=twin) for each in (*two, mixed)]
+    pairs = pd.DataFrame(
+        [(each, one) for each in two[0].encoder.users.ids[:3] for one in ready[0].encoder.items.ids],
+        columns=[user, item],
+    )
+    first, second, found = (jaxrec.predict(each, pairs) for each in ready)
+    count = two[0].trained.item_count
+    index = ready[0].encoder.items.encode(pairs[item])
+    bucket = np.where(index >= len(count), 0, np.where(count[np.minimum(index, len(count) - 1)] < 25, 1, 2))
+    bucket[ready[0].encoder.features.item_row[index] == 0] = 0
+    assert set(bucket) == {0, 1, 2}
+    weight = np.asarray(WEIGHT)[:, bucket]
+    np.testing.assert_allclose(found, weight[0] * first + weight[1] * second, rtol=1e-4, atol=1e-5)
+    lists = jaxrec.recommend(ready[2], list(pairs[user].unique()), k=5, exclude_seen=False)
+    scores = pairs.assign(score=found).rename(columns={user: "user", item: "item"})
+    joined = lists.merge(scores, on=["user", "item"], suffixes=("", "_pair"))
+    np.testing.assert_allclose(joined.score, joined.score_pair, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.sort(lists.score), np.sort(scores.groupby("user").score.nlargest(5)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_new_users_are_folded_in_as_the_part_alone_does(two, tmp_path):
+    alone, mixed = two[0], coldstart.mix([two[0]], [[1.0, 1.0, 1.0]])
+    touched = pd.DataFrame({"user": [9_999] * 2, "item": alone.encoder.items.ids[:2], "time": [0, 1]})
+    jaxrec.save(mixed, tmp_path / "mixed")
+    lists = [
+        jaxrec.recommend(each, [9_999], interactions=touched, k=5)
+        for each in (alone, mixed, jaxrec.load(tmp_path / "mixed"))
+    ]
+    for other in lists[1:]:
+        assert list(other.item) == list(lists[0].item)
+        np.testing.assert_allclose(other.score, lists[0].score, rtol=1e-5)
+
+
+def test_what_cannot_be_mixed_is_refused(two, factorization):
+    for parts, weight, options, message in (
+        ([], [], {}, "at least one recommender"),
+        (two, [[1.0, 1.0, 1.0]], {}, r"shape \(2, 3\)"),
+        (two, [[1.0, 1.0, 1.0], [1.0, float("nan"), 1.0]], {}, "finite weights"),
+        (two, WEIGHT, {"few": 0}, "few >= 1"),
+        ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
+        ((two[0], two[1].replace(num_trained=1)), WEIGHT, {}, "same training data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            coldstart.mix(parts, weight, **options)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    world = data.generate(seed=3, target_users=260, target_items=220, source_users=260, source_items=20).target
+    return world, jaxrec.ColdStart(world.schema, seconds=1e-3).fit(
+        world.interactions, users=world.users, items=world.items
+    )
+
+
+def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
+    world, cold = chosen
+    assert "alternating least squares of width 64" in cold.explanation
+    assert "Nearest neighbours by content make up" in cold.explanation
+    assert {"known", "new items", "new users", "new users, 5 interactions"} <= set(cold.trials.columns)
+    assert cold.trials["setting"].str.startswith("stretch of new items").any()
+    found = cold.recommend(new_items=world.items.head(1).assign(**{world.schema.item: "brand-new"}), k=3)
+    assert found.groupby("user").size().eq(3).all() and np.isfinite(found.score).all()
+
+
+def test_ratings_are_predicted_and_bad_calls_refused(rated_world):
+    frames = rated_world.target
+    bare = data.Schema(target=frames.schema.target, time=frames.schema.time)
+    cold = jaxrec.ColdStart(bare).fit(frames.interactions)
+    assert "a MatrixFactorization was trained" in cold.explanation and len(cold.trials)
+    assert not jaxrec.ColdStart(bare, seed=1).fit(frames.interactions).trials["rmse"].equals(cold.trials["rmse"])
+    with pytest.raises(ValueError, match="Nothing has been fitted yet"):
+        _ = jaxrec.ColdStart(bare).recommender
+    with pytest.raises(ValueError, match="seconds > 0"):
+        jaxrec.ColdStart(bare, seconds=0)
+    with pytest.raises(ValueError, match="schema with users and items"):
+        jaxrec.ColdStart(data.Schema(item=None, target="y"))
+    with refuses(TypeError, "Expected a Schema"):
+        jaxrec.ColdStart("user")
