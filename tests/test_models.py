@@ -171,9 +171,9 @@ def test_factorization_is_the_biased_inner_product():
 
 def features_of(side, index, leaves):
     """``(x, w, v)`` of every single feature that an entity has, as Rendle's design matrix would list them."""
-    row, dense, (name,) = (
-        (FEATURES.user_row, FEATURES.user_dense, FEATURES.user_codes) if side == "user"
-        else (FEATURES.item_row, FEATURES.item_dense, FEATURES.item_codes)
+    row, dense, name = (
+        (FEATURES.user_row, FEATURES.user_dense, "group") if side == "user"
+        else (FEATURES.item_row, FEATURES.item_dense, "tags")
     )  # fmt: skip
     codes = (FEATURES.user_codes if side == "user" else FEATURES.item_codes)[name][index]
     known = [int(code) for code in codes if code > 0]

@@ -36,7 +36,7 @@ def test_importing_loads_nothing_that_is_not_needed(code, heavy):
 
 
 def test_rooms_and_verbs_are_reached_by_name():
-    assert set(ROOMS) | {"evaluate", "fit", "load", "predict", "recommend", "save"} == set(jaxrec.__all__)
+    assert set(ROOMS) | {"ColdStart", "evaluate", "fit", "load", "predict", "recommend", "save"} == set(jaxrec.__all__)
     assert all(hasattr(jaxrec, name) for name in jaxrec.__all__) and set(jaxrec.__all__) <= set(dir(jaxrec))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jaxrec.nothing  # noqa: B018

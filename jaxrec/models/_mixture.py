@@ -103,7 +103,7 @@ class Mixture:
             prefix = f"{number}/"
             own = {name[len(prefix) :]: rows for name, rows in gathered.items() if name.startswith(prefix)}
             scores = _base.scored(
-                part.score(params["parts"].get(str(number), {}), own, batch, features, key=keys[number])
+                part.score(params.get("parts", {}).get(str(number), {}), own, batch, features, key=keys[number])
             ).scores
             weights = [gate[number][None, :] if gate.ndim == 2 else gate[number] for gate in gates]
             whole = [jnp.broadcast_to(weight, (scores.shape[0], weight.shape[-1])) for weight in weights]
