@@ -1,12 +1,15 @@
 """Mixtures are sums of their parts, and the default for newcomers explains what it chose."""
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
+from cases import FEATURES, MODELS, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import coldstart, data, train
+from jaxrec import coldstart, data, models, train
+from jaxrec.models import _base
 
 WEIGHT = [[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]]
 
@@ -104,3 +107,20 @@ def test_ratings_are_predicted_and_bad_calls_refused(rated_world):
         jaxrec.ColdStart(data.Schema(item=None, target="y"))
     with refuses(TypeError, "Expected a Schema"):
         jaxrec.ColdStart("user")
+
+
+def test_a_mixture_adds_its_parts_penalties():
+    parts = tuple(MODELS[name].model for name in ("autoencoder", "linear"))
+    model = models.Mixture(parts=parts, item_rows=7)
+    params = model.init(jax.random.key(0))
+    alone = [
+        part.score(
+            params["parts"][str(number)], _base.gather(params["parts"][str(number)], lookups), batch_of(), FEATURES
+        )
+        for number, part in enumerate(parts)
+        for lookups in [part.lookups(batch_of(), FEATURES)]
+    ]
+    gathered = _base.gather(params, model.lookups(batch_of(), FEATURES))
+    found = model.score(params, gathered, batch_of(), FEATURES)
+    expected = sum(float(_base.scored(each).penalty) for each in alone)
+    assert expected > 0 and float(found.penalty) == pytest.approx(expected, rel=1e-5) and found.warmup == 20

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
+from jaxrec.coldstart._backbone import check
 from jaxrec.data import Dataset
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
@@ -20,14 +20,7 @@ def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array
     Raises:
       ValueError: the backbone does not factorise, or its entity indices are not those of ``train``.
     """
-    expect(backbone, Recommender, "backbone")
-    expect(train, Dataset, "train")
-    backbone.check(train)
-    if not backbone.factorises:
-        raise ValueError(
-            "Expected a backbone whose scores are inner products of user and item vectors, such as "
-            f"train.fit_als(train), got {type(backbone.model).__name__}."
-        )
+    check(backbone, train)
     backbone = backbone.replace(seen=backbone.trained)  # as training left it: nothing that was added is folded in
     sizes, features = train.sizes, train.features
     users = _entity_of_row(features.user_row, sizes.user_rows)

@@ -75,16 +75,7 @@ class BackboneTowers:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "BackboneTowers":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = _base.sizes_of(data)
-        return cls(
-            user_rows=sizes.user_rows,
-            item_rows=sizes.item_rows,
-            user_dense=sizes.user_dense,
-            item_dense=sizes.item_dense,
-            user_codes=sizes.user_codes,
-            item_codes=sizes.item_codes,
-            **options,
-        )
+        return cls(**_base.sized(cls, data), **options)
 
     @property
     def tables(self) -> dict[str, str]:

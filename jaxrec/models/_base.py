@@ -30,6 +30,13 @@ def resized(model: Any, data: HasSizes) -> Any:
     return type(model).for_data(data, **{name: value for name, value in options.items() if name not in Sizes._fields})
 
 
+def sized(cls: type[Any], data: HasSizes) -> dict[str, Any]:
+    """The data's sizes by the names of the model's fields; what only fusion reads is left to it."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    sizes = sizes_of(data)._asdict()
+    return {name: size for name, size in sizes.items() if name in names and not name.endswith("_modalities")}
+
+
 class Lookup(NamedTuple):
     """Rows of one table that a batch touches; several lookups may share a table."""
 

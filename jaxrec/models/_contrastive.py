@@ -76,14 +76,7 @@ class CLCRec:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "CLCRec":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = _base.sizes_of(data)
-        return cls(
-            user_rows=sizes.user_rows,
-            item_rows=sizes.item_rows,
-            item_dense=sizes.item_dense,
-            item_codes=sizes.item_codes,
-            **options,
-        )
+        return cls(**_base.sized(cls, data), **options)
 
     @property
     def _encoder(self) -> ItemEncoder:

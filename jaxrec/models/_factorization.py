@@ -47,8 +47,7 @@ class MatrixFactorization:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "MatrixFactorization":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = _base.sizes_of(data)
-        return cls(user_rows=sizes.user_rows, item_rows=sizes.item_rows, **options)
+        return cls(**_base.sized(cls, data), **options)
 
     @property
     def tables(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Key
 from jaxrec._types import Array, Batch, Features, Params
 from jaxrec.data import Interactions
 from jaxrec.models import _base
-from jaxrec.models._base import Gathered, Lookup
+from jaxrec.models._base import Gathered, Lookup, Scored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,22 +93,20 @@ class Mixture:
             found[f"gate/{name}"] = Lookup("gate/bucket", _base.take(features.item_row, items))
         return found
 
-    def score(
-        self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None
-    ) -> Float[jax.Array, "batch columns"]:
+    def score(self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None) -> Scored:
         keys = [None] * len(self.parts) if key is None else jax.random.split(key, len(self.parts))
-        total = 0.0
+        total, penalty, warmup = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), 0
         gates = [self._gate(params, gathered[f"gate/{name}"]) for name in _base.item_fields(batch)]
         for number, part in enumerate(self.parts):
             prefix = f"{number}/"
             own = {name[len(prefix) :]: rows for name, rows in gathered.items() if name.startswith(prefix)}
-            scores = _base.scored(
-                part.score(params.get("parts", {}).get(str(number), {}), own, batch, features, key=keys[number])
-            ).scores
+            leaves = params.get("parts", {}).get(str(number), {})
+            found = _base.scored(part.score(leaves, own, batch, features, key=keys[number]))
+            scores, penalty, warmup = found.scores, penalty + found.penalty, max(warmup, found.warmup)
             weights = [gate[number][None, :] if gate.ndim == 2 else gate[number] for gate in gates]
             whole = [jnp.broadcast_to(weight, (scores.shape[0], weight.shape[-1])) for weight in weights]
             total = total + jnp.concatenate(whole, axis=1) * scores
-        return jnp.asarray(total)
+        return Scored(total, penalty, warmup)
 
     apply = _base.apply
 

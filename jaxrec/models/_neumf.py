@@ -69,8 +69,7 @@ class NeuMF:
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "NeuMF":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
-        sizes = _base.sizes_of(data)
-        return cls(user_rows=sizes.user_rows, item_rows=sizes.item_rows, **options)
+        return cls(**_base.sized(cls, data), **options)
 
     @property
     def _widths(self) -> dict[str, int]:

@@ -85,13 +85,7 @@ class SequenceTransformer:
         sizes = _base.sizes_of(data)
         modalities = modalities_for(sizes, options.get("fusion", "concatenation"))
         modalities.pop("user_modalities", None)
-        return cls(
-            item_rows=sizes.item_rows,
-            item_dense=sizes.item_dense,
-            item_codes=sizes.item_codes,
-            **modalities,
-            **options,
-        )
+        return cls(**_base.sized(cls, data), **modalities, **options)
 
     @property
     def tables(self) -> dict[str, str]:

@@ -79,16 +79,7 @@ class TwoTower:
     def for_data(cls, data: HasSizes, **options: Any) -> "TwoTower":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""
         sizes = _base.sizes_of(data)
-        return cls(
-            user_rows=sizes.user_rows,
-            item_rows=sizes.item_rows,
-            user_dense=sizes.user_dense,
-            item_dense=sizes.item_dense,
-            user_codes=sizes.user_codes,
-            item_codes=sizes.item_codes,
-            **modalities_for(sizes, options.get("fusion", "concatenation")),
-            **options,
-        )
+        return cls(**_base.sized(cls, data), **modalities_for(sizes, options.get("fusion", "concatenation")), **options)
 
     @property
     def tables(self) -> dict[str, str]:
