@@ -40,14 +40,14 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn):
 
 
 def columns(features, side, sizes):
-    """Intercept, dense features and shares of labels of every entity."""
+    """Intercept, dense features and, of unit length, the labels of every entity."""
     dense, codes = getattr(features, f"{side}_dense"), getattr(features, f"{side}_codes")
     parts = [np.ones((len(getattr(features, f"{side}_row")), 1))]
     parts += [] if dense is None else [np.asarray(dense)]
     for name, size in sizes:
-        shares = np.stack([(codes[name] == label).sum(axis=1) for label in range(size)], axis=1).astype(float)
-        shares[:, 0] = 0.0
-        parts.append(shares / np.maximum(shares.sum(axis=1, keepdims=True), 1.0))
+        has = np.stack([(codes[name] == label).sum(axis=1) for label in range(size)], axis=1).astype(float)
+        has[:, 0] = 0.0
+        parts.append(has / np.maximum(np.sqrt(has.sum(axis=1, keepdims=True)), 1.0))
     return np.concatenate(parts, axis=1)
 
 

@@ -93,6 +93,22 @@ def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
     assert found.groupby("user").size().eq(3).all() and np.isfinite(found.score).all()
 
 
+def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):
+    monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
+    monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))
+    rng = np.random.default_rng(0)
+    groups, members = 10, 22
+    items = pd.DataFrame({"item": np.arange(groups * members)})
+    items["group"] = [f"g{number}" for number in items["item"] % groups]
+    items["noise"] = [f"n{number}" for number in rng.integers(0, groups, len(items))]
+    rows = [(user, item) for user in range(220) for item in user % groups + groups * rng.permutation(members)[:12]]
+    schema = data.Schema(item_features=(data.Categorical("noise"), data.Categorical("group")))
+    cold = jaxrec.ColdStart(schema).fit(pd.DataFrame(rows, columns=["user", "item"]), items=items)
+    found = cold.trials.set_index("setting")["new items"]
+    assert found["neighbours by group"] > found["neighbours by all content"] > found["neighbours by noise"]
+    assert "Nearest neighbours by group alone make up" in cold.explanation
+
+
 def test_ratings_are_predicted_and_bad_calls_refused(rated_world):
     frames = rated_world.target
     bare = data.Schema(target=frames.schema.target, time=frames.schema.time)

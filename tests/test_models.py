@@ -459,6 +459,26 @@ def test_linear_model_is_the_weighted_sum_of_its_features():
     assert model.apply(params, batch, FEATURES)[0, 0] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_labels_are_pooled_by_their_mean_or_by_the_root_of_their_number():
+    model, params = initialised("towers")
+    linear = dataclasses.replace(model, hidden=(), item_dense=0, code_dim=model.dim)
+    kernel = jnp.eye(model.dim, dtype=jnp.float32)
+    table = jax.random.normal(jax.random.key(0), (dict(model.item_codes)["tags"], model.dim), jnp.float32)
+    item = {**params["item"], "features": {"tags": {"embedding": table}}, "mlp": {"0": {"kernel": kernel}}}
+    several = int((np.asarray(FEATURES.item_codes["tags"]) > 0).sum(axis=1).argmax())
+    tags = np.asarray([code for code in np.asarray(FEATURES.item_codes["tags"][several]) if code > 0])
+    assert len(tags) > 1 and linear.pooling == "mean"
+    for pooling, divisor in (("mean", len(tags)), ("sqrtn", len(tags) ** 0.5)):
+        vector = dataclasses.replace(linear, pooling=pooling).item_vectors(
+            {**params, "item": item}, jnp.asarray([several], jnp.int32), FEATURES
+        )[0]
+        row = int(FEATURES.item_row[several])
+        rest = vector - item["embedding"][row] - item["bias"]
+        np.testing.assert_allclose(rest, table[tags].sum(axis=0) / divisor, rtol=1e-4, atol=1e-6)
+    with refuses(ValueError, "pooling.*'mean'.*'sqrtn'.*got 'sum'"):
+        dataclasses.replace(model, pooling="sum")
+
+
 def test_history_pools_the_item_vectors():
     model, params = initialised("towers with history")
     batch = batch_of(1)._replace(history=jnp.asarray([[3, 0, 5]], jnp.int32))

@@ -44,8 +44,9 @@ class ColdStart:
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left; with item features, mixed with nearest neighbours by content, for new items and for known ones apart, and
-      new items' scores stretched so that they compete with known ones;
+      is left; with item features, mixed with nearest neighbours by content (by that feature alone which serves new items
+      best, or by all), for new items and for known ones apart, and new items' scores stretched so that they compete
+      with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
       stopping.
 
@@ -140,6 +141,7 @@ class _Search:
         self.content = bool(schema.user_features or schema.item_features)
         self.trials: list[dict[str, Any]] = []
         self.reasons: list[str] = []
+        self.what = ""
 
     def run(self, interactions: pd.DataFrame) -> None:
         train, self.tasks = self._held_out(interactions)
@@ -152,10 +154,10 @@ class _Search:
 
         recommender = factors(whole)
         if self.schema.item_features:
-            neighbours = fit_content_knn(inner)
+            content, neighbours = self._neighbours(inner)
             weight = self._weights(best, neighbours)
             if weight[1].any():
-                recommender = mix([recommender, fit_content_knn(whole)], weight, few=_FEW)
+                recommender = mix([recommender, fit_content_knn(whole, features=content)], weight, few=_FEW)
         self.owner._recommender = recommender
         self.owner.trials = pd.DataFrame(self.trials)
         self.owner.explanation = " ".join(self.reasons)
@@ -251,6 +253,26 @@ class _Search:
         )  # fmt: skip
         return setting, width, recommender
 
+    def _neighbours(self, inner: Any) -> tuple[list[str] | None, Recommender]:
+        """By the content that tells new items apart best: all, or one feature that the others would dilute."""
+        names = [feature.name for feature in inner.encoder.item_features]
+        task = next((task for task in self.tasks if task.name == "new items"), None)
+        options: list[list[str] | None] = [None, *([name] for name in names if len(names) > 1)]
+        found = []
+        for option in options if task else options[:1]:
+            if found and time.monotonic() > self.end:
+                break
+            start, value = time.monotonic(), 0.0
+            recommender = fit_content_knn(inner, features=option)
+            if task:
+                value = self._value(recommender, task)
+                what = f"neighbours by {option[0] if option else 'all content'}"
+                self.trials.append({"setting": what, "seconds": time.monotonic() - start, task.name: value})
+            found.append((value, recommender))
+        best = int(np.argmax([value for value, _ in found]))
+        self.what = f"by {options[best][0]} alone" if options[best] else "by content"
+        return options[best], found[best][1]
+
     def _weights(self, factors: Recommender, neighbours: Recommender) -> np.ndarray:
         """The gate's weights, each bucket's found on its own task, and then both on one scale."""
         scale = [1.0 / max(_spread(part, self.seed), 1e-12) for part in (factors, neighbours)]
@@ -289,7 +311,7 @@ class _Search:
                 if len(both) >= _LEAST:
                     factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
         self.reasons.append(
-            f"Nearest neighbours by content make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
+            f"Nearest neighbours {self.what} make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
             f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
         )
         return weight(cold, warm, factor)

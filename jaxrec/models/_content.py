@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,16 @@ from jaxrec.models._fusion import Fusion, Modalities, fuse, init_fusion
 Codes = tuple[tuple[str, int], ...]
 """Name and number of rows (the unknown's row 0 included) of each categorical feature."""
 
+Pooling = Literal["mean", "sqrtn"]
+"""How the embeddings of an entity's labels become one: their mean, or their sum over the root of their number."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Content:
     """One side's features: ``dense`` numbers and ``codes``, each category embedded in ``dim`` numbers.
 
-    The embeddings of an entity's labels are averaged; unknown labels do not count, and an entity with none gets
+    The embeddings of an entity's labels are averaged, or with ``pooling="sqrtn"`` added and divided by the root of
+    their number, so that many labels say as much as few; unknown labels do not count, and an entity with none gets
     zeros.
 
     With ``fusion`` other than concatenation each part of the dense numbers and each categorical feature is a modality,
@@ -36,9 +40,11 @@ class Content:
     fusion: Fusion = "concatenation"
     modalities: Modalities = ()
     fused: int = 0
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
         one_of(self.fusion, get_args(Fusion), "fusion")
+        one_of(self.pooling, get_args(Pooling), "pooling")
         wanted = 0 if self.fusion == "concatenation" else self.dense
         total = sum(width for _, width in self.modalities)
         if total != wanted:
@@ -109,7 +115,9 @@ class Content:
             known = self.known(name, index, features)
             total = jnp.einsum("...ld,...l->...d", gathered[f"{prefix}/{name}"], known)
             count = known.sum(-1, keepdims=True)
-            parts[name], present[name] = total / jnp.maximum(count, 1.0), count[..., 0] > 0
+            many = jnp.maximum(count, 1.0)
+            parts[name] = total / (jnp.sqrt(many) if self.pooling == "sqrtn" else many)
+            present[name] = count[..., 0] > 0
         if self.fusion == "concatenation":
             return jnp.concatenate(list(parts.values()), axis=-1)
         assert params is not None

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Key
 from jaxrec._types import Array, Batch, Features, HasSizes, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup
-from jaxrec.models._content import Codes, Content, init_mlp, mlp
+from jaxrec.models._content import Codes, Content, Pooling, init_mlp, mlp
 from jaxrec.models._fusion import Fusion, Modalities, modalities_for
 
 
@@ -43,6 +43,8 @@ class TwoTower:
       fusion: how the features of one side become the perceptron's input: ``"concatenation"`` lays them side by side,
         a missing one as zeros; ``"gated"`` and ``"attention"`` project each modality (a vector, a run of numbers, a
         categorical feature) to ``dim`` numbers and weigh those that an entity has, as if the others did not exist.
+      pooling: of an entity's labels: ``"mean"``, or ``"sqrtn"``, their sum over the root of their number, which suits
+        many labels that each say something of their own, such as tags.
       user_modalities: name and width of each part of ``Features.user_dense``, in order; none for concatenation.
       item_modalities: likewise for items.
 
@@ -66,6 +68,7 @@ class TwoTower:
     history: int = 0
     id_dropout: float = 0.1
     fusion: Fusion = "concatenation"
+    pooling: Pooling = "mean"
     user_modalities: Modalities = ()
     item_modalities: Modalities = ()
 
@@ -99,7 +102,7 @@ class TwoTower:
         return self._content("item", self.item_dense, self.item_codes, self.item_modalities)
 
     def _content(self, side: str, dense: int, codes: Codes, modalities: Modalities) -> Content:
-        return Content(side, dense, codes, self.code_dim, self.fusion, modalities, self.dim)
+        return Content(side, dense, codes, self.code_dim, self.fusion, modalities, self.dim, self.pooling)
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         key_user, key_item, key_bias = jax.random.split(key, 3)

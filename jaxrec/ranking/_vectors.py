@@ -16,7 +16,7 @@ from jaxrec.data import Encoder, Interactions
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
 
-_ROWS = 2**16  # entities whose vectors are computed at once
+_ROWS = 2**16  # entities whose vectors are computed at once, fewer where they have many labels
 _SAMPLE = 20_000  # entities that stand for all in the statistics of fold-in
 
 Scorer = Callable[[np.ndarray, int], jax.Array]
@@ -162,16 +162,19 @@ def _squares(recommender: Recommender, objective: ImplicitSquares) -> Prior:
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     """Without fold-in; ``items`` of any shape."""
     flat = items.reshape(-1).astype(np.int32)
+    # A row of the widest labels is gathered for each entity: with 357 tags and 512 numbers a block of _ROWS is 48 GB.
+    labels = sum(code.shape[1] for code in recommender.features.item_codes.values())
+    size = min(max(_ROWS // 2 ** (labels - 1).bit_length() if labels else _ROWS, 64), max(len(flat), 1))
     blocks = [
         _item_vectors(
             recommender.model,
             recommender.params,
-            _sharded.shared(recommender.mesh, flat[start : start + _ROWS]),
+            _sharded.shared(recommender.mesh, padded(flat[start : start + size], size)),
             recommender.features,
         )
-        for start in range(0, max(len(flat), 1), _ROWS)
+        for start in range(0, max(len(flat), 1), size)
     ]
-    vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
+    vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)[: len(flat)]
     return vectors.reshape(*items.shape, vectors.shape[-1])
 
 

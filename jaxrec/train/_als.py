@@ -53,7 +53,7 @@ def fit_als(
     patience: int | None = 3,
     params: Params | None = None,
     content: bool = False,
-    content_l2: float = 1.0,
+    content_l2: float = 0.3,
     joint: tuple[str, ...] = ("item",),
     mesh: Mesh | None = None,
     seed: int = 0,
