@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from cases import BPR, DIM, FEATURES, MODELS, batch_of
+from cases import BPR, DIM, FEATURES, MODELS, batch_of, shaken
 from conftest import encoded
 from helpers import refuses
 
@@ -34,10 +34,9 @@ def towers(user, item, **options):
     """A model over random vectors, and its parameters, none of which is zero."""
     given: dict[str, Any] = {name: getattr(MODELS["towers"].model, name) for name in SIDES} | options
     model = models.BackboneTowers(user_rows=9, item_rows=7, dim=DIM, user=user, item=item, **given)
-    keys = iter(jax.random.split(jax.random.key(1), 50))
+    start = model.init(jax.random.key(0))
     return model, _tree.map_with_path(
-        lambda path, leaf: leaf if "deviation" in path else leaf + 0.3 * jax.random.normal(next(keys), leaf.shape),
-        model.init(jax.random.key(0)),
+        lambda path, leaf: _tree.get(start, path) if "deviation" in path else leaf, shaken(start)
     )
 
 

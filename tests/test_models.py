@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DIM, FEATURES, MODELS, batch_of, columns
+from cases import DIM, FEATURES, MODELS, batch_of, columns, shaken
 from helpers import refuses, untyped
 
 from jaxrec import _tree, models
@@ -31,15 +31,7 @@ def initialised(name, seed=0):
 
 
 def filled(model, seed=0):
-    params = model.init(jax.random.key(seed))
-    keys = jax.random.split(jax.random.key(seed + 1), 100)
-    leaves = {
-        path: leaf + 0.3 * jax.random.normal(key, leaf.shape)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        else jax.random.randint(key, leaf.shape, 0, 7)
-        for key, (path, leaf) in zip(keys, _tree.flatten(params).items(), strict=False)
-    }
-    return model, _tree.unflatten(leaves)
+    return model, shaken(model.init(jax.random.key(seed)), seed)
 
 
 @each_model
