@@ -5,6 +5,7 @@ import jaxtyping
 jaxtyping.install_import_hook("jaxrec", "typecheck.check")
 
 import atexit  # noqa: E402
+import importlib.metadata  # noqa: E402
 import importlib.util  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
@@ -20,7 +21,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax  # noqa: E402
-import jaxlib  # noqa: E402
 import pytest  # noqa: E402
 
 import jaxrec  # noqa: E402
@@ -30,8 +30,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_disable_most_optimizations", True)  # the suite is bound by compiling: a fifth less time
-if jaxlib.__version__.startswith("0.10."):  # a flag that another version does not know would end the process
-    # The suite is bound by compiling, and XLA's newer way to emit fused loops takes nearly half of that time.
+# XLA's newer way to emit fused loops takes nearly half of the compiling. A flag that a version of jaxlib does not know
+# ends the process, so it is given only where it was tried.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 jax.config.update("jax_num_cpu_devices", 8)  # all on the same cores; only the tests of sharding use more than one
 
