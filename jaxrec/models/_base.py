@@ -252,7 +252,8 @@ def embedding(key: Key[jax.Array, ""], rows: int, dim: int, scale: float | jax.A
 @functools.partial(jax.jit, static_argnames=("shape",))
 def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.Array) -> Float[jax.Array, "..."]:
     """Normal numbers with standard deviation ``scale``, compiled once for each shape."""
-    return scale * jax.random.normal(key, shape, jnp.float32)
+    # Without the barrier XLA would multiply the constants first, and a seed's numbers depend on who compiles this.
+    return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, jnp.float32))
 
 
 def with_unknown_rows(model: Model, params: Params, features: Features) -> Params:
