@@ -10,7 +10,7 @@ demo: .venv/.run  ## pretrain, transfer, evaluate, export; DATA=FOLDER for real 
 	$(BIN)/python examples/demo.py --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 doctest: .venv/.dev
 	$(BIN)/python -m pytest --doctest-modules jaxrec -p no:randomly --ignore=jaxrec/export/_serve.py

@@ -5,7 +5,6 @@ import functools
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
@@ -72,7 +71,7 @@ class Recommender:
     @functools.cached_property
     def features(self) -> Features:
         """The encoder's features on the device."""
-        features = jax.tree.map(jnp.asarray, self.encoder.features)
+        features = jax.device_put(self.encoder.features)
         return features if self.mesh is None else _sharded.placed(features, _sharded.everywhere(self.mesh))
 
     @property

@@ -5,7 +5,7 @@ that starts with ``!`` takes paths out again: ``("*", "!*bias")`` is everything 
 Everything that selects, splits, copies or prints parameters by name goes through this file.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,22 +16,20 @@ Patterns = str | Sequence[str]
 
 def flatten(params: Mapping[Any, Any]) -> dict[str, Any]:
     """Leaves by path, in the order of the tree. Empty subtrees vanish."""
-    leaves: dict[str, Any] = {}
+    return dict(_walk(params, ""))
 
-    def walk(tree: Mapping[Any, Any], prefix: str) -> None:
-        for name, value in tree.items():
-            if not isinstance(name, str) or not name or "/" in name:
-                raise ValueError(
-                    f"Expected non-empty string keys without '/' in a parameter tree, got {name!r} under "
-                    f"'{prefix}'. Rename the key; '/' separates the parts of a path."
-                )
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{name}/")
-            else:
-                leaves[f"{prefix}{name}"] = value
 
-    walk(params, "")
-    return leaves
+def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                f"Expected non-empty string keys without '/' in a parameter tree, got {name!r} under "
+                f"'{prefix}'. Rename the key; '/' separates the parts of a path."
+            )
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:

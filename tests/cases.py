@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import linen, nnx
 
-from jaxrec import losses, models, optim, train
+from jaxrec import _tree, losses, models, optim, train
 from jaxrec.data import Batch, Features
 
 USERS, ITEMS, DIM = 12, 10, 4
@@ -92,6 +92,18 @@ def batch_of(size: int = 8, *, seed: int = 0, length: int = 3) -> Batch:
 def stack_of(steps: int, size: int = 8) -> Batch:
     """Batches for ``train_epoch``."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(batch_of(size, seed=step) for step in range(steps)))
+
+
+def shaken(params: Any, seed: int = 0, size: float = 0.3) -> Any:
+    """Parameters with something added to every leaf; integers, which number table rows, are drawn anew."""
+    rng = np.random.default_rng(seed)
+
+    def shake(_: str, leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jax.device_put(rng.integers(0, 7, leaf.shape, np.int32))
+        return jax.device_put(np.asarray(leaf) + np.asarray(size * rng.normal(size=leaf.shape), leaf.dtype))
+
+    return _tree.map_with_path(shake, params)
 
 
 MODELS: dict[str, Case] = {

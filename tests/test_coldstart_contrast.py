@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from cases import DIM, FEATURES, MODELS, batch_of
+from cases import DIM, FEATURES, MODELS, batch_of, shaken
 from conftest import encoded
 from helpers import refuses
 
@@ -28,12 +28,6 @@ score = jax.jit(
     static_argnums=0,
 )
 apply = jax.jit(lambda model, params, batch, features: model.apply(params, batch, features), static_argnums=0)
-
-
-def filled(model, seed=0):
-    params = model.init(jax.random.key(seed))
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 50))
-    return _tree.map_with_path(lambda _, leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), params)
 
 
 def contents(params, items, activation):
@@ -68,7 +62,7 @@ def in_batch() -> Batch:
 @pytest.mark.parametrize("form", ["own negatives", "in batch"])
 def test_the_term_of_item_and_content_is_infonce(form):
     model = dataclasses.replace(MODELS["clcrec"].model, temperature=0.4, alignment=2.0)
-    params = filled(model)
+    params = shaken(model.init(jax.random.key(0)))
     batch = batch_of(8, seed=4) if form == "own negatives" else in_batch()
     items = np.asarray(batch.item) if form == "own negatives" else np.tile(batch.shared_negatives, (8, 1))
     place = np.zeros(8, int) if form == "own negatives" else np.arange(8)
@@ -117,7 +111,7 @@ def test_perfect_alignment_is_the_least_that_the_term_can_be():
 def test_mixing_scores_warm_items_by_content_while_training():
     batch = batch_of(8)
     model = MODELS["clcrec"].model
-    params = filled(model)
+    params = shaken(model.init(jax.random.key(0)))
     plain = apply(model, params, batch, FEATURES)
     cold = FEATURES._replace(item_row=jnp.zeros_like(FEATURES.item_row))
     users = np.asarray(params["user"]["embedding"])[np.asarray(FEATURES.user_row[batch.user])]
@@ -154,7 +148,7 @@ def test_the_terms_of_distillation_are_those_of_the_formula(form, weights):
     model = dataclasses.replace(
         MODELS["aldi"].model, rating=rating, ranking=ranking, identification=identification, qualify=qualify
     )
-    params = filled(model)
+    params = shaken(model.init(jax.random.key(0)))
     params["backbone"]["count"] = jnp.arange(7, dtype=jnp.float32)[:, None]
     batch = batch_of(8, seed=4) if form == "own negatives" else in_batch()
     items = np.asarray(batch.item) if form == "own negatives" else np.tile(batch.shared_negatives, (8, 1))
@@ -184,7 +178,7 @@ def test_the_terms_of_distillation_are_those_of_the_formula(form, weights):
 
 def test_distillation_costs_nothing_where_student_and_teacher_agree():
     model = models.ALDI(user_rows=9, item_rows=7, dim=3, hidden=(), item_dense=3)
-    params = filled(model)
+    params = shaken(model.init(jax.random.key(0)))
     params["user"]["mlp"]["0"]["kernel"] = params["item"]["mlp"]["0"]["kernel"] = jnp.eye(3)
     params["backbone"]["item"] = FEATURES.item_dense[:7]
     output = score(model, params, batch_of(8), FEATURES)
@@ -200,7 +194,7 @@ def test_distillation_costs_nothing_where_student_and_teacher_agree():
 @pytest.fixture(scope="module")
 def game():
     model = MODELS["gar"].model
-    return model, filled(model)
+    return model, shaken(model.init(jax.random.key(0)))
 
 
 def optimizers(discriminator, generator):

@@ -31,7 +31,7 @@ def fitted(x, y, *, epochs, **options):
 
 def test_linear_regression_reaches_scikit_learn():
     x, y = problem("linear")
-    recommender, train = fitted(x, y, epochs=600)
+    recommender, train = fitted(x, y, epochs=300)
     reference = sklearn.linear_model.LinearRegression().fit(x, y)
     np.testing.assert_allclose(recommender.params["context"]["kernel"], reference.coef_, atol=1e-3)
     assert float(recommender.params["bias"]) == pytest.approx(reference.intercept_, abs=1e-3)
@@ -42,7 +42,7 @@ def test_linear_regression_reaches_scikit_learn():
 @pytest.mark.parametrize("c", [1.0, 0.001])
 def test_logistic_regression_reaches_scikit_learn(c):
     x, y = problem("logistic")
-    recommender, train = fitted(x, y, epochs=1500, link="sigmoid", l2=1 / (c * len(y)))
+    recommender, train = fitted(x, y, epochs=600, link="sigmoid", l2=1 / (c * len(y)))
     reference = sklearn.linear_model.LogisticRegression(C=c, tol=1e-8, max_iter=1000).fit(x, y)
     np.testing.assert_allclose(recommender.params["context"]["kernel"], reference.coef_[0], atol=1e-3)
     assert float(recommender.params["bias"]) == pytest.approx(float(reference.intercept_[0]), abs=1e-3)
@@ -54,12 +54,12 @@ def test_logistic_regression_reaches_scikit_learn(c):
 
 def test_three_points():
     x, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([0.0, 1.0, 1.0])
-    linear, train = fitted(x, y, epochs=1500)
+    linear, train = fitted(x, y, epochs=600)
     reference = sklearn.linear_model.LinearRegression().fit(x, y)
     np.testing.assert_allclose(linear.params["context"]["kernel"], reference.coef_, atol=1e-3)
     assert float(linear.params["bias"]) == pytest.approx(reference.intercept_, abs=1e-3)
     assert jaxrec.evaluate(linear, train)["rmse"] == pytest.approx(0.0, abs=1e-4)
-    logistic, train = fitted(x, y, epochs=800, link="sigmoid", l2=1 / 3)
+    logistic, train = fitted(x, y, epochs=400, link="sigmoid", l2=1 / 3)
     reference = sklearn.linear_model.LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x, y)
     np.testing.assert_allclose(logistic.params["context"]["kernel"], reference.coef_[0], atol=1e-3)
     assert float(logistic.params["bias"]) == pytest.approx(float(reference.intercept_[0]), abs=1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from cases import BPR, DIM, FEATURES, MODELS, batch_of
+from cases import BPR, DIM, FEATURES, MODELS, batch_of, shaken
 from conftest import encoded
 from helpers import refuses
 
@@ -28,16 +28,21 @@ apply = jax.jit(
     ),
     static_argnums=0,
 )
+user_vectors = jax.jit(
+    lambda model, params, batch, features: model.user_vectors(params, batch, features), static_argnums=0
+)
+item_vectors = jax.jit(
+    lambda model, params, items, features: model.item_vectors(params, items, features), static_argnums=0
+)
 
 
 def towers(user, item, **options):
     """A model over random vectors, and its parameters, none of which is zero."""
     given: dict[str, Any] = {name: getattr(MODELS["towers"].model, name) for name in SIDES} | options
     model = models.BackboneTowers(user_rows=9, item_rows=7, dim=DIM, user=user, item=item, **given)
-    keys = iter(jax.random.split(jax.random.key(1), 50))
+    start = model.init(jax.random.key(0))
     return model, _tree.map_with_path(
-        lambda path, leaf: leaf if "deviation" in path else leaf + 0.3 * jax.random.normal(next(keys), leaf.shape),
-        model.init(jax.random.key(0)),
+        lambda path, leaf: _tree.get(start, path) if "deviation" in path else leaf, shaken(start)
     )
 
 
@@ -279,7 +284,7 @@ def _vectors(recommender, side):
     if side == "item":
         return np.asarray(recommender.catalogue)
     batch = recommender.batch(np.arange(len(features.user_row)))
-    return np.asarray(recommender.model.user_vectors(recommender.params, batch, features))
+    return np.asarray(user_vectors(recommender.model, recommender.params, batch, features))
 
 
 def test_the_second_side_is_mapped_by_a_second_call(cold, backbone):
@@ -321,12 +326,12 @@ def test_the_history_stands_in_for_a_cold_user():
     user, item = params["backbone"]["user"], params["backbone"]["item"]
     history = jnp.asarray([[2, 5, 0], [7, 0, 0], [0, 0, 0]], jnp.int32)  # 7 is cold: it has no vector
     batch = data.Batch(user=jnp.full(3, 9, jnp.int32), history=history)
-    found = model.user_vectors(params, batch, FEATURES)
+    found = user_vectors(model, params, batch, FEATURES)
     pooled = (item["embedding"][jnp.asarray([2, 5])].mean(axis=0) - item["mean"]) / item["deviation"]
     table = user["embedding"].at[1].set(user["mean"] + user["deviation"] * pooled)
     like = _tree.replace(params, {"backbone/user/embedding": table})
     as_nine = FEATURES._replace(user_row=FEATURES.user_row.at[9].set(1))
-    np.testing.assert_allclose(model.user_vectors(like, batch, as_nine)[0], found[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(user_vectors(model, like, batch, as_nine)[0], found[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], found[2], rtol=1e-6)
     # While training a vector that is left out is replaced by zeros or by the history's mean.
     many = data.Batch(
@@ -369,7 +374,7 @@ def test_one_expert_is_a_plain_perceptron():
     mapped = np.tanh(x @ layers["0"]["kernel"] + layers["0"]["bias"]) @ layers["1"]["kernel"]
     of_side = jax.tree.map(np.asarray, params["backbone"]["item"])
     expected = of_side["mean"] + of_side["deviation"] * (mapped @ refine + np.asarray(params["item"]["bias"]))
-    np.testing.assert_allclose(model.item_vectors(params, items, COLD), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(item_vectors(model, params, items, COLD), expected, rtol=1e-4, atol=1e-5)
     # Two experts are their mean by the gate, so that equal ones are one.
     two, _ = towers(None, dataclasses.replace(one, experts=2))
     twice = {**params, "item": {
@@ -377,7 +382,7 @@ def test_one_expert_is_a_plain_perceptron():
         "experts": jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), params["item"]["experts"]),
         "gate": {"0": {"kernel": jax.random.normal(KEY, (content.width, 2))}},
     }}  # fmt: skip
-    np.testing.assert_allclose(two.item_vectors(twice, items, COLD), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(item_vectors(two, twice, items, COLD), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_share_decides_what_training_is_fed():
@@ -408,7 +413,7 @@ def test_the_similarity_constraint_is_zero_where_content_gives_the_vector():
     plain = {**params["item"], "refine": {"0": {"kernel": jnp.eye(DIM)}}, "bias": jnp.zeros(DIM)}
     reading = {**params, "item": plain}
     index = jnp.arange(len(FEATURES.item_row), dtype=jnp.int32)
-    table = jnp.zeros((7, DIM)).at[FEATURES.item_row].set(model.item_vectors(reading, index, COLD))
+    table = jnp.zeros((7, DIM)).at[FEATURES.item_row].set(item_vectors(model, reading, index, COLD))
     agreeing = _tree.replace(params, {"backbone/item/embedding": table})
     assert float(apply(model, agreeing, batch, FEATURES, KEY).penalty) == pytest.approx(0.0, abs=1e-9)
     columns = np.concatenate([np.asarray(batch.item).reshape(-1), [2]])  # 9 is cold and has no vector

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DIM, FEATURES, MODELS, batch_of, columns
+from cases import DIM, FEATURES, MODELS, batch_of, columns, shaken
 from helpers import refuses, untyped
 
 from jaxrec import _tree, models
@@ -17,7 +17,9 @@ from jaxrec.data import Batch
 from jaxrec.models import _base
 
 each_model = pytest.mark.parametrize("name", MODELS)
-apply = jax.jit(lambda model, params, batch, features: model.apply(params, batch, features), static_argnums=0)
+apply = jax.jit(
+    lambda model, params, batch, features, key=None: model.apply(params, batch, features, key=key), static_argnums=0
+)
 encode = jax.jit(lambda model, params, history: model.encode(params, history, FEATURES), static_argnums=0)
 user_vectors = jax.jit(
     lambda model, params, history: model.user_vectors(params, Batch(history=history), FEATURES), static_argnums=0
@@ -31,15 +33,7 @@ def initialised(name, seed=0):
 
 
 def filled(model, seed=0):
-    params = model.init(jax.random.key(seed))
-    keys = jax.random.split(jax.random.key(seed + 1), 100)
-    leaves = {
-        path: leaf + 0.3 * jax.random.normal(key, leaf.shape)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        else jax.random.randint(key, leaf.shape, 0, 7)
-        for key, (path, leaf) in zip(keys, _tree.flatten(params).items(), strict=False)
-    }
-    return model, _tree.unflatten(leaves)
+    return model, shaken(model.init(jax.random.key(seed)), seed)
 
 
 @each_model
@@ -110,8 +104,11 @@ def test_inner_products_of_vectors_are_the_scores(name):
     model, params = initialised(name)
     items = jnp.arange(1, 7, dtype=jnp.int32)
     batch = batch_of(8)
-    products = model.user_vectors(params, batch, FEATURES) @ model.item_vectors(params, items, FEATURES).T
-    scores = model.apply(params, batch._replace(item=None, shared_negatives=items), FEATURES)
+    user, item = jax.jit(
+        lambda params, batch: (model.user_vectors(params, batch, FEATURES), model.item_vectors(params, items, FEATURES))
+    )(params, batch)
+    products = np.asarray(user) @ np.asarray(item).T
+    scores = apply(model, params, batch._replace(item=None, shared_negatives=items), FEATURES)
     np.testing.assert_allclose(products, scores, rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +154,8 @@ def test_cold_items_are_told_apart_by_their_features(name):
 
 def test_factorization_is_the_biased_inner_product():
     model, params = initialised("factorization")
-    scores = model.apply(params, batch_of(), FEATURES)
+    scores = apply(model, params, batch_of(), FEATURES)
+    params = jax.tree.map(np.asarray, params)
     user, item = np.asarray(batch_of().user), np.asarray(batch_of().item)
     for row in range(8):
         for column in range(2):
@@ -272,9 +270,9 @@ def test_an_autoencoder_draws_only_while_training_and_reads_nothing_but_the_hist
     model, params = initialised("autoencoder")
     plain = apply(model, params, batch_of(), FEATURES)
     np.testing.assert_array_equal(plain, apply(model, params, batch_of(), FEATURES))
-    first, second = (model.apply(params, batch_of(), FEATURES, key=jax.random.key(seed)) for seed in (0, 1))
+    first, second = (apply(model, params, batch_of(), FEATURES, jax.random.key(seed)) for seed in (0, 1))
     assert (first != plain).all() and (first != second).all()
-    undropped = dataclasses.replace(model, dropout=0.0).apply(params, batch_of(), FEATURES, key=jax.random.key(0))
+    undropped = apply(dataclasses.replace(model, dropout=0.0), params, batch_of(), FEATURES, jax.random.key(0))
     assert (undropped != first).any() and (undropped != plain).any()  # without dropout there still is the noise
     others = batch_of()._replace(user=jnp.full(8, 9, jnp.int32), context=None)
     np.testing.assert_array_equal(apply(model, params, others, FEATURES), plain)
@@ -401,11 +399,11 @@ def test_a_batch_of_sequences_scores_every_position_by_what_came_before(name):
 
 def test_dropout_acts_only_while_training():
     model, params = initialised("sequence")
-    plain = model.apply(params, batch_of(), FEATURES)
-    first, second = (model.apply(params, batch_of(), FEATURES, key=jax.random.key(seed)) for seed in (0, 1))
+    plain = apply(model, params, batch_of(), FEATURES)
+    first, second = (apply(model, params, batch_of(), FEATURES, jax.random.key(seed)) for seed in (0, 1))
     assert (first != plain).any() and (first != second).any()
     never = dataclasses.replace(model, dropout=0.0)
-    np.testing.assert_array_equal(never.apply(params, batch_of(), FEATURES, key=jax.random.key(0)), plain)
+    np.testing.assert_array_equal(apply(never, params, batch_of(), FEATURES, jax.random.key(0)), plain)
 
 
 def test_sequence_options_and_shapes_are_checked():
@@ -420,9 +418,9 @@ def test_sequence_options_and_shapes_are_checked():
         with refuses(ValueError, message):
             dataclasses.replace(model, **change)
     with pytest.raises(ValueError, match="at most 3 items and was given 5"):
-        model.apply(params, batch_of(length=5), FEATURES)
+        apply(model, params, batch_of(length=5), FEATURES)
     with pytest.raises(ValueError, match="as the 4 histories, or 4 for each of them .* got 8"):
-        model.apply(params, batch_of(8)._replace(history=batch_of(4).history), FEATURES)
+        apply(model, params, batch_of(8)._replace(history=batch_of(4).history), FEATURES)
     with pytest.raises(ValueError, match="reads a history and the batch has none"):
         model.apply(params, batch_of()._replace(history=None), FEATURES)
 
@@ -444,19 +442,19 @@ def test_parts_that_do_not_make_a_neumf_are_refused():
 
 def test_linear_model_is_the_weighted_sum_of_its_features():
     model, params = initialised("linear")
-    batch = batch_of(1)
+    batch, features, leaves = batch_of(1), *(jax.tree.map(np.asarray, tree) for tree in (FEATURES, params))
     user, item = int(batch.user[0]), int(batch.item[0, 0])
-    tags = [code for code in np.asarray(FEATURES.item_codes["tags"][item]) if code > 0]
-    group = int(FEATURES.user_codes["group"][user, 0])
+    tags = [code for code in features.item_codes["tags"][item] if code > 0]
+    group = int(features.user_codes["group"][user, 0])
     expected = (
-        params["bias"]
-        + batch.context[0] @ params["context"]["kernel"]
-        + FEATURES.user_dense[user] @ params["user"]["kernel"]
-        + FEATURES.item_dense[item] @ params["item"]["kernel"]
-        + (params["user"]["features"]["group"]["embedding"][group, 0] if group else 0.0)
-        + sum(params["item"]["features"]["tags"]["embedding"][tag, 0] for tag in tags) / max(len(tags), 1)
+        leaves["bias"]
+        + np.asarray(batch.context)[0] @ leaves["context"]["kernel"]
+        + features.user_dense[user] @ leaves["user"]["kernel"]
+        + features.item_dense[item] @ leaves["item"]["kernel"]
+        + (leaves["user"]["features"]["group"]["embedding"][group, 0] if group else 0.0)
+        + sum(leaves["item"]["features"]["tags"]["embedding"][tag, 0] for tag in tags) / max(len(tags), 1)
     )
-    assert model.apply(params, batch, FEATURES)[0, 0] == pytest.approx(float(expected), rel=1e-5)
+    assert float(apply(model, params, batch, FEATURES)[0, 0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_labels_are_pooled_by_their_mean_or_by_the_root_of_their_number():
@@ -483,9 +481,11 @@ def test_history_pools_the_item_vectors():
     model, params = initialised("towers with history")
     batch = batch_of(1)._replace(history=jnp.asarray([[3, 0, 5]], jnp.int32))
     empty = batch._replace(history=jnp.zeros((1, 3), jnp.int32))
-    items = model.item_vectors(params, jnp.asarray([3, 5], jnp.int32), FEATURES)
-    change = model.user_vectors(params, batch, FEATURES) - model.user_vectors(params, empty, FEATURES)
-    np.testing.assert_allclose(change[0], items.mean(0) @ params["user"]["history"]["kernel"], rtol=1e-4, atol=1e-5)
+    items = jax.jit(model.item_vectors)(params, jnp.asarray([3, 5], jnp.int32), FEATURES)
+    vectors = jax.jit(model.user_vectors)
+    change = np.asarray(vectors(params, batch, FEATURES)) - np.asarray(vectors(params, empty, FEATURES))
+    expected = np.asarray(items).mean(axis=0) @ np.asarray(params["user"]["history"]["kernel"])
+    np.testing.assert_allclose(change[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_id_dropout_leaves_ids_out_only_while_training():
@@ -498,9 +498,9 @@ def test_id_dropout_leaves_ids_out_only_while_training():
         params, {path: _tree.get(params, path).at[0].set(0.0) for path in ("user/embedding", "item/embedding")}
     )
     np.testing.assert_allclose(
-        always.apply(zero, batch, FEATURES, key=jax.random.key(0)), always.apply(zero, batch, unknown), rtol=1e-5
+        apply(always, zero, batch, FEATURES, jax.random.key(0)), apply(always, zero, batch, unknown), rtol=1e-5
     )
-    np.testing.assert_array_equal(always.apply(zero, batch, FEATURES), case.apply(zero, batch, FEATURES))
+    np.testing.assert_array_equal(apply(always, zero, batch, FEATURES), apply(case, zero, batch, FEATURES))
     with pytest.raises(ValueError, match=r"id_dropout in \[0, 1\], got 1.5"):
         dataclasses.replace(case, id_dropout=1.5)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BPR, FEATURES, MODELS, batch_of, epoch, stack_of
+from cases import BPR, FEATURES, MODELS, batch_of, epoch, shaken, stack_of
 from conftest import encoded
 from test_train import record
 
@@ -22,14 +22,6 @@ def counted(call):
         record(patch, compiled)
         result = call()
     return result, compiled
-
-
-def shaken(params, seed=0):
-    """Parameters with something added to every leaf but the unknown's rows."""
-    rng = np.random.default_rng(seed)
-    return _tree.map_with_path(
-        lambda _, leaf: leaf + jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), params
-    )
 
 
 # Adapters

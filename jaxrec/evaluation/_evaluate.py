@@ -17,7 +17,7 @@ from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.evaluation._intervals import bootstrap_means
 from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import evaluate_rows
-from jaxrec.evaluation._top_k_metrics import from_hits
+from jaxrec.evaluation._top_k_metrics import NAMES, from_hits
 from jaxrec.ranking._recommend import candidate_items, columns
 from jaxrec.ranking._search import Ranker, by_scores, ranker
 from jaxrec.ranking._top_k import Pairs, padded
@@ -270,6 +270,9 @@ def _float32(values: np.ndarray) -> np.ndarray:
     return narrow
 
 
+_from_hits = jax.jit(from_hits, static_argnames="k")
+
+
 def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float, draws: int, seed: int) -> Report:
     by_user, cold_item = subject.trained.user_count, subject.trained.item_count == 0
     everyone = np.ones(len(lists.user), bool)
@@ -291,12 +294,10 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
         chosen = chosen & (relevant > 0)
         if name != "all" and (same or not chosen.any()):
             continue
-        hit = jnp.asarray(lists.hit[chosen] & items[lists.item[chosen]])
-        values = {
-            f"{metric}@{k}": np.asarray(value, np.float64)
-            for k in ks
-            for metric, value in from_hits(hit, jnp.asarray(relevant[chosen]), k=k).items()
-        }
+        hit = lists.hit & items[lists.item]
+        # Of everybody, so that all slices share one compiled function.
+        found = {k: _from_hits(hit, relevant.astype(np.int32), k=k) for k in ks}
+        values = {f"{metric}@{k}": np.asarray(found[k][metric], np.float64)[chosen] for k in ks for metric in NAMES}
         names = list(values)
         matrix = np.stack([values[metric] for metric in names], axis=1)
         means = bootstrap_means(matrix, draws=draws, seed=seed)

@@ -102,7 +102,7 @@ class VariationalAutoencoder:
         key_in, key_mean, key_variance, key_decoder, key_out = jax.random.split(key, 5)
 
         def dense(key: Key[jax.Array, ""], fan_in: int, fan_out: int) -> Params:
-            kernel = fan_in**-0.5 * jax.random.normal(key, (fan_in, fan_out), jnp.float32)
+            kernel = _base.normal(key, (fan_in, fan_out), fan_in**-0.5)
             return {"kernel": kernel, "bias": jnp.zeros((fan_out,), jnp.float32)}
 
         return {

@@ -1,6 +1,7 @@
 """What every model is: ``init``, ``lookups`` and ``score`` on a plain nested dict, composed to ``apply``."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -242,10 +243,17 @@ def item_fields(batch: Batch) -> dict[str, Int32[jax.Array, "..."]]:
     return fields
 
 
-def embedding(key: Key[jax.Array, ""], rows: int, dim: int, scale: float) -> Float[jax.Array, "rows dim"]:
+@functools.partial(jax.jit, static_argnames=("rows", "dim"))
+def embedding(key: Key[jax.Array, ""], rows: int, dim: int, scale: float | jax.Array) -> Float[jax.Array, "rows dim"]:
     """A table of normal rows with standard deviation ``scale``; the unknown's row 0 is zero."""
-    table = scale * jax.random.normal(key, (rows, dim), jnp.float32)
-    return table.at[0].set(0.0)
+    return normal(key, (rows, dim), scale).at[0].set(0.0)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.Array) -> Float[jax.Array, "..."]:
+    """Normal numbers with standard deviation ``scale``, compiled once for each shape."""
+    # Without the barrier XLA would multiply the constants first, and a seed's numbers depend on who compiles this.
+    return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, jnp.float32))
 
 
 def with_unknown_rows(model: Model, params: Params, features: Features) -> Params:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int32, Key
 
 from jaxrec._expect import one_of
 from jaxrec._types import Array, Features, Params
-from jaxrec.models._base import Gathered, Lookup, embedding, take
+from jaxrec.models._base import Gathered, Lookup, embedding, normal, take
 from jaxrec.models._fusion import Fusion, Modalities, fuse, init_fusion
 
 Codes = tuple[tuple[str, int], ...]
@@ -181,9 +181,7 @@ def init_mlp(key: Key[jax.Array, ""], widths: tuple[int, ...], scale: float) -> 
     for depth, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         key, key_layer = jax.random.split(key)
         gain = scale if depth == last else 2.0**0.5
-        layers[str(depth)] = {
-            "kernel": gain * fan_in**-0.5 * jax.random.normal(key_layer, (fan_in, fan_out), jnp.float32)
-        }
+        layers[str(depth)] = {"kernel": normal(key_layer, (fan_in, fan_out), gain * fan_in**-0.5)}
         if depth != last:
             layers[str(depth)]["bias"] = jnp.zeros((fan_out,), jnp.float32)
     return layers

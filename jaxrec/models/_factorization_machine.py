@@ -145,7 +145,7 @@ class FactorizationMachine:
         return side
 
     def _init_numbers(self, key: Key[jax.Array, ""], width: int, scale: float) -> Params:
-        kernel = scale * width**-0.5 * jax.random.normal(key, (width, self.dim), jnp.float32)
+        kernel = _base.normal(key, (width, self.dim), scale * width**-0.5)
         return {"kernel": kernel, "bias": jnp.zeros((width,), jnp.float32)}
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:

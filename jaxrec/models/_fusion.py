@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Key
 
 from jaxrec._types import Params, Sizes
+from jaxrec.models._base import normal
 
 Fusion = Literal["concatenation", "gated", "attention"]
 Modalities = tuple[tuple[str, int], ...]
@@ -25,7 +26,7 @@ def init_fusion(key: Key[jax.Array, ""], widths: Modalities, dim: int, fusion: F
     keys = jax.random.split(key, len(widths))
 
     def modality(key: Key[jax.Array, ""], width: int) -> Params:
-        kernel = width**-0.5 * jax.random.normal(key, (width, dim), jnp.float32)
+        kernel = normal(key, (width, dim), width**-0.5)
         layer: Params = {"kernel": kernel, "bias": jnp.zeros((dim,), jnp.float32)}
         if fusion == "gated":
             layer["gate"] = {

@@ -124,9 +124,9 @@ class LoRA:
             rows, dim = _tree.get(params, path).shape
             if path in self.base.tables:
                 a = jnp.zeros((rows, self.rank), jnp.float32)
-                b = dim**-0.5 * jax.random.normal(key_path, (self.rank, dim), jnp.float32)
+                b = _base.normal(key_path, (self.rank, dim), dim**-0.5)
             else:
-                a = rows**-0.5 * jax.random.normal(key_path, (rows, self.rank), jnp.float32)
+                a = _base.normal(key_path, (rows, self.rank), rows**-0.5)
                 b = jnp.zeros((self.rank, dim), jnp.float32)
             adapters |= {f"{_PREFIX}/{path}/a": a, f"{_PREFIX}/{path}/b": b}
         return _tree.merge(params, _tree.unflatten(adapters))

@@ -114,15 +114,15 @@ class SequenceTransformer:
             item["mlp"] = init_mlp(key_mlp, (self._item.width, *self.hidden, self.dim), scale)
         return {
             "item": item,
-            "user": {"bias": scale * jax.random.normal(key_user, (self.dim,), jnp.float32)},
-            "position": {"embedding": scale * jax.random.normal(key_position, (self.history, self.dim), jnp.float32)},
+            "user": {"bias": _base.normal(key_user, (self.dim,), scale)},
+            "position": {"embedding": _base.normal(key_position, (self.history, self.dim), scale)},
             "blocks": {str(depth): self._init_block(key_block) for depth, key_block in enumerate(keys)},
             "norm": self._init_norm(),
         }
 
     def _init_block(self, key: Key[jax.Array, ""]) -> Params:
         def dense(key: Key[jax.Array, ""], fan_in: int, fan_out: int, gain: float) -> Params:
-            kernel = gain * fan_in**-0.5 * jax.random.normal(key, (fan_in, fan_out), jnp.float32)
+            kernel = _base.normal(key, (fan_in, fan_out), gain * fan_in**-0.5)
             return {"kernel": kernel, "bias": jnp.zeros((fan_out,), jnp.float32)}
 
         keys = jax.random.split(key, 4)

@@ -109,7 +109,7 @@ class TwoTower:
         user = self._init_tower(key_user, self._user, self.user_rows, stand_in=self.history > 0)
         item = self._init_tower(key_item, self._item, self.item_rows, stand_in=False)
         # Without any user input the towers would start at a saddle: both biases zero, no gradient for either.
-        user["bias"] = self.dim**-0.5 * jax.random.normal(key_bias, (self.dim,), jnp.float32)
+        user["bias"] = _base.normal(key_bias, (self.dim,), self.dim**-0.5)
         if self.history:
             user["history"] = {"kernel": jnp.eye(self.dim, dtype=jnp.float32)}
         return {"user": user, "item": item}

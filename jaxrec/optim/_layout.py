@@ -11,6 +11,8 @@ import optax
 from jaxrec import _tree
 from jaxrec._types import Params
 
+_ROWS = 160  # of a table in the small copy on which a transformation is tried
+
 Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
 
@@ -39,8 +41,12 @@ def _layout(
         owners = _owners(transformation, dict(shapes), tables, sparse)
         if not sparse or not tables:
             return Layout(owners, linear=False)
+        # Of a table only its width counts, so that models of one kind and any size are tried once.
+        small = tuple(
+            (path, (_ROWS, *leaf.shape[1:]) if path in tables else (2,) * len(leaf.shape)) for path, leaf in shapes
+        )
         with jax.ensure_compile_time_eval():  # for the small copy only: it would make abstract tables real
-            return Layout(owners, _check_rows(transformation, dict(shapes), tables, owners))
+            return Layout(owners, _check_rows(transformation, small, tables, owners))
 
 
 def _owners(
@@ -69,44 +75,51 @@ def _owners(
     return tuple(owners)
 
 
+@functools.lru_cache(maxsize=256)
 def _check_rows(
     transformation: optax.GradientTransformation,
-    shapes: dict[str, jax.ShapeDtypeStruct],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
     tables: tuple[str, ...],
     owners: tuple[str | None, ...],
 ) -> bool:
     """Tries the transformation on a small copy of the tree: raises if it mixes rows, returns whether it is linear.
 
     Two updates of tables whose first rows have no gradient must be the same as two updates of the other rows alone.
-    The copy keeps the tables' width and more than 128 rows, since some transformations treat small arrays apart.
+    The copy, of the given shapes, keeps the tables' width and more than 128 rows, since some transformations treat
+    small arrays apart. All but the transformation itself is NumPy's work, which compiles nothing.
     """
     rng = np.random.default_rng(0)
-    small = {
-        path: (160, *leaf.shape[1:]) if path in tables else (2,) * len(leaf.shape) for path, leaf in shapes.items()
-    }
-    rows = np.arange(20, 160)  # not the first ones, or random noise by position would pass
-    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in small.items()}
-    state = transformation.init(_tree.unflatten(params))
+    rows = np.arange(20, _ROWS)  # not the first ones, or random noise by position would pass
+
+    def random(size: float = 1.0) -> dict[str, np.ndarray]:
+        return {path: np.asarray(size * rng.normal(size=shape), np.float32) for path, shape in shapes}
+
+    params = random()
+    state = jax.jit(transformation.init)(_tree.unflatten(params))
     _refuse_accumulation(state, tables)
     leaves, treedef = jax.tree.flatten(state)
     part_state = treedef.unflatten(
-        [leaf if owner is None else leaf[rows] for leaf, owner in zip(leaves, owners, strict=True)]
+        [leaf if owner is None else np.asarray(leaf)[rows] for leaf, owner in zip(leaves, owners, strict=True)]
     )
     part_params = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
 
-    def second(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, jax.Array]:
+    @jax.jit
+    def compiled(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, jax.Array]:
         update = optax.with_extra_args_support(transformation).update
         tree, value = _tree.unflatten(params), jnp.ones((), jnp.float32)
         _, state = update(_tree.unflatten(grads), state, tree, value=value)
         updates: Any = update(_tree.unflatten(grads), state, tree, value=value)[0]
         return {path: leaf for path, leaf in _tree.flatten(updates).items() if path in tables}
 
-    second = jax.jit(second)
+    def second(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {path: np.asarray(leaf) for path, leaf in compiled(grads, state, params).items()}
+
     _refuse_mixing(second, part_state, part_params, tables, rng)
     linear = all(owner is None for owner in owners)
     for size in (1.0, 1e6):  # the large one is beyond any sensible clipping
-        grads = {path: jnp.asarray(size * rng.normal(size=shape), jnp.float32) for path, shape in small.items()}
-        grads |= {path: grads[path].at[: rows[0]].set(0.0) for path in tables}
+        grads = random(size)
+        for path in tables:
+            grads[path][: rows[0]] = 0.0
         part_grads = {path: leaf[rows] if path in tables else leaf for path, leaf in grads.items()}
         whole, part = second(grads, state, params), second(part_grads, part_state, part_params)
         for path in tables:
@@ -114,11 +127,9 @@ def _check_rows(
                 raise ValueError(_refusal(path, "a row's update depends on rows that the batch did not touch"))
         if linear:
             halves = {
-                path: jnp.repeat(leaf / 2, 2, axis=0) if path in tables else leaf for path, leaf in part_grads.items()
+                path: np.repeat(leaf / 2, 2, axis=0) if path in tables else leaf for path, leaf in part_grads.items()
             }
-            twice = {
-                path: jnp.repeat(leaf, 2, axis=0) if path in tables else leaf for path, leaf in part_params.items()
-            }
+            twice = {path: np.repeat(leaf, 2, axis=0) if path in tables else leaf for path, leaf in part_params.items()}
             split = second(halves, part_state, twice)
             linear = all(
                 np.abs(part[path]).max() > 0
@@ -131,15 +142,17 @@ def _check_rows(
 
 
 def _refuse_mixing(
-    second: Any, state: Any, params: dict[str, jax.Array], tables: tuple[str, ...], rng: np.random.Generator
+    second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...], rng: np.random.Generator
 ) -> None:
     """Another gradient of one row, of the same norm, must leave the other rows' updates as they are."""
     for path in tables:
-        grads = {name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for name, leaf in params.items()}
-        grads[path] = grads[path].at[0].multiply(30.0)
-        still = params | {path: params[path].at[0].set(0.0)}  # or the norm of weight decay plus gradient would change
-        other = grads | {path: grads[path].at[0].set(grads[path][0, ..., ::-1])}
-        a, b = (np.asarray(second(each, state, still)[path][1:]) for each in (grads, other))
+        grads = {name: np.asarray(rng.normal(size=leaf.shape), np.float32) for name, leaf in params.items()}
+        grads[path][0] *= 30.0
+        still = params | {path: params[path].copy()}
+        still[path][0] = 0.0  # or the norm of weight decay plus gradient would change
+        other = grads | {path: grads[path].copy()}
+        other[path][0] = grads[path][0, ..., ::-1]
+        a, b = (second(each, state, still)[path][1:] for each in (grads, other))
         if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()):
             raise ValueError(_refusal(path, "a row's update depends on the gradients of other rows"))
 

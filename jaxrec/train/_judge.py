@@ -48,7 +48,7 @@ class Judge:
         signed = -value if self._lower else value
         if signed > self._value:
             self._value, self._since = signed, 0
-            self.best = jax.tree.map(jnp.copy, recommender.params)
+            self.best = _copied(recommender.params)
         else:
             self._since += 1
         return self._patience is not None and self._since >= self._patience
@@ -59,3 +59,9 @@ class Judge:
         assert self._metric is not None and self._validation is not None
         task, ks = task_of(self._metric)
         return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
+
+
+@jax.jit
+def _copied(params: Params) -> Params:
+    """Training may donate what it was given; one program copies the whole tree."""
+    return jax.tree.map(jnp.copy, params)
