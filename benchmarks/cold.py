@@ -1,187 +1,170 @@
 """Cold start on real data: methods for new items and new users by fixed protocols, one evaluator for all.
 
-python benchmarks/cold.py                          # what is not measured yet; about 20 minutes on two cores
+python benchmarks/cold.py                          # what is not measured yet; under two hours on two idle cores
 python benchmarks/cold.py --data ml-1m --again     # one protocol anew
 python benchmarks/cold.py --methods ColdStart      # one method
+python benchmarks/cold.py --seeds 0 1 2 --methods "iALS with content" "iALS with features" ColdStart
+python benchmarks/cold.py --table                  # the tables of README.md, from the JSON
 
-``JAXREC_DATA`` names the folder of data. A tuned method tries its settings on the validation parts, those of the same
-kind as the test parts, and is trained once per seed with the best; test is read once. ``ColdStart`` sees the training
-part alone and tries what it likes there. Rows go to ``results/cold.json`` as they are measured, so that a run can be
-stopped and gone on with.
+``JAXREC_DATA`` names the folder of data; what each protocol asks stands in ``protocols.py``. A tuned method tries its
+settings on the validation parts, those of the same kind as the test parts, and is trained once per seed with the best;
+test is read once. ``ColdStart`` sees the training part alone and tries what it likes there. Differences per user are to
+the protocol's bar: content k-NN for items, EASE with demographic popularity for users. Rivals are measured where their
+library is installed. Rows go to ``results/cold.json`` as they are measured, so that a run can be stopped and gone on
+with.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import rivals
+from protocols import PROTOCOLS, Protocol, Slice
 
 import jaxrec
-from jaxrec import coldstart, data, train
+from jaxrec import coldstart, train
 
 _RESULTS = Path(__file__).parent / "results" / "cold.json"
 _KS = (20, 100)
-_REVEALED = (0, 1, 5, 10)
+Setting = dict[str, Any]
 
 
-class Slice(NamedTuple):
-    """A question put to a recommender; ``change`` gives it what it may know first."""
-
-    name: str
-    relevant: pd.DataFrame
-    candidates: np.ndarray
-    change: Callable[[jaxrec.train.Recommender], jaxrec.train.Recommender] = lambda recommender: recommender
-    exclude: pd.DataFrame | None = None
+class Method(NamedTuple):
+    fit: Callable[..., Any]  # (protocol, seed, **setting): a recommender, or for rivals a function of slices
+    settings: list[Setting]
+    system: str = "jaxrec"
 
 
-class Protocol(NamedTuple):
-    frames: dict[str, Any]  # interactions, users and items to train on
-    schema: data.Schema
-    validation: list[Slice]
-    test: list[Slice]
-    main: tuple[str, ...]  # slices whose NDCG@20 chooses settings, by their mean
-
-
-def citeulike(folder: Path) -> Protocol:
-    """Cold items among themselves, warm items, and all items (for users who have both); tags as content.
-
-    Both forms of the content are given, the dense and the sparse one; nearest neighbours read the sparse one alone.
-    """
-    rows = pd.read_parquet(folder / "citeulike-a" / "cold_item_protocol.parquet")
-    part = {number: rows[rows.part == number][["user", "item"]] for number in range(5)}
-    dense = np.load(folder / "citeulike-a" / "content_300.npz")
-    tags = pd.read_parquet(folder / "citeulike-a" / "item_tags.parquet").groupby("item").tag.agg(list)
-    count = len(dense["has_content"])
-    items = pd.DataFrame({"item": np.arange(count)})
-    vectors = dense["content"].astype(np.float32)
-    items["content"] = [vector if known else None for vector, known in zip(vectors, dense["has_content"], strict=True)]
-    items["tags"] = [tags.get(item, []) for item in range(count)]
-    warm = part[0].item.unique()
-
-    def slices(of_warm: pd.DataFrame, of_cold: pd.DataFrame) -> list[Slice]:
-        both = np.intersect1d(of_warm.user.unique(), of_cold.user.unique())
-        joined = pd.concat([of_warm, of_cold])
-        return [
-            Slice("cold", of_cold, of_cold.item.unique()),
-            Slice("warm", of_warm, warm),
-            Slice("overall", joined[joined.user.isin(both)], np.arange(count)),
-        ]
-
-    schema = data.Schema(item_features=(data.Vector("content"), data.Labels("tags")))
-    frames = {"interactions": part[0], "users": None, "items": items}
-    return Protocol(frames, schema, slices(part[1], part[3]), slices(part[2], part[4]), ("cold", "warm", "overall"))
-
-
-def movielens(folder: Path) -> Protocol:
-    """Cold users from gender, age and occupation and 0, 1, 5 or 10 revealed interactions, without training on them."""
-    rows = pd.read_parquet(folder / "ml-1m" / "cold_user_protocol.parquet")
-    users = pd.read_parquet(folder / "ml-1m" / "users.parquet")[["user_id", "gender", "age", "occupation"]]
-    keys = ["user_id", "movie_id"]
-    known = rows[rows.part == 0]
-    candidates = known.movie_id.unique()
-    rows = rows[rows.movie_id.isin(candidates)]
-
-    def slices(warm_part: int, cold_part: int) -> list[Slice]:
-        cold = rows[rows.part == cold_part]
-        their = users[users.user_id.isin(cold.user_id)]
-
-        def given(count: int) -> Callable[[jaxrec.train.Recommender], jaxrec.train.Recommender]:
-            revealed = cold[cold.order < count][keys]
-            return lambda recommender: coldstart.add(recommender, users=their, interactions=revealed if count else None)
-
-        relevant, hidden = cold[cold.order >= 10][keys], cold[cold.order < 10][keys]
-        return [
-            *(Slice(f"r={count}", relevant, candidates, given(count), hidden) for count in _REVEALED),
-            Slice("warm", rows[rows.part == warm_part][keys], candidates),
-        ]
-
-    features = tuple(data.Categorical(name) for name in ("gender", "age", "occupation"))
-    schema = data.Schema(user="user_id", item="movie_id", user_features=features)
-    frames = {"interactions": known[keys], "users": users[users.user_id.isin(known.user_id)], "items": None}
-    return Protocol(frames, schema, slices(1, 3), slices(2, 4), tuple(f"r={count}" for count in _REVEALED))
-
-
-PROTOCOLS: dict[str, tuple[str, Callable[[Path], Protocol]]] = {
-    "citeulike-a": ("cold items", citeulike),
-    "ml-1m": ("cold users", movielens),
-}
-
-
-def encoded(protocol: Protocol) -> data.Dataset:
-    frames = protocol.frames
-    parts = data.Parts(frames["interactions"], None, None)
-    return data.encode(parts, protocol.schema, users=frames["users"], items=frames["items"]).train
+def _popularity(protocol: Protocol, seed: int) -> Any:
+    return coldstart.popularity(protocol.encoded())
 
 
 def _content_knn(protocol: Protocol, seed: int, **setting: Any) -> Any:
-    return train.fit_content_knn(encoded(protocol), features=["tags"], **setting)
+    return train.fit_content_knn(protocol.encoded(), features=protocol.neighbours or None, **setting)
 
 
 def _als(protocol: Protocol, seed: int, **setting: Any) -> Any:
-    return train.fit_als(encoded(protocol), content=True, epochs=10, seed=seed, **setting)
+    return train.fit_als(protocol.encoded(protocol.neighbours), content=True, epochs=10, seed=seed, **setting)
 
 
-def _als_then_ridge(protocol: Protocol, seed: int, **setting: Any) -> Any:
-    dataset = encoded(protocol)
+def _mapped(protocol: Protocol, seed: int, kind: str = "ridge", **setting: Any) -> Any:
+    dataset = protocol.encoded(protocol.neural)
     side = "item" if protocol.schema.item_features else "user"
-    return coldstart.map_content(train.fit_als(dataset, epochs=10, seed=seed, **setting), dataset, side=side)
+    backbone = train.fit_als(dataset, epochs=10, seed=seed, **setting)
+    options = {"kind": "mlp", "seed": seed} if kind == "mlp" else {}
+    return coldstart.map_content(backbone, dataset, side=side, **options)
+
+
+def _over_backbone(method: Callable[..., Any], protocol: Protocol, seed: int, **setting: Any) -> Any:
+    """DropoutNet, Heater, CLCRec, ALDI and GAR with their own defaults; the setting is the backbone's."""
+    dataset = protocol.encoded(protocol.neural)
+    backbone = train.fit_als(dataset, epochs=10, seed=seed, **setting)
+    if method is coldstart.clcrec:
+        return method(dataset, backbone=backbone, seed=seed)
+    return method(backbone, dataset, seed=seed)
+
+
+def _ease(protocol: Protocol, seed: int, **setting: Any) -> Any:
+    return train.fit_ease(protocol.encoded(), **setting)
 
 
 def _default(protocol: Protocol, seed: int) -> Any:
     chosen = jaxrec.ColdStart(protocol.schema, seconds=240, seed=seed).fit(**protocol.frames)
-    print(chosen.explanation)
+    print(chosen.explanation, flush=True)
     return chosen.recommender
 
 
-_ALS = [{"dim": 64, "unobserved": each[0], "l2": each[1]} for each in ((0.3, 0.01), (0.1, 0.01), (0.03, 0.003))]
-_WIDE = [{"dim": dim, "unobserved": 0.03, "l2": l2} for dim in (128, 256) for l2 in (0.003, 0.005)]
+def _grid(**options: tuple) -> list[Setting]:
+    found: list[Setting] = [{}]
+    for name, values in options.items():
+        found = [{**each, name: value} for each in found for value in values]
+    return found
 
-METHODS: dict[str, dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]]] = {
-    "citeulike-a": {
-        "popularity": (lambda protocol, seed: coldstart.popularity(encoded(protocol)), [{}]),
-        "content k-NN": (_content_knn, [{"normalise": each} for each in (0.0, 0.5, 1.0)]),
-        "iALS, then ridge": (_als_then_ridge, [*_ALS, *_WIDE]),
-        "iALS with content": (_als, [*_ALS, *_WIDE]),
-        "ColdStart": (_default, [{}]),
-    },
-    "ml-1m": {
-        "popularity": (lambda protocol, seed: coldstart.popularity(encoded(protocol)), [{}]),
-        "EASE fold-in": (
-            lambda protocol, seed, **setting: train.fit_ease(encoded(protocol), **setting),
-            [{"l2": each} for each in (300.0, 1000.0, 3000.0)],
-        ),
-        "iALS, then ridge": (_als_then_ridge, _ALS),
-        "iALS with features": (_als, _ALS),
-        "ColdStart": (_default, [{}]),
-    },
+
+_SMALL = [{"dim": 64, "unobserved": each[0], "l2": each[1]} for each in ((0.3, 0.01), (0.1, 0.01), (0.03, 0.003))]
+_ALS = [*_SMALL, *({**_SMALL[1], "dim": 256}, {**_SMALL[2], "dim": 256}, {**_SMALL[2], "dim": 512})]
+_BACKBONES = [_SMALL[1], {**_SMALL[2], "dim": 128}]
+_IMPLICIT = _grid(factors=(64, 200), alpha=(3.0, 10.0, 30.0), regularization=(0.01,))
+
+ITEMS = {
+    "content k-NN": Method(_content_knn, _grid(normalise=(0.0, 0.5, 1.0))),
+    "popularity": Method(_popularity, [{}]),
+    "ALS, then ridge": Method(
+        rivals.implicit_als_then_ridge, [{**each, "ridge": 1.0} for each in _IMPLICIT], "implicit"
+    ),
+    "iALS, then ridge": Method(_mapped, _ALS),
+    "iALS, then perceptron": Method(functools.partial(_mapped, kind="mlp"), _BACKBONES),
+    "DropoutNet": Method(functools.partial(_over_backbone, coldstart.dropoutnet), _BACKBONES),
+    "Heater": Method(functools.partial(_over_backbone, coldstart.heater), _BACKBONES),
+    "CLCRec": Method(functools.partial(_over_backbone, coldstart.clcrec), _BACKBONES),
+    "ALDI": Method(functools.partial(_over_backbone, coldstart.aldi), _BACKBONES),
+    "GAR": Method(functools.partial(_over_backbone, coldstart.gar), _BACKBONES),
+    "iALS with content": Method(_als, _ALS),
+    "ColdStart": Method(_default, [{}]),
 }
+USERS = {
+    "EASE + demographic popularity": Method(
+        rivals.ease_and_popularity, _grid(l2=(300.0, 1000.0, 3000.0), weight=(0.03, 0.1)), "NumPy"
+    ),
+    "popularity": Method(_popularity, [{}]),
+    "EASE fold-in": Method(_ease, _grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
+    "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT, "implicit"),
+    "iALS, then ridge": Method(_mapped, _ALS),
+    "iALS with features": Method(_als, _ALS),
+    "ColdStart": Method(_default, [{}]),
+}
+METHODS = {"cold items": ITEMS, "cold users": USERS}
 
 
-def measured(recommender: Any, slices: Iterable[Slice]) -> dict[str, Any]:
+def measured(protocol: Protocol, fitted: Any, slices: list[Slice]) -> dict[str, Any]:
+    """A report by slice; slices that a rival has no answer to are missing."""
     reports = {}
     for each in slices:
-        ready = each.change(recommender)
-        options = {"ks": _KS, "candidates": each.candidates, "exclude": each.exclude}
-        reports[each.name] = jaxrec.evaluate(ready, each.relevant, **options)
+        options: dict[str, Any] = {"ks": _KS, "candidates": each.candidates, "exclude": each.exclude}
+        if isinstance(fitted, jaxrec.train.Recommender):
+            reports[each.name] = jaxrec.evaluate(each.ready(fitted), each.relevant, **options)
+            continue
+        scores = fitted(each)
+        if scores is None:
+            continue
+        encoder = protocol.encoded().encoder.extend(users=each.users)
+        seen = encoder.encode(protocol.frames["interactions"])
+        reports[each.name] = jaxrec.evaluate(scores, encoder.encode(each.relevant), seen=seen, **options)
     return reports
 
 
-def chosen_setting(protocol: Protocol, method: Callable[..., Any], settings: list[dict[str, Any]]) -> dict[str, Any]:
-    if len(settings) == 1:
-        return settings[0]
+def chosen_setting(protocol: Protocol, method: Method) -> Setting:
+    """The best on validation by the mean over slices, each measured by its best setting."""
+    if len(method.settings) == 1:
+        return method.settings[0]
     values = []
-    for setting in settings:
-        reports = measured(method(protocol, 0, **setting), protocol.validation)
-        values.append(np.array([float(reports[name]["ndcg@20"]) for name in protocol.main]))
-        print("  validation", setting, values[-1].round(4), flush=True)
+    for setting in method.settings:
+        reports = measured(protocol, method.fit(protocol, 0, **setting), protocol.validation)
+        values.append([float(reports[name]["ndcg@20"]) if name in reports else np.nan for name in protocol.main])
+        print("  validation", setting, np.round(values[-1], 4), flush=True)
     table = np.array(values)
-    return settings[int(np.argmax((table / table.max(axis=0)).mean(axis=1)))]
+    return method.settings[int(np.argmax(np.nanmean(table / table.max(axis=0), axis=1)))]
+
+
+def rows_of(reports: dict[str, Any], bar: dict[str, Any] | None) -> list[dict[str, Any]]:
+    found = []
+    for name, report in reports.items():
+        for metric in ("recall@20", "ndcg@20", "recall@100"):
+            low, high = report.interval(metric)
+            row: dict[str, Any] = {"slice": name, "metric": metric, "value": float(report[metric])}
+            row |= {"low": low, "high": high}
+            if bar is not None and metric != "recall@100":
+                paired = report.versus(bar[name], metric)
+                row |= {"difference": paired.difference, "difference_low": paired.low, "difference_high": paired.high}
+            found.append(row)
+    return found
 
 
 def main() -> None:
@@ -190,45 +173,92 @@ def main() -> None:
     arguments.add_argument("--methods", nargs="*", help="by default all")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
+    arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
+    if options.table:
+        print(tables(json.loads(_RESULTS.read_text())))
+        return
     folder = os.environ.get("JAXREC_DATA")
     if not folder:
         raise SystemExit("JAXREC_DATA names no folder of data.")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     for name in options.data:
-        title, load = PROTOCOLS[name]
-        protocol = load(Path(folder))
-        for method, (fit, settings) in METHODS[name].items():
-            if options.methods and method not in options.methods:
+        protocol = PROTOCOLS[name](Path(folder))
+        methods = METHODS[protocol.title]
+        bar, bar_name = None, next(iter(methods))
+        for what, method in methods.items():
+            if options.methods and what not in options.methods:
                 continue
             rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
-            key = {"dataset": name, "protocol": title, "system": "jaxrec", "method": method}
+            key = {"dataset": name, "protocol": protocol.title, "system": method.system, "method": what}
             done = {row["seed"] for row in rows if all(row[field] == value for field, value in key.items())}
             seeds = [seed for seed in options.seeds if options.again or seed not in done]
             if not seeds:
                 continue
-            setting = chosen_setting(protocol, fit, settings)
+            if bar is None and what != bar_name:
+                chosen = _setting_of(rows, name, bar_name) or chosen_setting(protocol, methods[bar_name])
+                bar = measured(protocol, methods[bar_name].fit(protocol, 0, **chosen), protocol.test)
+            try:
+                setting = _setting_of(rows, name, what) if 0 not in seeds else None
+                setting = chosen_setting(protocol, method) if setting is None else setting
+            except ModuleNotFoundError as error:
+                print(f"{what} is left out: {error}")
+                continue
             for seed in seeds:
                 start = time.perf_counter()
-                recommender = fit(protocol, seed, **setting)
+                fitted = method.fit(protocol, seed, **setting)
                 seconds = time.perf_counter() - start
-                new = []
-                for slice_name, report in measured(recommender, protocol.test).items():
-                    for metric in ("recall@20", "ndcg@20", "recall@100"):
-                        low, high = report.interval(metric)
-                        new.append(
-                            key
-                            | {"seed": seed, "slice": slice_name, "metric": metric, "value": float(report[metric])}
-                            | {"low": low, "high": high, "seconds": seconds}
-                            | {"setting": setting, "commit": commit.stdout.strip()}
-                        )
-                    print(name, method, seed, slice_name, f"{report['ndcg@20']:.4f}, {seconds:.0f} s", flush=True)
+                reports = measured(protocol, fitted, protocol.test)
+                common = {"seconds": seconds, "setting": setting, "commit": commit.stdout.strip()}
                 same = key | {"seed": seed}
+                new = [same | row | common for row in rows_of(reports, bar)]
+                figures = ", ".join(f"{part} {report['ndcg@20']:.4f}" for part, report in reports.items())
+                print(name, what, seed, figures, f"{seconds:.0f} s", flush=True)
                 kept = [row for row in rows if any(row[field] != value for field, value in same.items())]
                 rows = [*kept, *new]
                 temporary = _RESULTS.with_suffix(".tmp")
                 temporary.write_text(json.dumps(rows, indent=1) + "\n")
                 temporary.rename(_RESULTS)
+
+
+def _setting_of(rows: list[dict[str, Any]], dataset: str, method: str) -> Setting | None:
+    """The one chosen when the first seed was measured."""
+    found = [row for row in rows if row["dataset"] == dataset and row["method"] == method and row["seed"] == 0]
+    return found[0]["setting"] if found else None
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a table for each data set: means over seeds; behind NDCG@20 the difference to the bar, seed 0."""
+    lines = []
+    for name in PROTOCOLS:
+        here = [row for row in rows if row["dataset"] == name]
+        if not here:
+            continue
+        slices = list(dict.fromkeys(row["slice"] for row in here))
+        heads = [f"{part} {metric}" for part in slices for metric in ("R@20", "N@20")]
+        lines += [f"**{name}**, {here[0]['protocol']}", "", "| method | " + " | ".join(heads) + " | seeds | s |"]
+        lines.append("|---|" + "---:|" * (len(heads) + 2))
+        order = list(METHODS[here[0]["protocol"]])
+        for system, method in sorted(
+            {(row["system"], row["method"]) for row in here}, key=lambda pair: order.index(pair[1])
+        ):
+            own = [row for row in here if (row["system"], row["method"]) == (system, method)]
+            cells = []
+            for part in slices:
+                for metric in ("recall@20", "ndcg@20"):
+                    found = [row for row in own if (row["slice"], row["metric"]) == (part, metric)]
+                    text = f"{np.mean([row['value'] for row in found]):.4f}" if found else ""
+                    first = next((row for row in found if row["seed"] == 0 and "difference" in row), None)
+                    if metric == "ndcg@20" and first is not None:
+                        half = (first["difference_high"] - first["difference_low"]) / 2
+                        text += f" ({first['difference']:+.3f} ± {half:.3f})"
+                    cells.append(text)
+            seeds = len({row["seed"] for row in own})
+            seconds = np.median([row["seconds"] for row in own])
+            title = method if system == "jaxrec" else f"{system}: {method}"
+            lines.append(f"| {title} | " + " | ".join(cells) + f" | {seeds} | {seconds:.0f} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
