@@ -88,16 +88,18 @@ def _grid(**options: tuple) -> list[Setting]:
     return found
 
 
-_SMALL = [{"dim": 64, "unobserved": each[0], "l2": each[1]} for each in ((0.3, 0.01), (0.1, 0.01), (0.03, 0.003))]
-_ALS = [*_SMALL, *({**_SMALL[1], "dim": 256}, {**_SMALL[2], "dim": 256}, {**_SMALL[2], "dim": 512})]
-_BACKBONES = [_SMALL[1], {**_SMALL[2], "dim": 128}]
-_IMPLICIT = _grid(factors=(64, 200), alpha=(3.0, 10.0, 30.0), regularization=(0.01,))
+_SMALL = [
+    {"dim": 64, "unobserved": one, "l2": l2} for one, l2 in ((1.0, 0.01), (0.3, 0.01), (0.1, 0.01), (0.03, 0.003))
+]
+_ALS = [*_SMALL, *({**_SMALL[2], "dim": 256}, {**_SMALL[3], "dim": 256}, {**_SMALL[3], "dim": 512})]
+_BACKBONES = [_SMALL[2], {**_SMALL[3], "dim": 128}]
+_IMPLICIT = _grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
 
 ITEMS = {
     "content k-NN": Method(_content_knn, _grid(normalise=(0.0, 0.5, 1.0))),
     "popularity": Method(_popularity, [{}]),
     "ALS, then ridge": Method(
-        rivals.implicit_als_then_ridge, [{**each, "ridge": 1.0} for each in _IMPLICIT], "implicit"
+        rivals.implicit_als_then_ridge, [each | {"ridge": 1.0} for each in _IMPLICIT], "implicit"
     ),
     "iALS, then ridge": Method(_mapped, _ALS),
     "iALS, then perceptron": Method(functools.partial(_mapped, kind="mlp"), _BACKBONES),

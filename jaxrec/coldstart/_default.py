@@ -16,7 +16,13 @@ from jaxrec.models import MatrixFactorization, TwoTower
 from jaxrec.ranking._vectors import everything, scorer
 from jaxrec.train import fit, fit_als, fit_content_knn
 
-_SETTINGS = ((0.3, 0.01), (0.1, 0.01), (0.03, 0.003), (0.01, 0.01))  # weight of an unobserved pair, regularisation
+_SETTINGS = (
+    (0.3, 0.01),
+    (1.0, 0.01),
+    (0.1, 0.01),
+    (0.03, 0.003),
+    (0.01, 0.01),
+)  # weight of an unobserved pair, regularisation
 _WIDTHS = (64, 128, 256, 512)
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
