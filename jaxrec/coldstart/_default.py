@@ -50,8 +50,8 @@ class ColdStart:
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left; with item features, mixed with nearest neighbours by content (by that feature alone which serves new items
-      best, or by all), for new items and for known ones apart, and new items' scores stretched so that they compete
+      is left; with item features, mixed with nearest neighbours by content (by all, or by the one feature that serves
+      new items best), for new items and for known ones apart, and new items' scores stretched so that they compete
       with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
       stopping.

@@ -20,9 +20,8 @@ _STEPS = 5  # of conjugate gradients in an epoch, which starts where the last on
 class _Design(NamedTuple):
     """The features of one side's trained entities, in the order of their table rows from 1 on.
 
-    All categories and labels share one numbering. An entity's labels of one feature are a row of unit length: as a mean,
-    an entity with many labels would have little to go by, and the ridge would shrink what rare labels say
-    (citeulike-a, cold NDCG@20 on validation: 0.38 against 0.30, docs/design.md).
+    All categories and labels share one numbering. An entity's labels of one feature are a row of unit length: with
+    their mean an entity of many labels would have little to go by (docs/design.md).
     """
 
     dense: Array  # float32 [entities, width]
