@@ -124,12 +124,14 @@ def fit_als(task: Task, epochs: int, judge: Judge, seed: int, **setting: Any) ->
     return train.fit_als(task.train, epochs=epochs, metric=judge, patience=_PATIENCE, seed=seed, **setting)
 
 
-def fit_pretrained(task: Task, epochs: int, judge: Judge, seed: int, *, alpha: float = 0.5, **setting: Any) -> Any:
-    """NeuMF from GMF and MLP, each trained on the same rows with the setting and for the epochs chosen for it."""
-    whole = models.NeuMF.for_data(task.train, **_WIDTHS)
-    parts = [trained(task, method, seed).params for method in ("GMF", "MLP")]
-    start = whole.fuse(*parts, alpha=alpha)
-    return fit_neumf(task, epochs, judge, seed, params=start, **setting, **_WIDTHS)
+def fit_pretrained(
+    task: Task, epochs: int, judge: Judge, seed: int, *, parts: tuple[str, str] = ("GMF", "MLP"), **setting: Any
+) -> Any:
+    """NeuMF from two parts, each trained on the same rows with the setting and for the epochs chosen for it."""
+    gmf, mlp = (trained(task, method, seed) for method in parts)
+    widths = _WIDTHS | {"dim": gmf.model.dim}
+    start = models.NeuMF.for_data(task.train, **widths).fuse(gmf.params, mlp.params)
+    return fit_neumf(task, epochs, judge, seed, params=start, **setting, **widths)
 
 
 _WIDTHS: dict[str, Any] = {"dim": 32, "mlp_dim": 32, "hidden": (32, 16)}
@@ -144,6 +146,8 @@ METHODS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
         fit_pretrained,
         [{"rate": 0.0003, "decay": 0.3}, {"rate": 0.0003, "decay": 1.0}, {"rate": 0.001, "decay": 0.3}],
     ),
+    "GMF, wider": (fit_neumf, [_GMF | {"dim": 64, "rate": 0.003, "decay": 1.0}]),
+    "NeuMF, wider, pretrained": (fit_pretrained, [{"parts": ("GMF, wider", "MLP"), "rate": 0.0003, "decay": 0.3}]),
     "MF": (
         fit_mf,
         [{"dim": dim, "rate": 0.03, "l2": l2} for dim, l2 in ((128, 0.003), (128, 0.005), (192, 0.003))],
