@@ -187,6 +187,44 @@ def test_further_exclusions_leave_items_out():
     assert report.left_out["excluded, having been seen"] == len(gone)
 
 
+def test_a_user_may_have_candidates_of_their_own():
+    parts, encoded, score = planted(1)
+    rng, items = np.random.default_rng(0), np.asarray(encoded.train.encoder.items.ids)
+    users = np.append(parts.test["user"].unique(), parts.train["user"].unique())
+    own = pd.DataFrame([(user, item) for user in np.unique(users) for item in rng.choice(items, 6, replace=False)])
+    own.columns = ["user", "item"]
+    report = jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(1, 4), candidates=own)
+    assert report["hit@1"] > jaxrec.evaluate(score, encoded.test, seen=encoded.train, ks=(1,))["hit@1"]
+    for user, values in report.per_user[report.per_user["slice"] == "all"].set_index("user").iterrows():
+        relevant = np.isin(items, parts.test["item"][parts.test["user"] == user])
+        ranked = relevant | np.isin(items, own["item"][own["user"] == user])
+        exclude = np.isin(items, parts.train["item"][parts.train["user"] == user]) | ~ranked
+        for k in (1, 4):
+            for name, value in slow(score([user], items)[0], relevant, exclude, k).items():
+                assert values[f"{name}@{k}"] == pytest.approx(value, abs=1e-6)
+
+
+def test_the_whole_catalogue_as_everybodys_own_candidates_changes_nothing(factorization, parts):
+    ids = factorization.encoder.items.ids
+    users = factorization.encoder.users.decode(np.unique(parts.test.user))
+    own = pd.DataFrame({"user": np.repeat(users, len(ids)), "item": np.tile(ids, len(users))})
+    report = jaxrec.evaluate(factorization, parts.test, ks=(5,), candidates=own)
+    whole = jaxrec.evaluate(factorization, parts.test, ks=(5,))
+    pd.testing.assert_frame_equal(report.table, whole.table)
+    assert report.left_out == whole.left_out and report.coverage == whole.coverage
+
+
+def test_candidates_of_ones_own_are_known_and_nobody_is_without(factorization, parts):
+    ids = factorization.encoder.items.ids
+    user = factorization.encoder.users.decode(parts.test.user[:1])[0]
+    with pytest.raises(ValueError, match="users of the test part have no candidates of their own, such as"):
+        jaxrec.evaluate(factorization, parts.test, candidates=pd.DataFrame({"user": [user], "item": [ids[0]]}))
+    with pytest.raises(ValueError, match="1 of the candidates are unknown items, such as 'no'"):
+        jaxrec.evaluate(factorization, parts.test, candidates=pd.DataFrame({"user": [user], "item": ["no"]}))
+    with pytest.raises(ValueError, match="item"):
+        jaxrec.evaluate(factorization, parts.test, candidates=pd.DataFrame({"user": [user]}))
+
+
 def test_relevance_may_start_at_a_target(rated_parts):
     report = jaxrec.evaluate(
         lambda users, items: np.zeros((len(users), len(items))), rated_parts.test, seen=rated_parts.train,

@@ -15,12 +15,13 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.evaluation._intervals import bootstrap_means
+from jaxrec.evaluation._own import own_lists
 from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import evaluate_rows
 from jaxrec.evaluation._top_k_metrics import NAMES, from_hits
-from jaxrec.ranking._recommend import candidate_items, columns
+from jaxrec.ranking._recommend import candidate_items, columns, known_items, row_scores
 from jaxrec.ranking._search import Ranker, by_scores, ranker
-from jaxrec.ranking._top_k import Pairs, padded
+from jaxrec.ranking._top_k import Pairs, padded, user_blocks
 from jaxrec.ranking._vectors import Scorer
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,7 +37,7 @@ def evaluate(
     task: Literal["ranking", "rating"] | None = None,
     relevant_from: float | None = None,
     seen: Dataset | None = None,
-    candidates: Iterable[Any] | None = None,
+    candidates: Iterable[Any] | pd.DataFrame | None = None,
     exclude: Dataset | pd.DataFrame | None = None,
     exclude_seen: bool = True,
     level: float = 0.95,
@@ -64,7 +65,10 @@ def evaluate(
       task: by default ``"rating"`` where the schema names a target, else ``"ranking"``.
       relevant_from: ranking of data with a target: lowest target of a relevant row; None for every row.
       seen: the training part, for a function; a recommender knows its own.
-      candidates: raw ids of the items that are ranked, by default the whole catalogue.
+      candidates: raw ids of the items that are ranked, by default the whole catalogue. Or a frame with the schema's
+        user and item columns, of candidates of each user's own (a protocol with sampled negatives): a user's held-out
+        items are ranked among their rows of it, in which they need not stand themselves. Rows of users without a
+        held-out item are not read.
       exclude: further interactions whose items are left out of their user's list.
       exclude_seen: whether training interactions are left out.
       level: of the intervals.
@@ -78,8 +82,8 @@ def evaluate(
       Per-user values, means with intervals, coverage.
 
     Raises:
-      ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, a
-        score is NaN.
+      ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, an
+        item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN.
     """
     if draws < 1:
         raise ValueError(f"Expected draws >= 1, got {draws}.")
@@ -97,7 +101,12 @@ def evaluate(
         return evaluate_rows(subject.model, test, level=level, draws=draws, seed=seed)
     if task != "ranking":
         raise ValueError(f"Expected task 'ranking' or 'rating', got {task!r}.")
-    chosen = candidate_items(subject.encoder, candidates)
+    relevant = _relevant(test, relevant_from)
+    own = _own(subject.encoder, relevant, candidates) if isinstance(candidates, pd.DataFrame) else None
+    if own is None:
+        chosen = candidate_items(subject.encoder, candidates)
+    else:
+        chosen = padded(np.unique(own.item), len(subject.encoder.features.item_row)).astype(np.int32)
     live = int((chosen > 0).sum())
     ks = tuple(sorted({min(k, live) for k in (10, 20)})) if ks is None else tuple(ks)
     if not ks or not all(1 <= k <= live for k in ks):
@@ -107,9 +116,10 @@ def evaluate(
         )
     lists = _ranked(
         subject,
-        _relevant(test, relevant_from),
+        relevant,
         longest=max(ks),
         candidates=chosen,
+        own=own,
         excluded=[*([subject.seen] if exclude_seen else []), *_extra(subject.encoder, exclude)],
     )
     return _report(lists, subject, ks, level=level, draws=draws, seed=seed)
@@ -127,6 +137,18 @@ class _Subject(NamedTuple):
         if isinstance(self.model, Recommender):
             return ranker(self.model, candidates)
         return by_scores(_function_scorer(self.encoder, self.model, candidates), candidates)
+
+    def of_pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        if isinstance(self.model, Recommender):
+            return row_scores(self.model, Dataset(self.encoder, users.astype(np.int32), items))
+        everything = candidate_items(self.encoder, None)
+        score_of = _function_scorer(self.encoder, self.model, everything)
+        someone, row = np.unique(users, return_inverse=True)
+        scores = np.zeros(len(users), np.float32)
+        for block, size in user_blocks(len(someone), len(everything)):
+            here = np.flatnonzero((row >= block[0]) & (row <= block[-1]))
+            scores[here] = np.asarray(score_of(someone[block], size))[row[here] - block[0], items[here]]
+        return scores
 
 
 class _Lists(NamedTuple):
@@ -169,6 +191,23 @@ def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Int
     return [exclude.interactions]
 
 
+def _own(encoder: Encoder, test: Dataset, candidates: pd.DataFrame) -> Interactions:
+    """Each user's candidates, their held-out items among them, each pair once."""
+    given = encoder.pairs(candidates)
+    known_items(encoder, list(candidates[encoder.schema.item].unique()), "candidates")
+    held_out, _ = _distinct(test)
+    lacking = np.flatnonzero((held_out.user_count > 0) & (given.user_count[: held_out.num_users] == 0))
+    if len(lacking):
+        raise ValueError(
+            f"{len(lacking)} users of the test part have no candidates of their own, such as "
+            f"{encoder.users.decode(lacking[:1])[0]!r}. Expected at least one row of candidates for each: add some, or "
+            "leave these users out of the test part."
+        )
+    both = given.append(held_out)
+    wanted = (held_out.user_count > 0)[both.user] & (both.item > 0)
+    return _distinct(Dataset(encoder, both.user[wanted], both.item[wanted]))[0]
+
+
 def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
     if test.user is None or test.item is None:
         raise ValueError("Ranking needs users and items. Name both columns in the schema, or use task='rating'.")
@@ -195,6 +234,7 @@ def _ranked(
     *,
     longest: int,
     candidates: np.ndarray,
+    own: Interactions | None,
     excluded: list[Interactions],
 ) -> _Lists:
     live = int((candidates > 0).sum())
@@ -213,6 +253,25 @@ def _ranked(
     }
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
     users = np.flatnonzero(relevant.user_count)
+    if own is None:
+        items, nan = _catalogue_lists(subject, users, candidates, excluded, longest)
+    else:
+        left = np.ones(len(own), bool)
+        for each in excluded:
+            left &= ~each.contains(own.user, own.item)
+        pairs = Interactions(own.user[left], own.item[left], own.num_users, own.num_items)
+        items, nan = own_lists(subject.of_pairs, pairs, users, longest)
+    if nan:
+        raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
+    hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
+    return _Lists(users, items, hits, relevant, left_out, live)
+
+
+def _catalogue_lists(
+    subject: _Subject, users: np.ndarray, candidates: np.ndarray, excluded: list[Interactions], longest: int
+) -> tuple[np.ndarray, bool]:
+    """The best of the same candidates for everybody, as ``own_lists`` returns them."""
+    column_of = columns(candidates, len(subject.encoder.features.item_row))
     rank_of, blocks_of = subject.ranker(candidates)
     results = []
     for block, size in blocks_of(len(users)):
@@ -223,13 +282,10 @@ def _ranked(
         if len(results) > 1:  # two blocks at work: on CPU each sorts on one core
             jax.block_until_ready(results[-2])
         results.append((rank_of(users[block], size, exclude, longest), len(block)))
-    if any(bool(result.nan) for result, _ in results):
-        raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
     positions = [np.asarray(result.top.position)[:num] for result, num in results]
     position = np.concatenate(positions) if positions else np.zeros((0, longest), np.int32)
     items = np.where(position >= 0, candidates[position], 0)
-    hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
-    return _Lists(users, items, hits, relevant, left_out, live)
+    return items, any(bool(result.nan) for result, _ in results)
 
 
 def _distinct(test: Dataset) -> tuple[Interactions, int]:

@@ -133,7 +133,7 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
         expect(pairs, Dataset, "pairs")
     data = pairs if isinstance(pairs, Dataset) else recommender.encoder.encode(pairs, labelled=False)
     recommender.check(data)
-    scores = _row_scores(recommender, data).astype(np.float64)
+    scores = row_scores(recommender, data).astype(np.float64)
     if recommender.link == "sigmoid":
         return np.where(scores >= 0, 1 / (1 + np.exp(-np.abs(scores))), 1 - 1 / (1 + np.exp(-np.abs(scores))))
     return recommender.encoder.original_target(scores)
@@ -176,11 +176,11 @@ def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame 
     return known_items(recommender.encoder, list(exclude), "excluded items"), None
 
 
-def _row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
+def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     """The model's score of each row, float32."""
     if isinstance(recommender.model, Mixture):
         weights = recommender.model.weights(recommender.params, _items_of(data), recommender.features)
-        return np.einsum("kr,kr->r", weights, np.stack([_row_scores(part, data) for part in recommender.parts]))
+        return np.einsum("kr,kr->r", weights, np.stack([row_scores(part, data) for part in recommender.parts]))
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
