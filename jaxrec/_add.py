@@ -50,16 +50,32 @@ def add(
         if interactions is not None and part.factorises and not part.pooled_history and not part.derived:
             _ = part.prior  # measured now, so that everything that is added later shares it
     grown = recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
+    schema, old = encoder.schema, recommender.encoder
     extend: Any = getattr(recommender.model, "extend", None)
     if extend is None:
+        if interactions is None and "catalogue" in recommender.__dict__:
+            _carry_catalogue(recommender, grown, _touched(old.items, encoder.items, schema.item, items))
         return grown
-    schema, old = encoder.schema, recommender.encoder
     touched = {
         "users": _touched(old.users, encoder.users, schema.user, users, interactions),
         "items": _touched(old.items, encoder.items, schema.item, items, interactions),
     }
     model, params = extend(recommender.params, encoder.features, grown.seen, **touched)
     return grown.replace(model=model, params=params)
+
+
+def _carry_catalogue(old: Recommender, grown: Recommender, items: np.ndarray) -> None:
+    """Vectors of items that are neither new nor described anew are those of before."""
+    from jaxrec.ranking._top_k import padded
+    from jaxrec.ranking._vectors import item_vectors
+
+    if len(old.catalogue) != len(grown.encoder.features.item_row):
+        return
+    vectors = old.catalogue
+    if len(items):
+        some = padded(items, 1 << (len(items) - 1).bit_length())  # few shapes are compiled
+        vectors = vectors.at[some].set(item_vectors(grown, some))
+    grown.__dict__["catalogue"] = vectors
 
 
 def _touched(old: Vocabulary, new: Vocabulary, column: str | None, *given: Any) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Folding in: closed forms against what they minimise, and what adding leaves alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,23 @@ def test_a_coordinate_that_never_varied_stays():
     assert folded[0, 2] == pytest.approx(1.0, abs=1e-6) and not np.allclose(folded[0, :2], 1.0)
 
 
+@pytest.mark.parametrize("name", ["towers", "factorization"])
+def test_vectors_of_the_catalogue_are_carried_over_when_items_are_added(request, world, name):
+    recommender = request.getfixturevalue(name)
+    _ = recommender.catalogue
+    changed = world.target.items.tail(1).assign(**{world.target.schema.item: world.target.items.iloc[0]["item"]})
+    frames = [world.target.items.head(2).assign(item=["new-a", "new-b"]), changed]
+    for items in (*frames, pd.concat(frames)):
+        grown = coldstart.add(recommender, items=items)
+        assert "catalogue" in grown.__dict__
+        anew = dataclasses.replace(grown)  # which carries nothing over
+        np.testing.assert_allclose(grown.catalogue, anew.catalogue, rtol=1e-5, atol=1e-6)
+    moved = np.abs(np.asarray(grown.catalogue) - np.asarray(recommender.catalogue)).sum(axis=1) > 1e-6
+    assert moved.any() == (name == "towers")  # a factorization does not read what items are
+    alone = coldstart.add(recommender, users=[10**7])
+    assert alone.catalogue is recommender.catalogue
+
+
 def test_adding_leaves_the_recommender_as_it_was(factorization):
     before = factorization.encoder, len(factorization.seen)
     touched = pd.DataFrame({"user": [42, 43], "item": ["film-00001", "brand-new"], "time": [0, 1]})
@@ -124,7 +143,7 @@ def test_bad_interactions_are_refused_before_anything_is_added(factorization, ra
     with pytest.raises(ValueError, match="lacks the column 'time'"):
         coldstart.add(factorization, interactions=pd.DataFrame({"user": [1], "item": ["film-00001"]}))
     with pytest.raises(TypeError, match="Expected ids of type int.*got str"):
-        coldstart.add(factorization, users=["somebody"])
+        coldstart.add(factorization, users=[10**7])
     rated = jaxrec.coldstart.popularity(rated_parts.train)
     with pytest.raises(ValueError, match="Expected finite numbers in the target column 'rating'"):
         coldstart.add(rated, interactions=pd.DataFrame(

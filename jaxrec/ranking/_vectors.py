@@ -55,6 +55,8 @@ def candidate_vectors(recommender: Recommender, candidates: np.ndarray) -> jax.A
     """Vectors of candidates (entity indices) of a model that factorises."""
     if np.array_equal(candidates, everything(recommender.encoder)):
         return recommender.catalogue
+    if "catalogue" not in recommender.__dict__ and len(candidates) < len(recommender.encoder.features.item_row) // 4:
+        return item_vectors(recommender, candidates)
     return take(recommender.catalogue, candidates)
 
 
