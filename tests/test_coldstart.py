@@ -143,7 +143,7 @@ def test_bad_interactions_are_refused_before_anything_is_added(factorization, ra
     with pytest.raises(ValueError, match="lacks the column 'time'"):
         coldstart.add(factorization, interactions=pd.DataFrame({"user": [1], "item": ["film-00001"]}))
     with pytest.raises(TypeError, match="Expected ids of type int.*got str"):
-        coldstart.add(factorization, users=[10**7])
+        coldstart.add(factorization, users=["somebody"])
     rated = jaxrec.coldstart.popularity(rated_parts.train)
     with pytest.raises(ValueError, match="Expected finite numbers in the target column 'rating'"):
         coldstart.add(rated, interactions=pd.DataFrame(
