@@ -254,7 +254,7 @@ class TestRegression:
         with refuses(ValueError, "coldstart.mix takes any"):
             transfer.blend([train.fit_item_knn(there)], [1.0])
         with refuses(ValueError, "are not trained in"):
-            transfer.blend([target, source], [1.0, 1.0])
+            transfer.blend([source, target], [1.0, 1.0])
 
 
 def table(frames: data.Frames) -> pd.DataFrame:
