@@ -162,8 +162,10 @@ def stacked_ease(pair: Pair, seed: int, **setting: Any) -> Fitted:
 
 
 def emcdr(pair: Pair, seed: int, *, backbone: Callable[..., Any] = _als, **setting: Any) -> Fitted:
-    chosen = {name: setting.pop(name) for name in ("kind", "hidden") if name in setting}
+    chosen = {name: setting.pop(name) for name in ("kind", "hidden", "map_l2") if name in setting}
     found, seconds = zip(*(backbone(pair, name, seed, setting) for name in (pair.source, pair.target)), strict=True)
+    if "map_l2" in chosen:
+        chosen["l2"] = chosen.pop("map_l2")
     bridge = _timed(lambda: transfer.emcdr(*found, seed=seed, **chosen))
     return bridge._replace(seconds=bridge.seconds + sum(seconds))
 
@@ -174,6 +176,7 @@ def emcdr_bpr(pair: Pair, seed: int, **setting: Any) -> Fitted:
 
 
 def ptupcdr(pair: Pair, seed: int, *, rate: float, **setting: Any) -> Fitted:
+    setting.pop("map_l2", None)
     found, seconds = zip(*(_als(pair, name, seed, setting) for name in (pair.source, pair.target)), strict=True)
     options: dict[str, Any] = {"optimizer": optim.row_sparse(optax.adam(rate)), "epochs": 5, "batch_size": 256}
     negatives = data.Negatives(shared=512)
@@ -214,8 +217,14 @@ _MORE = [
     {"dim": 128, "unobserved": 0.003, "l2": 0.5, "exponent": 0.5},
     {"dim": 256, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
     {"dim": 128, "unobserved": 0.003, "l2": 0.04},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.07},
+    {"dim": 128, "unobserved": 0.005, "l2": 0.03},
+    {"dim": 128, "unobserved": 0.002, "l2": 0.04},
+    {"dim": 256, "unobserved": 0.003, "l2": 0.04},
+    {"dim": 256, "unobserved": 0.005, "l2": 0.03},
     {"dim": 64, "unobserved": 0.003, "l2": 0.03},
     {"dim": 64, "unobserved": 0.003, "l2": 0.05},
+    {"dim": 64, "unobserved": 0.001, "l2": 0.05},
 ]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.03, 0.3, 1.0)]
 _REGRESSIONS = [{"dim": dim, "l2": l2} for dim in (256, 512) for l2 in (30.0, 100.0)]
@@ -226,7 +235,7 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     "stacked item k-NN": (stacked_knn, [{"shrink": shrink, "neighbours": 300} for shrink in (1.0, 10.0, 100.0)]),
     "stacked iALS": (stacked_als, [*_BACKBONES, *_MORE]),
     "EMCDR, MF by BPR": (emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in ("linear", "mlp")]),
-    "EMCDR over iALS": (emcdr, _BACKBONES),
+    "EMCDR over iALS": (emcdr, [{**each, "map_l2": l2} for each in _BACKBONES for l2 in (20.0, 100.0)]),
     "regression": (regress, _REGRESSIONS),
     "PTUPCDR over iALS": (ptupcdr, []),  # over the bridge's backbone
     "blend": (blend, []),  # of the bridge and the regression as chosen

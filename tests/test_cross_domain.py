@@ -1,14 +1,19 @@
 """Methods across domains: what each is by definition."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
 import pytest
+from cases import FEATURES, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import data, optim, train, transfer
+from jaxrec import data, models, optim, train, transfer
+from jaxrec.models import _base
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 
@@ -255,6 +260,98 @@ class TestRegression:
             transfer.blend([train.fit_item_knn(there)], [1.0])
         with refuses(ValueError, "are not trained in"):
             transfer.blend([source, target], [1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def stacked(domains, films) -> data.Dataset:
+    """Books without a weight beside films."""
+    return encoded(transfer.stack({"books": domains["books"], "films": films}, weight={"books": 0.0, "films": 1.0}))
+
+
+class TestSharedSpecific:
+    def fit(self, train, **options):
+        model = models.SharedSpecific.for_data(train, dim=4, **options)
+        return jaxrec.fit(model, train, batch_size=None, epochs=3, optimizer=optax.sgd(3.0), progress=False)
+
+    def test_with_no_weight_of_the_source_it_is_the_target_alone(self, stacked):
+        of_films = np.char.startswith(stacked.encoder.items.decode(stacked.item).astype(str), "films/")
+        joint, alone = (self.fit(rows, specific=False) for rows in (stacked, stacked.subset(of_films)))
+        for side, index in (("user", stacked.user[of_films]), ("item", stacked.item[of_films])):
+            row = getattr(stacked.features, f"{side}_row")[np.unique(index)]
+            found, expected = (np.asarray(each.params[side]["embedding"])[row] for each in (joint, alone))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        start = alone.model.init(jax.random.split(jax.random.key(0))[0])["item"]["embedding"]
+        assert np.abs(np.asarray(alone.params["item"]["embedding"] - start))[row].max() > 0.01
+        weighed = self.fit(dataclasses.replace(stacked, weight=None), specific=False)
+        assert np.abs(np.asarray(weighed.params["item"]["embedding"] - joint.params["item"]["embedding"])).max() > 0.01
+
+    def test_a_newcomer_is_scored_by_the_shared_part(self, stacked, cold):
+        found = self.fit(dataclasses.replace(stacked, weight=None))
+        index = found.encoder.users.encode(cold)
+        whole = np.asarray(user_vectors(found, index))
+        code = {name: found.encoder.item_features[0].vocabulary.encode([name])[0] for name in ("books", "films")}
+        parts = whole[:, 4:].reshape(len(cold), -1, 4)
+        assert (parts[:, code["films"]] == 0).all()
+        assert np.abs(parts[:, code["books"]]).max() > 0
+        items = found.encoder.items.encode(["films/3"])
+        shared = np.asarray(found.params["item"]["embedding"])[found.features.item_row[items]]
+        np.testing.assert_allclose(
+            whole @ np.asarray(item_vectors(found, items)).T, whole[:, :4] @ shared.T, rtol=1e-5, atol=1e-6
+        )
+
+    @pytest.mark.parametrize("cosine", [0.0, 0.6])
+    def test_orthogonality_is_the_squared_cosine(self, cosine):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3, orthogonality=2.0)
+        params = model.init(jax.random.key(0))
+        shared = jnp.tile(jnp.asarray([[3.0, 0.0]]), (9, 1))
+        own = jnp.tile(jnp.asarray([[cosine, (1 - cosine**2) ** 0.5]]), (9, 3))
+        params["user"] = {"embedding": shared, "specific": own}
+        batch = batch_of()
+        gathered = _base.gather(params, model.lookups(batch, FEATURES))
+        found = model.score(params, gathered, batch, FEATURES, key=jax.random.key(1))
+        np.testing.assert_allclose(found.penalty, 2.0 * cosine**2, atol=1e-6)
+
+    def test_other_domains_do_not_compete(self):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3)
+        batch = batch_of()
+        gathered = _base.gather(model.init(jax.random.key(0)), model.lookups(batch, FEATURES))
+        scores = model.score({}, gathered, batch, FEATURES, key=jax.random.key(1)).scores
+        domain = np.asarray(batch.item) % 3
+        np.testing.assert_array_equal(np.asarray(scores[:, 1]) < -1e8, domain[:, 0] != domain[:, 1])
+        assert (np.asarray(scores[:, 0]) > -1e8).all()
+
+    def test_the_adversary_learns_and_the_shared_part_unlearns(self):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3, adversarial=0.5)
+        params = model.init(jax.random.key(0))
+        params["classifier"]["kernel"] = jnp.asarray([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])
+        batch = batch_of()
+        gathered = _base.gather(params, model.lookups(batch, FEATURES))
+
+        def penalty(users, classifier):
+            given = {**gathered, "user": users}
+            tree = {"classifier": classifier}
+            return model.score(tree, given, batch, FEATURES, key=jax.random.key(1)).penalty
+
+        def plain(users, classifier):
+            logits = users @ classifier["kernel"] + classifier["bias"][None, :]
+            own = jnp.asarray(np.asarray(batch.item)[:, 0] % 3)
+            return 0.5 * optax.softmax_cross_entropy_with_integer_labels(logits, own).mean()
+
+        found, expected = (
+            jax.grad(each, argnums=(0, 1))(gathered["user"], params["classifier"]) for each in (penalty, plain)
+        )
+        np.testing.assert_allclose(found[0], -expected[0], atol=1e-6)
+        np.testing.assert_allclose(found[1]["kernel"], expected[1]["kernel"], atol=1e-6)
+
+    def test_errors(self, films):
+        with refuses(ValueError, "no item feature 'domain'"):
+            models.SharedSpecific.for_data(encoded(films))
+        with refuses(ValueError, "Expected adversarial >= 0"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=3, adversarial=-1.0)
+        with refuses(ValueError, "Leave specific=True"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=3, specific=False, orthogonality=1.0)
+        with refuses(ValueError, "domains >= 2"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=1)
 
 
 def table(frames: data.Frames) -> pd.DataFrame:

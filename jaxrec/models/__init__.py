@@ -18,6 +18,7 @@ from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
 from jaxrec.models._personalised import Personalised
 from jaxrec.models._sequence import SequenceTransformer
+from jaxrec.models._shared_specific import SharedSpecific
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Popularity",
     "Scored",
     "SequenceTransformer",
+    "SharedSpecific",
     "TwoTower",
     "VariationalAutoencoder",
     "from_linen",
