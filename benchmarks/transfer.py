@@ -261,7 +261,7 @@ def by_row(fitted: Fitted, pair: Pair, rows: pd.DataFrame) -> pd.DataFrame:
     users, row = np.unique(rows["user"].to_numpy(), return_inverse=True)
     index = encoder.users.encode(users)
     scores = np.asarray(scorer(recommender, items.astype(np.int32))(index.astype(np.int32), len(index)))
-    place = pd.Index(pair.candidates).get_indexer(rows["item"])
+    place = pd.Index(pair.candidates).get_indexer(pd.Index(rows["item"]))
     if (place < 0).any():
         raise ValueError("A held-out item is not among the candidates.")
     own = scores[row, place][:, None]
