@@ -188,6 +188,28 @@ def ptupcdr(pair: Pair, seed: int, *, rate: float, **setting: Any) -> Fitted:
     return bridge._replace(seconds=bridge.seconds + sum(seconds))
 
 
+def joint(pair: Pair, seed: int, *, decay: float, **setting: Any) -> Fitted:
+    """Both domains in one training, users shared; items compete with those of their own domain."""
+    key = (tuple(pair.domains), pair.shots, "joint", seed, decay, tuple(setting.items()))
+
+    def make() -> Recommender:
+        stacked = transfer.stack(pair.domains)
+        parts = data.Parts(stacked.interactions, None, None)
+        rows = data.encode(parts, stacked.schema, items=stacked.items).train
+        return jaxrec.fit(
+            models.SharedSpecific.for_data(rows, dim=64, **setting),
+            rows,
+            loss="sampled_softmax",
+            negatives=data.Negatives(shared=1024),
+            optimizer=optim.row_sparse(optax.adamw(0.01, weight_decay=decay)),
+            epochs=8,
+            seed=seed,
+            progress=False,
+        )
+
+    return Fitted(*_TRAINED(key, make), pair.target)
+
+
 def regress(pair: Pair, seed: int, **setting: Any) -> Fitted:
     key = (pair.source, pair.target, pair.shots, "regress", tuple(setting.items()))
     source, target = (_encoded(pair, name) for name in (pair.source, pair.target))
@@ -226,19 +248,23 @@ _MORE = [
     {"dim": 64, "unobserved": 0.003, "l2": 0.05},
     {"dim": 64, "unobserved": 0.001, "l2": 0.05},
 ]
-_BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.03, 0.3, 1.0)]
+_BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
+_DECAYS = (0.3, 1.0)
 _REGRESSIONS = [{"dim": dim, "l2": l2} for dim in (256, 512) for l2 in (30.0, 100.0)]
 
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     "popularity": (popularity, [{}]),
     "target alone, iALS": (alone, _BACKBONES[:3]),
-    "stacked item k-NN": (stacked_knn, [{"shrink": shrink, "neighbours": 300} for shrink in (1.0, 10.0, 100.0)]),
+    "stacked item k-NN": (stacked_knn, [{"shrink": shrink, "neighbours": 300} for shrink in (10.0, 100.0, 1000.0)]),
     "stacked iALS": (stacked_als, [*_BACKBONES, *_MORE]),
     "EMCDR, MF by BPR": (emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in ("linear", "mlp")]),
     "EMCDR over iALS": (emcdr, [{**each, "map_l2": l2} for each in _BACKBONES for l2 in (20.0, 100.0)]),
     "regression": (regress, _REGRESSIONS),
     "PTUPCDR over iALS": (ptupcdr, []),  # over the bridge's backbone
     "blend": (blend, []),  # of the bridge and the regression as chosen
+    "CMF": (joint, [{"decay": decay, "specific": False} for decay in _DECAYS]),
+    "shared and specific": (joint, [{"decay": decay, "orthogonality": 0.1} for decay in _DECAYS]),
+    "domain-adversarial": (joint, [{"decay": decay, "specific": False, "adversarial": 0.1} for decay in _DECAYS]),
     "stacked EASE": (stacked_ease, [{"l2": 200.0}]),
 }
 
