@@ -1,5 +1,6 @@
 """Recommenders of one target by different ways of transfer, as one factorisation."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     tables["item"][np.asarray(features.item_row)[items]] = item
     tables["item"][0] = item.mean(axis=0)
     params = {side: {"embedding": jnp.asarray(table, jnp.float32)} for side, table in tables.items()}
-    return Recommender(model, params, encoder, first.seen, first.num_trained)
+    seen = dataclasses.replace(first.seen, num_users=len(features.user_row))
+    return Recommender(model, params, encoder, seen, first.num_trained)
 
 
 def _vectors(part: Recommender, index: np.ndarray, side: str) -> np.ndarray:

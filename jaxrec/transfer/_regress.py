@@ -1,5 +1,7 @@
 """From what a shared user touched in one domain straight to what they touch in the other, by one regression."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -88,7 +90,8 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
     }
     model = MatrixFactorization(user_rows=encoder.user_rows, item_rows=encoder.item_rows, dim=dim)
     log = ({"epoch": 1, "loss": found.error, "l2": found.l2},)
-    return Recommender(model, params, encoder, touched, len(touched), log=log)
+    seen = dataclasses.replace(touched, num_users=len(row))
+    return Recommender(model, params, encoder, seen, len(seen), log=log)
 
 
 def _histories(source: Dataset) -> pd.DataFrame:
