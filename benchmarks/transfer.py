@@ -249,7 +249,7 @@ _MORE = [
     {"dim": 64, "unobserved": 0.001, "l2": 0.05},
 ]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
-_DECAYS = (0.3, 1.0)
+_DECAYS = (1.0, 3.0, 10.0)
 _REGRESSIONS = [{"dim": dim, "l2": l2} for dim in (256, 512) for l2 in (30.0, 100.0)]
 
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
