@@ -12,7 +12,16 @@ from jaxtyping import Float, Int
 
 from jaxrec._types import Array, Batch
 
-__all__ = ["bpr", "in_batch_softmax", "mse", "on_batch", "sampled_softmax", "sigmoid_cross_entropy", "warp"]
+__all__ = [
+    "bpr",
+    "in_batch_softmax",
+    "mse",
+    "on_batch",
+    "reverse_gradient",
+    "sampled_softmax",
+    "sigmoid_cross_entropy",
+    "warp",
+]
 
 Loss = Callable[[jax.Array, Batch], jax.Array]
 
@@ -294,6 +303,42 @@ _ON_BATCH: dict[str, Loss] = {
     "in_batch_softmax": _in_batch_softmax,
     "warp": _warp,
 }
+
+
+def reverse_gradient(x: Float[Array, "*shape"], scale: float | jax.Array = 1.0) -> Float[jax.Array, "*shape"]:
+    """``x`` itself, whose gradient is multiplied by ``-scale`` on the way back.
+
+    What is behind it minimises its loss, and what is before it maximises the same loss, in one step of descent.
+
+    Args:
+      x: any float dtype.
+      scale: may be traced; 0 lets nothing pass. No gradient reaches it.
+
+    Examples:
+      >>> print(jax.grad(lambda x: 3.0 * reverse_gradient(x, 0.5))(1.0))
+      -1.5
+
+    References:
+      Ganin et al., Domain-adversarial training of neural networks, JMLR 17(59), 2016.
+    """
+    x = jnp.asarray(x)
+    return _reversed(x, jnp.asarray(scale, x.dtype))
+
+
+@jax.custom_vjp
+def _reversed(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x
+
+
+def _reversed_forward(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x, scale
+
+
+def _reversed_backward(scale: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return -scale * gradient, jnp.zeros_like(scale)
+
+
+_reversed.defvjp(_reversed_forward, _reversed_backward)
 
 
 def _float32(x: Array) -> jax.Array:

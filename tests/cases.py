@@ -21,7 +21,10 @@ FEATURES = Features(
         "group": jnp.asarray(np.arange(USERS)[:, None] % 3, jnp.int32),
         "personal row": jnp.asarray(np.arange(USERS)[:, None] % 4, jnp.int32),
     },
-    item_codes={"tags": jnp.asarray(np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 2], axis=1), jnp.int32)},
+    item_codes={
+        "tags": jnp.asarray(np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 2], axis=1), jnp.int32),
+        "domain": jnp.asarray(np.arange(ITEMS)[:, None] % 3, jnp.int32),
+    },
     user_present=jnp.asarray(np.arange(USERS)[:, None] % 4 > 0),
     item_present=jnp.asarray(np.stack([np.arange(ITEMS) % 3 > 0, np.arange(ITEMS) % 4 > 0], axis=1)),
 )
@@ -115,6 +118,12 @@ MODELS: dict[str, Case] = {
     ),
     "factorization without bias": Case(
         models.MatrixFactorization(user_rows=9, item_rows=7, dim=DIM, bias=False), ("user/*",), "item/embedding"
+    ),
+    "shared and specific": Case(
+        models.SharedSpecific(
+            user_rows=9, item_rows=7, dim=DIM, domains=3, orthogonality=0.1, adversarial=0.1
+        ),
+        ("item/*", "classifier/bias"), "user/specific",
     ),
     "towers": Case(
         models.TwoTower(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_SIDES),

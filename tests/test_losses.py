@@ -190,3 +190,16 @@ def test_an_unknown_loss_names_the_known_ones():
 def test_shapes_that_would_broadcast_are_refused(loss):
     with refuses(ValueError, r"one target per score, got shapes \(3,\) and \(3, 1\)"):
         loss(jnp.ones(3), jnp.ones((3, 1)))
+
+
+def test_reversing_changes_the_gradient_alone():
+    x = jnp.asarray([0.1, -2.0, 3.0])
+
+    def of(x, scale):
+        return jnp.sum(jnp.sin(losses.reverse_gradient(x, scale)))
+
+    value, found = jax.jit(jax.value_and_grad(of))(x, 0.25)
+    np.testing.assert_array_equal(value, jnp.sum(jnp.sin(x)))
+    np.testing.assert_allclose(found, -0.25 * np.cos(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(of)(x, 1.0), -np.cos(x), rtol=1e-6)
+    assert not jax.grad(of)(x, 0.0).any()

@@ -9,7 +9,7 @@ from jaxrec.models._distilled import ALDI
 from jaxrec.models._factorization import MatrixFactorization, Popularity
 from jaxrec.models._factorization_machine import FactorizationMachine
 from jaxrec.models._flax import from_linen, from_nnx
-from jaxrec.models._heads import ContentMap, DropoutNet, Heater
+from jaxrec.models._heads import Bridge, ContentMap, DropoutNet, Heater
 from jaxrec.models._item_weights import ItemWeights
 from jaxrec.models._linear import Linear
 from jaxrec.models._lora import LoRA
@@ -18,11 +18,13 @@ from jaxrec.models._neighbours import Neighbours
 from jaxrec.models._neumf import NeuMF
 from jaxrec.models._personalised import Personalised
 from jaxrec.models._sequence import SequenceTransformer
+from jaxrec.models._shared_specific import SharedSpecific
 from jaxrec.models._two_tower import TwoTower
 
 __all__ = [
     "ALDI",
     "BackboneTowers",
+    "Bridge",
     "CLCRec",
     "ContentMap",
     "DropoutNet",
@@ -42,6 +44,7 @@ __all__ = [
     "Popularity",
     "Scored",
     "SequenceTransformer",
+    "SharedSpecific",
     "TwoTower",
     "VariationalAutoencoder",
     "from_linen",

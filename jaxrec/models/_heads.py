@@ -1,4 +1,4 @@
-"""What makes a vector of content over a trained recommender: an attribute-to-factor map, DropoutNet, Heater.
+"""What makes a vector of content over a trained recommender: a map, a bridge between domains, DropoutNet, Heater.
 
 Heads work on *standardised* vectors: less the mean of the trained ones, divided by their deviation. So 0 is the average
 entity, and a network's inputs and outputs are of order one whatever was trained.
@@ -178,7 +178,62 @@ class Heater:
         return _biased(mlp(params["refine"], vector, jnp.tanh), params["bias"])
 
 
-Head = ContentMap | DropoutNet | Heater
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bridge:
+    r"""A linear map of the first half of the content, of which each entity has a matrix made from the second half.
+
+    .. math:: v = b + s \bigl(W + M(h)\bigr), \quad x = [s, h]
+
+    with :math:`M` a perceptron whose output is laid out as a matrix, 0 at the start. See ``transfer.ptupcdr``.
+
+    Args:
+      hidden: widths of the perceptron's hidden layers; ``()`` makes the matrix linear in :math:`h`.
+      code_dim: not used: the content has no categories.
+      keeps: whether who was trained keeps the backbone's vector. Not while the bridge is trained by scores.
+
+    References:
+      Zhu et al., Personalized transfer of user preferences for cross-domain recommendation, WSDM 2022 (the meta
+      network; here beside a map common to all).
+    """
+
+    hidden: tuple[int, ...] = (64,)
+    code_dim: int = 0
+    keeps: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+
+    def init(self, key: Key[jax.Array, ""], *, content: int, dim: int) -> Params:
+        """Parameters for content and vectors of these widths."""
+        width, odd = divmod(content, 2)
+        if not width or odd:
+            raise ValueError(f"A Bridge reads two vectors of one width side by side, got content of width {content}.")
+        key_kernel, key_meta = jax.random.split(key)
+        return {
+            "kernel": width**-0.5 * jax.random.normal(key_kernel, (width, dim), jnp.float32),
+            "meta": _last_zero(init_mlp(key_meta, (width, *self.hidden, width * dim), 1.0)),
+            "bias": jnp.zeros((dim,), jnp.float32),
+        }
+
+    def mapped(self, params: Params, known: Known) -> Float[jax.Array, "*index dim"]:
+        """What the content alone says of the vector."""
+        kernel = params["kernel"]
+        vector, taste = jnp.split(known.content, 2, axis=-1)
+        own = mlp(params["meta"], taste).reshape(*taste.shape[:-1], *kernel.shape)
+        common = jnp.einsum("...i,io->...o", vector, kernel)
+        return _biased(common + jnp.einsum("...i,...io->...o", vector, own), params["bias"])
+
+    def vectors(self, params: Params, known: Known, *, key: Any = None) -> Float[jax.Array, "*index dim"]:
+        """Standardised vectors; 0 for an entity without content."""
+        return jnp.where(known.described[..., None], self.mapped(params, known), 0.0)
+
+
+Head = ContentMap | DropoutNet | Heater | Bridge
+
+
+def _last_zero(layers: Params) -> Params:
+    last = str(len(layers) - 1)
+    return {**layers, last: {"kernel": jnp.zeros_like(layers[last]["kernel"])}}
 
 
 def _biased(vectors: jax.Array, bias: jax.Array) -> jax.Array:

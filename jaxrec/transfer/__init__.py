@@ -3,9 +3,14 @@
 from jaxrec.transfer._adapt import Adapted, Comparison, adapt, compare
 from jaxrec.transfer._adapters import LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
+from jaxrec.transfer._blend import blend
+from jaxrec.transfer._bridge import emcdr, ptupcdr
+from jaxrec.transfer._carry import carry
 from jaxrec.transfer._copy import CopyReport, Entry, copy
 from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
+from jaxrec.transfer._regress import regress
+from jaxrec.transfer._stack import stack
 
 __all__ = [
     "Adapted",
@@ -21,12 +26,18 @@ __all__ = [
     "add_adapters",
     "align",
     "all_but",
+    "blend",
+    "carry",
     "compare",
     "copy",
+    "emcdr",
     "fisher",
     "freeze",
     "freeze_copied",
     "merge_adapters",
+    "ptupcdr",
+    "regress",
     "rows_of",
+    "stack",
     "unmerge",
 ]

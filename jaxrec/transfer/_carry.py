@@ -1,0 +1,112 @@
+"""What a recommender of one domain knows of users, as features of the same users in another."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from jaxrec._add import add
+from jaxrec._expect import expect
+from jaxrec._recommender import Recommender
+from jaxrec.coldstart._backbone import check
+from jaxrec.data import Dataset, Vector
+from jaxrec.data._sides import blank, fit_features, write
+from jaxrec.ranking._vectors import item_vectors, user_vectors
+
+VECTOR, TASTE = "source", "source taste"
+_ROWS = 2**14  # users whose histories are pooled at once
+
+
+def carry(source: Recommender, *, taste: bool = False) -> pd.DataFrame:
+    """The users whom a recommender has met, each with their vector: a frame of users for another domain.
+
+    With ``Schema(user_features=(Vector("source", scale="rms"),))`` and ``users=`` this frame, anything that reads
+    features of users in the target reads what the source knows: ``TwoTower``, ``fit_als(content=True)``, DropoutNet,
+    Heater. ``transfer.emcdr`` and ``ptupcdr`` do so by themselves.
+
+    Args:
+      source: whose scores are inner products. Users who were added since the training are folded in.
+      taste: whether to add ``"source taste"``, the mean vector of the items that the user touched.
+
+    Returns:
+      A frame with the source's user column, ``"source"`` and ``"source taste"``: float32 vectors as wide as the
+      source's.
+
+    Raises:
+      ValueError: the source does not factorise.
+    """
+    expect(source, Recommender, "source")
+    if not source.factorises:
+        raise ValueError(
+            "Expected a source whose scores are inner products of user and item vectors, such as fit_als returns, got "
+            f"a {type(source.model).__name__}."
+        )
+    known = np.flatnonzero(source.seen.user_count).astype(np.int32)
+    vectors, tastes = [], []
+    for start in range(0, len(known), _ROWS):
+        users = known[start : start + _ROWS]
+        vectors.append(np.asarray(user_vectors(source, users), np.float32))
+        if taste:
+            tastes.append(_pooled(source, users))
+    columns = {VECTOR: list(np.concatenate(vectors))} | ({TASTE: list(np.concatenate(tastes))} if taste else {})
+    return pd.DataFrame({source.encoder.schema.user: source.encoder.users.decode(known), **columns})
+
+
+def carried(source: Recommender, target: Recommender, *, taste: bool = False) -> tuple[Recommender, Dataset]:
+    """The target that knows the source's users too, and its training part with ``carry`` as the users' only features.
+
+    Raises:
+      ValueError: a recommender does not factorise, or no user was trained in both.
+    """
+    frame = carry(source, taste=taste)
+    expect(target, Recommender, "target")
+    theirs, ours = source.encoder, target.encoder
+    column = ours.schema.user
+    if column is None or ours.schema.item is None:
+        raise ValueError("The target has no users or no items. Name both columns in its schema.")
+    ids = frame[theirs.schema.user]
+    if theirs.users.kind != ours.users.kind:
+        raise ValueError(
+            f"No user is shared: {theirs.users.kind} ids in the source and {ours.users.kind} ids in the target can "
+            "never match. Convert one column."
+        )
+    target = add(target, users=ids.to_numpy())
+    index = target.encoder.users.encode(ids)
+    shared = target.trained.user_count[index] > 0
+    if not shared.any():
+        raise ValueError(
+            f"No user was trained in both domains: the source has {len(ids)} and the target "
+            f"{np.count_nonzero(target.trained.user_count)}. A bridge is learned on those who are in both."
+        )
+    specs = tuple(Vector(name, scale="rms") for name in frame.columns if name in (VECTOR, TASTE))
+    fitted = fit_features(specs, frame[shared], ())
+    features = target.encoder.features
+    arrays = blank("user", fitted, len(features.user_row))
+    write(arrays, "user", fitted, index, frame)
+    encoder = dataclasses.replace(
+        target.encoder,
+        schema=dataclasses.replace(ours.schema, user_features=specs),
+        user_features=fitted,
+        features=features._replace(**arrays),
+    )
+    trained = target.trained
+    train = Dataset(encoder, trained.user, trained.item, target=trained.value)
+    check(target, train)
+    return target, train
+
+
+def of_shared(train: Dataset) -> Dataset:
+    """The rows of users who were trained here and carry something from the source."""
+    present = train.features.user_present
+    assert present is not None and train.user is not None
+    return train.subset(np.all(present, axis=1)[train.user])
+
+
+def _pooled(source: Recommender, users: np.ndarray) -> np.ndarray:
+    """Mean vector of each user's items."""
+    position, rows = source.seen.rows_of(users)
+    items, place = np.unique(source.seen.item[rows], return_inverse=True)
+    vectors = np.asarray(item_vectors(source, items.astype(np.int32)), np.float32)
+    total = np.zeros((len(users), vectors.shape[1]), np.float32)
+    np.add.at(total, position, vectors[place])
+    return total / np.bincount(position, minlength=len(users)).astype(np.float32)[:, None]

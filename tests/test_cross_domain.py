@@ -1,0 +1,361 @@
+"""Methods across domains: what each is by definition."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from cases import FEATURES, batch_of
+from helpers import refuses
+
+import jaxrec
+from jaxrec import data, models, optim, train, transfer
+from jaxrec.models import _base
+from jaxrec.ranking._vectors import item_vectors, user_vectors
+
+
+@pytest.fixture(scope="module")
+def domains() -> dict[str, data.Frames]:
+    """Two domains of bare ids, with the numbers of items overlapping and two thirds of the users shared."""
+    world = data.generate(
+        seed=3, transferable=0.95, source_users=240, target_users=180, shared_users=0.8, source_items=50,
+        target_items=40, source_interactions=15.0, target_interactions=8.0,
+    )  # fmt: skip
+
+    def bare(frames: data.Frames) -> data.Frames:
+        number = {item: at for at, item in enumerate(sorted(frames.interactions["item"].unique()))}
+        rows = frames.interactions[["user", "item"]]
+        return data.Frames(rows.assign(item=rows["item"].map(number)), None, None, data.Schema())
+
+    return {"books": bare(world.source), "films": bare(world.target)}
+
+
+@pytest.fixture(scope="module")
+def cold(domains) -> np.ndarray:
+    """Shared users whose films are held out."""
+    shared = np.intersect1d(domains["books"].interactions["user"], domains["films"].interactions["user"])
+    return shared[::4]
+
+
+@pytest.fixture(scope="module")
+def films(domains, cold) -> data.Frames:
+    rows = domains["films"].interactions
+    return domains["films"]._replace(interactions=rows[~rows["user"].isin(cold)])
+
+
+def encoded(frames: data.Frames) -> data.Dataset:
+    parts = data.Parts(frames.interactions, None, None)
+    return data.encode(parts, frames.schema, users=frames.users, items=frames.items).train
+
+
+@pytest.fixture(scope="module")
+def source(domains) -> train.Recommender:
+    return train.fit_als(encoded(domains["books"]), dim=6, epochs=6, l2=0.003)
+
+
+@pytest.fixture(scope="module")
+def target(films) -> train.Recommender:
+    return train.fit_als(encoded(films), dim=5, epochs=6, l2=0.003)
+
+
+def vectors(recommender: train.Recommender, ids: np.ndarray) -> np.ndarray:
+    return np.asarray(user_vectors(recommender, recommender.encoder.users.encode(ids)))
+
+
+def shared_ids(source, target) -> np.ndarray:
+    ids = [each.encoder.users.decode(np.flatnonzero(each.trained.user_count)) for each in (source, target)]
+    return np.intersect1d(*ids)
+
+
+class TestStack:
+    def test_items_are_apart_and_users_are_not(self, domains):
+        stacked = transfer.stack(domains)
+        rows = stacked.interactions
+        assert len(rows) == sum(len(each.interactions) for each in domains.values())
+        assert rows["item"].iloc[0] == f"books/{domains['books'].interactions['item'].iloc[0]}"
+        assert rows["item"].nunique() == sum(each.interactions["item"].nunique() for each in domains.values())
+        assert set(rows["user"]) == set(domains["books"].interactions["user"]) | set(
+            domains["films"].interactions["user"]
+        )
+        assert stacked.schema.item_features == (data.Categorical("domain"),)
+        assert (stacked.items["domain"] == stacked.items["item"].str.split("/").str[0]).all()
+
+    def test_by_users(self, domains):
+        stacked = transfer.stack(domains, side="user")
+        assert stacked.interactions["user"].iloc[-1].startswith("films/")
+        assert stacked.users["domain"].nunique() == 2
+        assert stacked.interactions["item"].iloc[0] == domains["books"].interactions["item"].iloc[0]
+
+    def test_weights(self, domains):
+        stacked = transfer.stack(domains, weight={"books": 0.25, "films": 1.0})
+        assert stacked.schema.weight == "weight"
+        expected = np.where(stacked.interactions["item"].str.startswith("books/"), 0.25, 1.0)
+        np.testing.assert_array_equal(stacked.interactions["weight"], expected)
+        own = {
+            name: frames._replace(interactions=frames.interactions.assign(w=2.0), schema=data.Schema(weight="w"))
+            for name, frames in domains.items()
+        }
+        twice = transfer.stack(own, weight={"books": 0.25, "films": 1.0})
+        np.testing.assert_array_equal(twice.interactions["w"], 2 * expected)
+
+    def test_a_model_of_the_stack_serves_users_from_the_other_domain(self, domains, films, cold):
+        recommender = train.fit_ease(encoded(transfer.stack({**domains, "films": films})), l2=50.0)
+        held_out = domains["films"].interactions
+        held_out = held_out[held_out["user"].isin(cold)]
+        test = transfer.stack({"films": films._replace(interactions=held_out)})
+        candidates = transfer.stack({"films": films}).interactions["item"].unique()
+        report = jaxrec.evaluate(recommender, test.interactions, ks=(5,), candidates=candidates)
+        chance = 5 / len(candidates)
+        assert report["recall@5"] > 1.5 * chance
+
+    def test_errors(self, domains):
+        with refuses(ValueError, "at least one domain"):
+            transfer.stack({})
+        with refuses(ValueError, "without '/', got 'a/b'"):
+            transfer.stack({"a/b": domains["books"]})
+        with refuses(ValueError, "one schema"):
+            other = domains["films"]._replace(schema=data.Schema(time="time"))
+            transfer.stack({"books": domains["books"], "films": other})
+        with refuses(ValueError, "a weight >= 0 for each of books, films"):
+            transfer.stack(domains, weight={"books": 1.0})
+        with refuses(ValueError, "nothing to learn from"):
+            transfer.stack(domains, weight={"books": 0.0, "films": 0.0})
+        missing = domains["books"].interactions.assign(item=None)
+        with refuses(ValueError, "in the column 'item' are missing"):
+            transfer.stack({"books": domains["books"]._replace(interactions=missing)})
+        own = data.Frames(missing.assign(item=1), None, None, data.Schema(item_features=(data.Categorical("domain"),)))
+        with refuses(ValueError, "a feature 'domain' of its own"):
+            transfer.stack({"books": own})
+        with refuses(ValueError, "users and items"):
+            transfer.stack({"books": domains["books"]._replace(schema=data.Schema(user=None))})
+
+
+class TestBridges:
+    def test_linear_emcdr_is_the_ridge_of_shared_users(self, source, target, cold):
+        """By the normal equations, on the users trained in both."""
+        found = transfer.emcdr(source, target, l2=3.0)
+        shared = shared_ids(source, target)
+        x, y = vectors(source, shared).astype(np.float64), vectors(target, shared).astype(np.float64)
+        mean = x.mean(axis=0)
+        x = (x - mean) / np.sqrt(np.square(x - mean).mean())
+        y_mean = y.mean(axis=0)
+        kernel = np.linalg.solve(x.T @ x + 3.0 * np.eye(x.shape[1]), x.T @ (y - y_mean))
+        new = vectors(source, cold).astype(np.float64)
+        old = vectors(source, shared).astype(np.float64)
+        new = (new - mean) / np.sqrt(np.square(old - mean).mean())
+        np.testing.assert_allclose(vectors(found, cold), new @ kernel + y_mean, atol=2e-5)
+        np.testing.assert_array_equal(vectors(found, shared), vectors(target, shared))
+
+    @pytest.mark.parametrize("kind", ["linear", "mlp"])
+    def test_emcdr_beats_knowing_nothing(self, domains, films, source, target, cold, kind):
+        options = {} if kind == "linear" else {"hidden": (16,), "epochs": 20, "batch_size": 32}
+        found = transfer.emcdr(source, target, kind=kind, **options)
+        held_out = domains["films"].interactions
+        held_out = held_out[held_out["user"].isin(cold)]
+        value, nothing = (jaxrec.evaluate(each, held_out, ks=(5,))["ndcg@5"] for each in (found, target))
+        assert value > 1.1 * nothing
+
+    def test_the_bridge_of_ptupcdr_depends_on_the_history(self, domains, source, target, cold):
+        options = {"epochs": 3, "batch_size": 64, "optimizer": optim.row_sparse(optax.adam(3e-3))}
+        found = transfer.ptupcdr(source, target, hidden=(8,), **options)
+        index = found.encoder.users.encode(cold)
+        kept = found.encoder.features
+        width = kept.user_dense.shape[1] // 2
+        other = kept.user_dense.copy()
+        other[index, width:] = other[index[::-1], width:]  # the same vectors, others' histories
+
+        def of(dense):
+            features = kept._replace(user_dense=jnp.asarray(dense))
+            return np.asarray(found.model.user_vectors(found.params, found.batch(index), features))
+
+        assert np.abs(of(other) - of(kept.user_dense)).max() > 1e-3
+        shared = shared_ids(source, target)
+        np.testing.assert_array_equal(vectors(found, shared), vectors(target, shared))
+        items = np.arange(1, 20, dtype=np.int32)
+        np.testing.assert_array_equal(item_vectors(found, items), item_vectors(target, items))
+        untouched = transfer.ptupcdr(source, target, hidden=(8,), epochs=1, optimizer=optax.sgd(0.0))
+        np.testing.assert_allclose(vectors(untouched, cold), vectors(transfer.emcdr(source, target), cold), atol=1e-5)
+
+    def test_what_is_carried(self, source, target, domains):
+        frame = transfer.carry(source, taste=True)
+        assert set(frame["user"]) == set(domains["books"].interactions["user"])
+        np.testing.assert_allclose(np.stack(frame["source"]), vectors(source, frame["user"].to_numpy()), rtol=1e-6)
+        user = frame["user"].iloc[3]
+        rows = domains["books"].interactions
+        touched = rows["item"][rows["user"] == user].unique()
+        items = np.asarray(item_vectors(source, source.encoder.items.encode(touched)))
+        np.testing.assert_allclose(frame["source taste"].iloc[3], items.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+    def test_errors(self, source, target, domains):
+        neighbours = train.fit_item_knn(encoded(domains["books"]))
+        with refuses(ValueError, "a source whose scores are inner products"):
+            transfer.emcdr(neighbours, target)
+        with refuses(ValueError, "kind to be 'linear', 'mlp'"):
+            transfer.emcdr(source, target, kind="cubic")  # pyright: ignore[reportArgumentType]
+        rows = domains["films"].interactions
+        strangers = rows.assign(user=rows["user"] + 10**6)
+        alone = train.fit_als(encoded(domains["films"]._replace(interactions=strangers)), dim=2, epochs=1)
+        with refuses(ValueError, "No user was trained in both"):
+            transfer.emcdr(source, alone)
+        named = train.fit_als(
+            encoded(domains["films"]._replace(interactions=rows.assign(user=rows["user"].astype(str)))), dim=2, epochs=1
+        )
+        with refuses(ValueError, "can never match"):
+            transfer.emcdr(source, named)
+
+
+class TestRegression:
+    def test_it_is_the_ridge_on_histories(self, domains, films, cold):
+        """With as many dimensions as there are items it is the ridge on TF-IDF itself."""
+        books, there = encoded(domains["books"]), encoded(films)
+        width = books.interactions.item_count.astype(bool).sum()
+        found = transfer.regress(books, there, dim=int(width), l2=2.0)
+        histories = table(domains["books"])
+        shared = np.intersect1d(histories.index, films.interactions["user"])
+        count = (histories.loc[shared] > 0).sum().to_numpy()
+        x = histories * np.where(count, np.log((1 + len(shared)) / (1 + count)) + 1, 0.0)[None, :]
+        x = x / np.sqrt(np.square(x).sum(axis=1).to_numpy())[:, None]
+        y = table(films).loc[shared]
+        centred = x.loc[shared] - x.loc[shared].mean()
+        kernel = np.linalg.solve(centred.T @ centred + 2.0 * np.eye(x.shape[1]), centred.T @ (y - y.mean()))
+        expected = (x.loc[cold] - x.loc[shared].mean()).to_numpy() @ kernel + y.mean().to_numpy()[None, :]
+        items = item_vectors(found, found.encoder.items.encode(y.columns))
+        np.testing.assert_allclose(vectors(found, cold) @ np.asarray(items).T, expected, atol=1e-5)
+        unknown = np.asarray(user_vectors(found, np.zeros(1, np.int32))) @ np.asarray(items).T
+        np.testing.assert_allclose(unknown[0], y.mean(), atol=1e-5)
+
+    def test_a_blend_is_the_sum_of_scores(self, domains, films, source, target, cold):
+        parts = [transfer.emcdr(source, target), transfer.regress(encoded(domains["books"]), encoded(films), dim=20)]
+        found = transfer.blend(parts, [1.0, 0.25])
+        items = np.sort(films.interactions["item"].unique())
+        users = np.concatenate([cold, films.interactions["user"].unique()[:5]])
+        known = np.unique(np.concatenate([domains["books"].interactions["user"], films.interactions["user"]]))
+        newcomers = np.setdiff1d(known, films.interactions["user"])
+        expected = 0.0
+        for part, weight in zip(parts, (1.0, 0.25), strict=True):
+            of = [np.asarray(vectors(part, ids)) for ids in (users, newcomers)]
+            scores = [each @ np.asarray(item_vectors(part, part.encoder.items.encode(items))).T for each in of]
+            expected = expected + weight * scores[0] / scores[1].std()
+        blended = vectors(found, users) @ np.asarray(item_vectors(found, found.encoder.items.encode(items))).T
+        np.testing.assert_allclose(blended, expected, rtol=1e-3, atol=1e-3)
+        held_out = domains["films"].interactions
+        held_out = held_out[held_out["user"].isin(cold)]
+        nothing = jaxrec.evaluate(target, held_out, ks=(5,))["ndcg@5"]
+        for each in (found, parts[1]):  # who know them already
+            assert jaxrec.evaluate(each, each.encoder.encode(held_out), ks=(5,))["ndcg@5"] > 1.1 * nothing
+
+    def test_errors(self, domains, films, source, target):
+        books, there = encoded(domains["books"]), encoded(films)
+        with refuses(ValueError, "Expected 1 <= dim < "):
+            transfer.regress(books, there, dim=1000)
+        with refuses(ValueError, "Expected l2 > 0"):
+            transfer.regress(books, there, dim=4, l2=0.0)
+        with refuses(ValueError, "at least one recommender"):
+            transfer.blend([], [])
+        with refuses(ValueError, "a finite weight for each of 1"):
+            transfer.blend([target], [1.0, 2.0])
+        with refuses(ValueError, "coldstart.mix takes any"):
+            transfer.blend([train.fit_item_knn(there)], [1.0])
+        with refuses(ValueError, "are not trained in"):
+            transfer.blend([source, target], [1.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def stacked(domains, films) -> data.Dataset:
+    """Books without a weight beside films."""
+    return encoded(transfer.stack({"books": domains["books"], "films": films}, weight={"books": 0.0, "films": 1.0}))
+
+
+class TestSharedSpecific:
+    def fit(self, train, **options):
+        model = models.SharedSpecific.for_data(train, dim=4, **options)
+        return jaxrec.fit(model, train, batch_size=None, epochs=3, optimizer=optax.sgd(3.0), progress=False)
+
+    def test_with_no_weight_of_the_source_it_is_the_target_alone(self, stacked):
+        of_films = np.char.startswith(stacked.encoder.items.decode(stacked.item).astype(str), "films/")
+        joint, alone = (self.fit(rows, specific=False) for rows in (stacked, stacked.subset(of_films)))
+        for side, index in (("user", stacked.user[of_films]), ("item", stacked.item[of_films])):
+            row = getattr(stacked.features, f"{side}_row")[np.unique(index)]
+            found, expected = (np.asarray(each.params[side]["embedding"])[row] for each in (joint, alone))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        start = alone.model.init(jax.random.split(jax.random.key(0))[0])["item"]["embedding"]
+        assert np.abs(np.asarray(alone.params["item"]["embedding"] - start))[row].max() > 0.01
+        weighed = self.fit(dataclasses.replace(stacked, weight=None), specific=False)
+        assert np.abs(np.asarray(weighed.params["item"]["embedding"] - joint.params["item"]["embedding"])).max() > 0.01
+
+    def test_a_newcomer_is_scored_by_the_shared_part(self, stacked, cold):
+        found = self.fit(dataclasses.replace(stacked, weight=None))
+        index = found.encoder.users.encode(cold)
+        whole = np.asarray(user_vectors(found, index))
+        code = {name: found.encoder.item_features[0].vocabulary.encode([name])[0] for name in ("books", "films")}
+        parts = whole[:, 4:].reshape(len(cold), -1, 4)
+        assert (parts[:, code["films"]] == 0).all()
+        assert np.abs(parts[:, code["books"]]).max() > 0
+        items = found.encoder.items.encode(["films/3"])
+        shared = np.asarray(found.params["item"]["embedding"])[found.features.item_row[items]]
+        np.testing.assert_allclose(
+            whole @ np.asarray(item_vectors(found, items)).T, whole[:, :4] @ shared.T, rtol=1e-5, atol=1e-6
+        )
+
+    @pytest.mark.parametrize("cosine", [0.0, 0.6])
+    def test_orthogonality_is_the_squared_cosine(self, cosine):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3, orthogonality=2.0)
+        params = model.init(jax.random.key(0))
+        shared = jnp.tile(jnp.asarray([[3.0, 0.0]]), (9, 1))
+        own = jnp.tile(jnp.asarray([[cosine, (1 - cosine**2) ** 0.5]]), (9, 3))
+        params["user"] = {"embedding": shared, "specific": own}
+        batch = batch_of()
+        gathered = _base.gather(params, model.lookups(batch, FEATURES))
+        found = model.score(params, gathered, batch, FEATURES, key=jax.random.key(1))
+        np.testing.assert_allclose(found.penalty, 2.0 * cosine**2, atol=1e-6)
+
+    def test_other_domains_do_not_compete(self):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3)
+        batch = batch_of()
+        gathered = _base.gather(model.init(jax.random.key(0)), model.lookups(batch, FEATURES))
+        scores = model.score({}, gathered, batch, FEATURES, key=jax.random.key(1)).scores
+        domain = np.asarray(batch.item) % 3
+        np.testing.assert_array_equal(np.asarray(scores[:, 1]) < -1e8, domain[:, 0] != domain[:, 1])
+        assert (np.asarray(scores[:, 0]) > -1e8).all()
+
+    def test_the_adversary_learns_and_the_shared_part_unlearns(self):
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3, adversarial=0.5)
+        params = model.init(jax.random.key(0))
+        params["classifier"]["kernel"] = jnp.asarray([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])
+        batch = batch_of()
+        gathered = _base.gather(params, model.lookups(batch, FEATURES))
+
+        def penalty(users, classifier):
+            given = {**gathered, "user": users}
+            tree = {"classifier": classifier}
+            return model.score(tree, given, batch, FEATURES, key=jax.random.key(1)).penalty
+
+        def plain(users, classifier):
+            logits = users @ classifier["kernel"] + classifier["bias"][None, :]
+            own = jnp.asarray(np.asarray(batch.item)[:, 0] % 3)
+            return 0.5 * optax.softmax_cross_entropy_with_integer_labels(logits, own).mean()
+
+        found, expected = (
+            jax.grad(each, argnums=(0, 1))(gathered["user"], params["classifier"]) for each in (penalty, plain)
+        )
+        np.testing.assert_allclose(found[0], -expected[0], atol=1e-6)
+        np.testing.assert_allclose(found[1]["kernel"], expected[1]["kernel"], atol=1e-6)
+
+    def test_errors(self, films):
+        with refuses(ValueError, "no item feature 'domain'"):
+            models.SharedSpecific.for_data(encoded(films))
+        with refuses(ValueError, "Expected adversarial >= 0"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=3, adversarial=-1.0)
+        with refuses(ValueError, "Leave specific=True"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=3, specific=False, orthogonality=1.0)
+        with refuses(ValueError, "domains >= 2"):
+            models.SharedSpecific(user_rows=2, item_rows=2, domains=1)
+
+
+def table(frames: data.Frames) -> pd.DataFrame:
+    """Ones where a user touched an item."""
+    rows = frames.interactions.drop_duplicates().assign(one=1.0)
+    return rows.pivot(index="user", columns="item", values="one").fillna(0.0)
