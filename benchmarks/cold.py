@@ -76,7 +76,7 @@ def _ease(protocol: Protocol, seed: int, **setting: Any) -> Any:
 
 
 def _default(protocol: Protocol, seed: int) -> Any:
-    chosen = jaxrec.ColdStart(protocol.schema, seconds=240, seed=seed).fit(**protocol.frames)
+    chosen = jaxrec.ColdStart(protocol.schema, seed=seed).fit(**protocol.frames)
     print(chosen.explanation, flush=True)
     return chosen.recommender
 

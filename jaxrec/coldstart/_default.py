@@ -24,6 +24,7 @@ _SETTINGS = (
     (0.01, 0.01),
 )  # weight of an unobserved pair, regularisation
 _WIDTHS = (64, 128, 256, 512)
+_FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
 _HELD_OUT, _REVEALED, _FEW = 0.1, 5, 5
@@ -231,21 +232,28 @@ class _Search:
             self._try(f"width {width}, unobserved {setting[0]:g}, l2 {setting[1]:g}", recommender, start)
             tried.append((setting, width, recommender))
 
-        def best() -> int:
+        def order() -> list[int]:
+            """Trials, the best first."""
             names = [task.name for task in self.tasks]
             table = np.array([[row[name] for name in names] for row in self.trials])
-            return int(np.argmax((table / np.maximum(table.max(axis=0), 1e-12)).mean(axis=1))) if names else 0
+            if not names:
+                return [0]
+            value = (table / np.maximum(table.max(axis=0), 1e-12)).mean(axis=1)
+            return np.argsort(-value, kind="stable").tolist()
 
         for setting in _SETTINGS if self.tasks else _SETTINGS[:1]:
             if tried and time.monotonic() > self.end:
                 break
             attempt(setting, _WIDTHS[0])
-        chosen = best()
-        for width in _WIDTHS[1:]:
-            if not self.tasks or best() != len(tried) - 1 and width != _WIDTHS[1] or time.monotonic() > self.end:
+        finalists = [tried[number][0] for number in order()[:_FINALISTS]]
+        for width in _WIDTHS[1:] if self.tasks else ():
+            before = len(tried)
+            for setting in finalists:  # what is best in a narrow model need not be in a wide one
+                if time.monotonic() <= self.end:
+                    attempt(setting, width)
+            if order()[0] < before:  # wider was not better, or there was no time
                 break
-            attempt(tried[chosen][0], width)
-        number = best()
+        number = order()[0]
         setting, width, recommender = tried[number]
         names = " and ".join(side for side in ("user", "item") if getattr(self.schema, f"{side}_features"))
         self.reasons.append(
@@ -275,9 +283,10 @@ class _Search:
                 what = f"neighbours by {option[0] if option else 'all content'}"
                 self.trials.append({"setting": what, "seconds": time.monotonic() - start, task.name: value})
             found.append((value, recommender))
-        best = int(np.argmax([value for value, _ in found]))
-        self.what = f"by {options[best][0]} alone" if options[best] else "by content"
-        return options[best], found[best][1]
+        number = int(np.argmax([value for value, _ in found]))
+        best = options[number]
+        self.what = f"by {best[0]} alone" if best else "by content"
+        return best, found[number][1]
 
     def _weights(self, factors: Recommender, neighbours: Recommender) -> np.ndarray:
         """The gate's weights, each bucket's found on its own task, and then both on one scale."""
