@@ -129,7 +129,7 @@ def fit_pretrained(
 ) -> Any:
     """NeuMF from two parts, each trained on the same rows with the setting and for the epochs chosen for it."""
     gmf, mlp = (trained(task, method, seed) for method in parts)
-    widths = _WIDTHS | {"dim": gmf.model.dim}
+    widths = {"dim": gmf.model.dim, "mlp_dim": mlp.model.mlp_dim, "hidden": mlp.model.hidden}
     start = models.NeuMF.for_data(task.train, **widths).fuse(gmf.params, mlp.params)
     return fit_neumf(task, epochs, judge, seed, params=start, **setting, **widths)
 
@@ -148,6 +148,14 @@ METHODS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
     ),
     "GMF, wider": (fit_neumf, [_GMF | {"dim": 64, "rate": 0.003, "decay": 1.0}]),
     "NeuMF, wider, pretrained": (fit_pretrained, [{"parts": ("GMF, wider", "MLP"), "rate": 0.0003, "decay": 0.3}]),
+    "MLP, of the paper's size": (
+        fit_neumf,
+        [_MLP | {"mlp_dim": 64, "hidden": (64, 32), "rate": 0.003, "decay": each} for each in (0.3, 1.0)],
+    ),
+    "NeuMF, of the paper's size, pretrained": (
+        fit_pretrained,
+        [{"parts": ("GMF, wider", "MLP, of the paper's size"), "rate": 0.0003, "decay": each} for each in (0.3, 1.0)],
+    ),
     "MF": (
         fit_mf,
         [{"dim": dim, "rate": 0.03, "l2": l2} for dim, l2 in ((128, 0.003), (128, 0.005), (192, 0.003))],
