@@ -94,6 +94,7 @@ _SMALL = [
 _ALS = [*_SMALL, *({**_SMALL[2], "dim": 256}, {**_SMALL[3], "dim": 256}, {**_SMALL[3], "dim": 512})]
 _BACKBONES = [_SMALL[2], {**_SMALL[3], "dim": 128}]
 _IMPLICIT = _grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
+_IMPLICIT_USERS = _grid(factors=(64,), alpha=(3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
 
 ITEMS = {
     "content k-NN": Method(_content_knn, _grid(normalise=(0.0, 0.5, 1.0))),
@@ -113,11 +114,11 @@ ITEMS = {
 }
 USERS = {
     "EASE + demographic popularity": Method(
-        rivals.ease_and_popularity, _grid(l2=(300.0, 1000.0, 3000.0), weight=(0.03, 0.1)), "NumPy"
+        rivals.ease_and_popularity, _grid(l2=(300.0, 1000.0, 3000.0), weight=(0.003, 0.01, 0.03)), "NumPy"
     ),
     "popularity": Method(_popularity, [{}]),
     "EASE fold-in": Method(_ease, _grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
-    "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT, "implicit"),
+    "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
     "iALS with features": Method(_als, _ALS),
     "ColdStart": Method(_default, [{}]),
