@@ -94,7 +94,7 @@ class Runs:
             parts.append((total, taken))
         total, taken = (np.sum([np.asarray(part[side]) for part in parts], axis=0) for side in (0, 1))
         seconds, ended = time.perf_counter() - start, moving & ~np.asarray(alive)
-        for source, place in np.argwhere(moving):
+        for source, place in np.argwhere(moving).tolist():
             loss = float(total[source, place] / taken[source, place]) if taken[source, place] else float("nan")
             self.logs[source][self._kept[place]].append({"epoch": number, "loss": loss, "seconds": seconds})
         self.diverged[:, self._kept] |= ended
@@ -108,9 +108,9 @@ class Runs:
             )
         return True
 
-    def look(self, number: int) -> None:
+    def look(self) -> None:
         """Computes the metric of the runs that moved."""
-        for source, place in np.argwhere(self._moving[:, self._kept]):
+        for source, place in np.argwhere(self._moving[:, self._kept]).tolist():
             setting = int(self._kept[place])
             judge = self.judges[source][setting]
             if judge.name is None:
@@ -216,7 +216,7 @@ def _begun(states: TrainState, values: dict[str, np.ndarray], settings: int) -> 
 
 
 @jax.jit
-def _one(states: TrainState, source: int, place: int) -> TrainState:
+def _one(states: TrainState, source: int | jax.Array, place: int | jax.Array) -> TrainState:
     return jax.tree.map(lambda leaf: leaf[source, place], states)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,10 +153,48 @@ def sweep(
         if not runs.train(number, epoch):
             break
         if number % every == 0 or number == epochs or number in rungs:
-            runs.look(number)
+            runs.look()
         if number in rungs:
             runs.halve()
     return _collected(runs, list(itertools.product(range(len(trains)), seeds)), values, count)
+
+
+def random_settings(
+    space: Mapping[str, tuple[float, float] | Callable[[np.random.Generator], float]], num: int, *, seed: int
+) -> list[dict[str, float]]:
+    """Settings for ``sweep``, drawn at random: all of them trained is random search.
+
+    Args:
+      space: by hyper-parameter a range ``(low, high)``, drawn uniformly in the logarithm, or a function of a NumPy
+        generator, such as ``lambda rng: rng.choice([0.8, 0.9])``.
+      num: how many.
+      seed: of ``numpy.random.default_rng``.
+
+    Raises:
+      ValueError: a range is empty or not positive, or ``num < 1``.
+
+    Examples:
+      >>> drawn = random_settings({"learning_rate": (1e-3, 1e-1)}, 2, seed=0)
+      >>> [f"{setting['learning_rate']:.4f}" for setting in drawn]
+      ['0.0188', '0.0035']
+
+    References:
+      Bergstra and Bengio, Random search for hyper-parameter optimization, JMLR 13, 2012.
+    """
+    if num < 1:
+        raise ValueError(f"Expected num >= 1, got {num}.")
+    for name, values in space.items():
+        if not callable(values) and not 0 < values[0] <= values[1] < np.inf:
+            raise ValueError(
+                f"Expected 0 < low <= high for {name!r}, got {values}. Give a function of a generator for what is not "
+                "drawn in the logarithm, such as lambda rng: rng.uniform(0, 1)."
+            )
+    rng = np.random.default_rng(seed)
+
+    def drawn(values: tuple[float, float] | Callable[[np.random.Generator], float]) -> float:
+        return float(values(rng) if callable(values) else np.exp(rng.uniform(*np.log(values))))
+
+    return [{name: drawn(values) for name, values in space.items()} for _ in range(num)]
 
 
 def _collected(runs: Runs, named: list[tuple[int, int]], values: dict[str, np.ndarray], count: int) -> Sweep:
