@@ -7,6 +7,7 @@ from jaxrec.train._fit import Diverged, Progress, fit
 from jaxrec.train._knn import fit_content_knn, fit_item_knn
 from jaxrec.train._phases import refreeze
 from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
+from jaxrec.train._sweep import Sweep, random_settings, sweep
 
 __all__ = [
     "Diverged",
@@ -14,6 +15,7 @@ __all__ = [
     "Progress",
     "Recommender",
     "StepInfo",
+    "Sweep",
     "TrainState",
     "fit",
     "fit_als",
@@ -21,7 +23,9 @@ __all__ = [
     "fit_ease",
     "fit_item_knn",
     "init_state",
+    "random_settings",
     "refreeze",
+    "sweep",
     "train_epoch",
     "train_step",
 ]

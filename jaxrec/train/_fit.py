@@ -145,7 +145,7 @@ def fit(
     if not len(train):
         raise ValueError("The training part is empty. Expected at least one row.")
     name, loss_function, link = chosen_loss(model, train, loss)
-    negatives = _negatives(train, name, negatives)
+    negatives = chosen_negatives(train, name, negatives)
     optimizer = chosen_optimizer(model, optimizer)
     batches = Batches(
         train,
@@ -230,7 +230,7 @@ def run_epochs(
                 state = restart(epoch, state)
                 judge.restart()
             state, infos = _run(state, batches, features, epoch, advance, model, loss, optimizer, mesh)
-            recommender = blank.replace(params=_finished(blank, state, mesh), log=tuple(log))
+            recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
                 what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
@@ -293,7 +293,7 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
     return float(taken.mean()) if len(taken) else float("nan"), failed
 
 
-def _finished(blank: Recommender, state: TrainState, mesh: Mesh | None) -> Params:
+def finished(blank: Recommender, state: TrainState, mesh: Mesh | None) -> Params:
     """All parameters, with the unknown's rows filled in where they follow the trained ones."""
     model, params, frozen = blank.model, state.params, state.frozen
     if mesh is not None:
@@ -363,7 +363,7 @@ def chosen_loss(
     return loss, found, "sigmoid" if loss == "sigmoid_cross_entropy" else "identity"
 
 
-def _negatives(train: Dataset, loss: str | None, negatives: Negatives | None) -> Negatives | None:
+def chosen_negatives(train: Dataset, loss: str | None, negatives: Negatives | None) -> Negatives | None:
     pointwise = loss in ("mse", "sigmoid_cross_entropy")
     if train.item is None:
         if negatives is not None or (loss is not None and not pointwise):

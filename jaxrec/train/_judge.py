@@ -37,11 +37,26 @@ class Judge:
         """Patience counts from here."""
         self._since = 0
 
+    @property
+    def name(self) -> str | None:
+        """Of the metric; None if there is none."""
+        return self._metric if self._metric is None or isinstance(self._metric, str) else _name(self._metric)
+
+    @property
+    def value(self) -> float:
+        """The best so far, higher being better; -inf before the first look."""
+        return self._value
+
+    @property
+    def lower(self) -> bool:
+        """Whether a smaller figure of the metric is a better one."""
+        return self._lower
+
     def look(self, recommender: Recommender, row: dict[str, Any]) -> bool:
         """Writes the metric into the history's row; True if it is time to stop."""
-        if self._metric is None:
+        name = self.name
+        if name is None:
             return False
-        name = self._metric if isinstance(self._metric, str) else getattr(self._metric, "__name__", "metric")
         row[name] = value = self._compute(recommender)
         if np.isnan(value):
             raise ValueError(f"The metric {name!r} is NaN on the validation part, so there is nothing to stop on.")
@@ -59,6 +74,10 @@ class Judge:
         assert self._metric is not None and self._validation is not None
         task, ks = task_of(self._metric)
         return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
+
+
+def _name(function: Callable[[Recommender], float]) -> str:
+    return getattr(function, "__name__", "metric")
 
 
 @jax.jit
