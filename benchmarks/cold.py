@@ -17,13 +17,12 @@ with.
 import argparse
 import functools
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import numpy as np
 import rivals
 from protocols import PROTOCOLS, Protocol, Slice
@@ -181,12 +180,9 @@ def main() -> None:
     if options.table:
         print(tables(json.loads(_RESULTS.read_text())))
         return
-    folder = os.environ.get("JAXREC_DATA")
-    if not folder:
-        raise SystemExit("JAXREC_DATA names no folder of data.")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    folder, commit = harness.data_folder(), harness.commit()
     for name in options.data:
-        protocol = PROTOCOLS[name](Path(folder))
+        protocol = PROTOCOLS[name](folder)
         methods = METHODS[protocol.title]
         bar, bar_name = None, next(iter(methods))
         for what, method in methods.items():
@@ -212,7 +208,7 @@ def main() -> None:
                 fitted = method.fit(protocol, seed, **setting)
                 seconds = time.perf_counter() - start
                 reports = measured(protocol, fitted, protocol.test)
-                common = {"seconds": seconds, "setting": setting, "commit": commit.stdout.strip()}
+                common = {"seconds": seconds, "setting": setting, "commit": commit}
                 same = key | {"seed": seed}
                 new = [same | row | common for row in rows_of(reports, bar)]
                 figures = ", ".join(f"{part} {report['ndcg@20']:.4f}" for part, report in reports.items())

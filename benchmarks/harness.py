@@ -158,14 +158,27 @@ def environment(system: str, *, blas: int = 1) -> dict[str, str]:
 
 def stamp() -> dict[str, Any]:
     """Where and with what a figure was made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return {
         "device": jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _processor(),
         "threads": len(os.sched_getaffinity(0)),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "jax": jax.__version__,
         "seed": 0,
     }
+
+
+def commit() -> str:
+    """The commit checked out, abbreviated."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip()
+
+
+def data_folder() -> Path:
+    """Where the real data lies; ends the program with a message where nobody said."""
+    folder = os.environ.get("JAXREC_DATA")
+    if not folder:
+        raise SystemExit("JAXREC_DATA names no folder of data.")
+    return Path(folder)
 
 
 def _processor() -> str:

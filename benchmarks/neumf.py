@@ -15,13 +15,12 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import optax
 import pandas as pd
@@ -203,11 +202,8 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--again", action="store_true", help="choose and measure what has been measured already")
     options = arguments.parse_args()
-    folder = os.environ.get("JAXREC_DATA")
-    if not folder:
-        raise SystemExit("JAXREC_DATA names no folder of data.")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    validation, test = load(Path(folder))
+    folder, commit = harness.data_folder(), harness.commit()
+    validation, test = load(folder)
     for method in options.methods:
         old = [] if options.again else rows_of(method)
         seeds = [seed for seed in options.seeds if seed not in {row["seed"] for row in old}]
@@ -225,7 +221,7 @@ def main() -> None:
                     new.append(
                         {"dataset": "ml-1m", "protocol": protocol, "system": "jaxrec", "method": method, "seed": seed}
                         | {"metric": metric, "value": float(report[metric]), "low": low, "high": high}
-                        | {"seconds": seconds, "setting": _CHOSEN[method], "commit": commit.stdout.strip()}
+                        | {"seconds": seconds, "setting": _CHOSEN[method], "commit": commit}
                     )
                 print(
                     method,

@@ -16,7 +16,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,11 +60,8 @@ def main() -> None:
 
 
 def _parts(name: str) -> data.Parts:
-    folder = os.environ.get("JAXREC_DATA")
-    if not folder:
-        raise SystemExit("JAXREC_DATA names no folder of data; see benchmarks/README.md.")
     user, item = _DATA[name]
-    frame = pd.read_parquet(Path(folder) / name / "interactions.parquet")[[user, item]].drop_duplicates()
+    frame = pd.read_parquet(harness.data_folder() / name / "interactions.parquet")[[user, item]].drop_duplicates()
     frame = frame.rename(columns={user: "user", item: "item"})
     return data.encode(data.split_random(frame, validation=0.1, test=0.1, seed=0), data.Schema())
 

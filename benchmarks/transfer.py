@@ -18,13 +18,12 @@ import argparse
 import functools
 import json
 import math
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import numpy as np
 import optax
 import pandas as pd
@@ -342,12 +341,9 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
     options = arguments.parse_args()
-    folder = os.environ.get("JAXREC_DATA")
-    if not folder:
-        raise SystemExit("JAXREC_DATA names no folder of data.")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    folder, commit = harness.data_folder(), harness.commit()
     for name in options.pairs:
-        pair = PAIRS[name](Path(folder))
+        pair = PAIRS[name](folder)
         key = {"source": pair.source, "target": pair.target, "shots": pair.shots, "system": "jaxrec"}
         for method in options.methods:
             rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
@@ -363,7 +359,7 @@ def main() -> None:
             for seed in seeds:
                 fitted = fit(pair, seed, **setting)
                 same = {**key, "method": method, "seed": seed}
-                about = {"seconds": round(fitted.seconds, 1), "setting": setting, "commit": commit.stdout.strip()}
+                about = {"seconds": round(fitted.seconds, 1), "setting": setting, "commit": commit}
                 new = [{**same, **each, **about} for each in measured(fitted, pair)]
                 print(name, method, seed, {row["metric"]: round(row["value"], 4) for row in new}, flush=True)
                 kept = [row for row in rows if any(row[field] != value for field, value in same.items())]
