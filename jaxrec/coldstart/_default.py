@@ -148,7 +148,6 @@ class _Search:
         self.content = bool(schema.user_features or schema.item_features)
         self.trials: list[dict[str, Any]] = []
         self.reasons: list[str] = []
-        self.what = ""
 
     def run(self, interactions: pd.DataFrame) -> None:
         train, self.tasks = self._held_out(interactions)
@@ -162,7 +161,7 @@ class _Search:
         recommender = factors(whole)
         if self.schema.item_features:
             content, neighbours = self._neighbours(inner)
-            weight = self._weights(best, neighbours)
+            weight = self._weights(best, neighbours, f"by {content[0]} alone" if content else "by content")
             if weight[1].any():
                 recommender = mix([recommender, fit_content_knn(whole, features=content)], weight, few=_FEW)
         self.owner._recommender = recommender
@@ -284,12 +283,13 @@ class _Search:
                 self.trials.append({"setting": what, "seconds": time.monotonic() - start, task.name: value})
             found.append((value, recommender))
         number = int(np.argmax([value for value, _ in found]))
-        best = options[number]
-        self.what = f"by {best[0]} alone" if best else "by content"
-        return best, found[number][1]
+        return options[number], found[number][1]
 
-    def _weights(self, factors: Recommender, neighbours: Recommender) -> np.ndarray:
-        """The gate's weights, each bucket's found on its own task, and then both on one scale."""
+    def _weights(self, factors: Recommender, neighbours: Recommender, which: str) -> np.ndarray:
+        """The gate's weights, each bucket's found on its own task, and then both on one scale.
+
+        ``which`` says in words whose neighbours they are.
+        """
         scale = [1.0 / max(_spread(part, self.seed), 1e-12) for part in (factors, neighbours)]
         by_name = {task.name: task for task in self.tasks}
 
@@ -326,7 +326,7 @@ class _Search:
                 if len(both) >= _LEAST:
                     factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
         self.reasons.append(
-            f"Nearest neighbours {self.what} make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
+            f"Nearest neighbours {which} make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
             f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
         )
         return weight(cold, warm, factor)

@@ -249,6 +249,12 @@ def embedding(key: Key[jax.Array, ""], rows: int, dim: int, scale: float | jax.A
     return normal(key, (rows, dim), scale).at[0].set(0.0)
 
 
+def id_tables(key: Key[jax.Array, ""], user_rows: int, item_rows: int, dim: int) -> Params:
+    """A table of ids for each side, rows of length about 1."""
+    keys = zip(("user", "item"), jax.random.split(key), (user_rows, item_rows), strict=True)
+    return {side: {"embedding": embedding(key, rows, dim, dim**-0.5)} for side, key, rows in keys}
+
+
 @functools.partial(jax.jit, static_argnames=("shape",))
 def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.Array) -> Float[jax.Array, "..."]:
     """Normal numbers with standard deviation ``scale``, compiled once for each shape."""

@@ -59,12 +59,7 @@ class MatrixFactorization:
         return "mean"
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
-        key_user, key_item = jax.random.split(key)
-        scale = self.dim**-0.5
-        params: Params = {
-            "user": {"embedding": _base.embedding(key_user, self.user_rows, self.dim, scale)},
-            "item": {"embedding": _base.embedding(key_item, self.item_rows, self.dim, scale)},
-        }
+        params = _base.id_tables(key, self.user_rows, self.item_rows, self.dim)
         if self.bias:
             params["user"]["bias"] = jnp.zeros((self.user_rows, 1), jnp.float32)
             params["item"]["bias"] = jnp.zeros((self.item_rows, 1), jnp.float32)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Key
 
 from jaxrec._types import Params
+from jaxrec.models._base import normal
 from jaxrec.models._content import init_mlp, mlp
 
 
@@ -210,7 +211,7 @@ class Bridge:
             raise ValueError(f"A Bridge reads two vectors of one width side by side, got content of width {content}.")
         key_kernel, key_meta = jax.random.split(key)
         return {
-            "kernel": width**-0.5 * jax.random.normal(key_kernel, (width, dim), jnp.float32),
+            "kernel": normal(key_kernel, (width, dim), width**-0.5),
             "meta": _last_zero(init_mlp(key_meta, (width, *self.hidden, width * dim), 1.0)),
             "bias": jnp.zeros((dim,), jnp.float32),
         }

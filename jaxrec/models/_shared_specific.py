@@ -13,7 +13,7 @@ from jaxrec.losses import reverse_gradient
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup, Scored
 
-DOMAIN = "domain"  # the item feature, as transfer.stack names it
+DOMAIN = "domain"  # the feature by which transfer.stack says whose an item (or user) is
 _OUT = -1e9  # the score of an item of another domain while training
 
 
@@ -90,12 +90,7 @@ class SharedSpecific:
         return "mean"
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
-        key_user, key_item = jax.random.split(key)
-        scale = self.dim**-0.5
-        params: Params = {
-            "user": {"embedding": _base.embedding(key_user, self.user_rows, self.dim, scale)},
-            "item": {"embedding": _base.embedding(key_item, self.item_rows, self.dim, scale)},
-        }
+        params = _base.id_tables(key, self.user_rows, self.item_rows, self.dim)
         if self.specific:
             params["user"]["specific"] = jnp.zeros((self.user_rows, self.domains * self.dim), jnp.float32)
         if self.adversarial:

@@ -55,8 +55,6 @@ def candidate_vectors(recommender: Recommender, candidates: np.ndarray) -> jax.A
     """Vectors of candidates (entity indices) of a model that factorises."""
     if np.array_equal(candidates, everything(recommender.encoder)):
         return recommender.catalogue
-    if "catalogue" not in recommender.__dict__ and len(candidates) < len(recommender.encoder.features.item_row) // 4:
-        return item_vectors(recommender, candidates)
     return take(recommender.catalogue, candidates)
 
 
@@ -164,8 +162,10 @@ def _squares(recommender: Recommender, objective: ImplicitSquares) -> Prior:
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     """Without fold-in; ``items`` of any shape."""
     flat = items.reshape(-1).astype(np.int32)
-    # A row of the widest labels is gathered for each entity: with 357 tags and 512 numbers a block of _ROWS is 48 GB.
-    labels = sum(code.shape[1] for code in recommender.features.item_codes.values())
+    # A row is gathered for each label that the model reads: with 357 tags and 512 numbers a block of _ROWS is 48 GB.
+    read = set(recommender.model.tables.values())
+    codes = recommender.features.item_codes
+    labels = sum(code.shape[1] for name, code in codes.items() if f"item/{name}" in read)
     size = min(max(_ROWS // 2 ** (labels - 1).bit_length() if labels else _ROWS, 64), max(len(flat), 1))
     blocks = [
         _item_vectors(

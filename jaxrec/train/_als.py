@@ -73,7 +73,8 @@ def fit_als(
     With ``content`` a linear regression :math:`b + W x` on the features of each side's entities is fitted to their
     vectors after each half. Users and items that have only features are scored by it, comparably with the others, and
     are folded in from it; without features it is :math:`b`, the average. While training, the vectors of the sides in
-    ``joint`` are drawn towards it instead of towards zero.
+    ``joint`` are drawn towards it instead of towards zero. In :math:`x` each of an entity's :math:`n` labels of one
+    feature is :math:`1 / \sqrt n`.
 
     Users and items that are added later are folded in by the same regression that an epoch solves.
 

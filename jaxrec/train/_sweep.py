@@ -123,6 +123,9 @@ def sweep(
       freeze: patterns of parameters that do not move.
       seed: of all runs, or several.
 
+    Returns:
+      A table with a row per run, and the runs' recommenders.
+
     Raises:
       ValueError: settings, folds or rungs do not fit together, or as for ``fit``.
       Diverged: loss or gradient became infinite or NaN in all runs. Some that do are told in the table.

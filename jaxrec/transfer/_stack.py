@@ -9,8 +9,7 @@ import pandas as pd
 from jaxrec._expect import expect, one_of
 from jaxrec.data import Categorical, Frames
 from jaxrec.data._schema import need_columns, weights
-
-DOMAIN = "domain"  # the feature that says whose an item (or user) is
+from jaxrec.models._shared_specific import DOMAIN
 
 
 def stack(
