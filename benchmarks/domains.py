@@ -167,7 +167,7 @@ def movielens(folder: Path, shots: int | None) -> Pair:
     users = pd.read_parquet(small / "users.parquet").rename(columns={"user_id": "user"})
     edges = np.array([1, 18, 25, 35, 45, 50, 56])
     users["age"] = edges[np.searchsorted(edges, users["age"], side="right") - 1]
-    users["occupation"] = users["occupation"].map(lambda name: _ALIKE.get(name, name))
+    users["occupation"] = users["occupation"].replace(_ALIKE)
     target = data.Frames(rows, users[["user", "gender", "age", "occupation"]], None, schema)
     return _cut(("ml-1m", source), ("ml-100k", target), shots, shared="item")
 

@@ -1,11 +1,11 @@
 """Ways of transfer for the benchmark: each a function of a pair of domains, a seed and a setting, with its settings."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import optax
 import pandas as pd
 from domains import Pair
@@ -130,14 +130,25 @@ def stacked_knn(pair: Pair, seed: int, **setting: Any) -> Fitted:
 
 
 def stacked_ease(pair: Pair, seed: int, *, l2: float, source: float = 1.0) -> Fitted:
-    """Weights from items of the source alone are penalised ``source`` times as much, where users are shared."""
+    """Weights from items of the source are penalised ``source`` times as much, where users are shared."""
+    if source == 1.0:
+        return _timed(lambda: train.fit_ease(_encoded(pair, None), l2=l2), pair.target)
+    return Fitted(*_by_domain(pair, l2 * source, l2), pair.target)
+
+
+def _by_domain(pair: Pair, l2_source: float, l2_target: float) -> tuple[Recommender, float]:
     rows = _encoded(pair, None)
-    ids = pd.Series(rows.encoder.items.ids)
-    penalty = l2
-    if source != 1.0:
-        of_source = ids.str.startswith(f"{pair.source}/")
-        penalty = pd.Series(np.where(of_source, l2 * source, l2), index=ids)
-    return _timed(lambda: train.fit_ease(rows, l2=penalty), pair.target)
+    ids = rows.encoder.items.ids.tolist()
+    l2 = pd.Series([l2_source if each.startswith(f"{pair.source}/") else l2_target for each in ids], index=ids)
+    return _once(_of(pair, f"ease {l2_source} {l2_target}", 0, {}), lambda: train.fit_ease(rows, l2=l2))
+
+
+def mixed_ease(pair: Pair, seed: int, *, l2_source: float, l2_target: float, weight: float) -> Fitted:
+    """What the history in the target says, and ``weight`` times what the one in the source says, each by itself."""
+    nothing = 1e9  # no weights from that domain
+    parts = [_by_domain(pair, nothing, l2_target), _by_domain(pair, l2_source, nothing)]
+    mixed = _timed(lambda: coldstart.mix([part for part, _ in parts], [[1.0] * 3, [weight] * 3]), pair.target)
+    return mixed._replace(seconds=mixed.seconds + sum(seconds for _, seconds in parts))
 
 
 def _both(pair: Pair, seed: int, setting: Setting) -> tuple[list[Recommender], float]:
@@ -237,8 +248,8 @@ def regress(pair: Pair, seed: int, **setting: Any) -> Fitted:
     return Fitted(*_once(_of(pair, "regress", 0, setting), lambda: transfer.regress(source, target, **setting)))
 
 
-def blend(pair: Pair, seed: int, *, weight: float, **parts: Any) -> Fitted:
-    found = carried(pair, seed, **parts["first"]), regress(pair, seed, **parts["regression"])
+def blend(bridge: Callable[..., Fitted], pair: Pair, seed: int, *, weight: float, **parts: Any) -> Fitted:
+    found = bridge(pair, seed, **parts["first"]), regress(pair, seed, **parts["regression"])
     joined = _timed(lambda: transfer.blend([part.recommender for part in found], [1.0, weight]))
     return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
 
@@ -258,6 +269,8 @@ _SPARSE = [
 ]
 _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
+_KINDS = ("linear", "mlp")
+_DECAYS = (1.0, 3.0, 10.0, 30.0)
 _EASE = _grid(l2=(100.0, 300.0, 1000.0, 3000.0))
 _KNN = _grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
 
@@ -278,17 +291,27 @@ def methods_for(pair: Pair) -> dict[str, Method]:
     }
     if pair.shared == "user":
         found["stacked EASE, source weighed"] = Method(stacked_ease, [])
+        found["EASE of each domain, mixed"] = Method(mixed_ease, [])
     if pair.negatives:  # inverting matrices of 20,000 items takes minutes
         found = {name: method for name, method in found.items() if "EASE" not in name}
+    maps = (20.0, 100.0) if pair.negatives else (100.0,)
     if pair.shared == "user":
         found |= {
             "popularity among shared users": Method(popular_with_shared, [{}]),
-            "EMCDR over iALS": Method(emcdr, grid),
+            "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
             "regression": Method(regress, _grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
-            "carried iALS and regression": Method(blend, []),
+            "carried iALS and regression": Method(functools.partial(blend, carried), []),
         }
-    if pair.negatives:
-        found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in ("linear",)])
+    if pair.negatives and pair.shots == 0:
+        found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
+    if {pair.source, pair.target} == {"game", "video"} and pair.shots == 0:
+        found |= {
+            "EMCDR and regression": Method(functools.partial(blend, emcdr), []),
+            "PTUPCDR over iALS": Method(ptupcdr, []),
+            "CMF": Method(joint, _grid(decay=_DECAYS, specific=(False,))),
+            "shared and specific": Method(joint, _grid(decay=_DECAYS, orthogonality=(0.1,))),
+            "domain-adversarial": Method(joint, _grid(decay=_DECAYS, specific=(False,), adversarial=(0.1,))),
+        }
     return found
 
 
@@ -299,7 +322,13 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting]) -> list[S
     if name == "stacked EASE, source weighed":
         settings = (chosen["EASE alone"], chosen["stacked EASE"])
         return [{**each, "source": source} for each in settings for source in (3.0, 10.0, 30.0)]
-    if name == "carried iALS and regression":
-        parts = {"first": chosen["carried iALS"], "regression": chosen["regression"]}
-        return [{**parts, "weight": weight} for weight in (0.25, 0.5, 1.0)]
+    if name == "EASE of each domain, mixed":
+        l2 = chosen["EASE alone"]["l2"]
+        return _grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3))
+    if name in ("carried iALS and regression", "EMCDR and regression"):
+        first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
+        parts = {"first": first, "regression": chosen["regression"]}
+        return [{**parts, "weight": weight} for weight in (0.125, 0.25, 0.5, 1.0)]
+    if name == "PTUPCDR over iALS":
+        return [{**chosen["EMCDR over iALS"], "rate": rate} for rate in (1e-4, 1e-3)]
     return method.settings
