@@ -7,6 +7,7 @@ from jaxrec.transfer._blend import blend
 from jaxrec.transfer._bridge import emcdr, ptupcdr
 from jaxrec.transfer._carry import carry
 from jaxrec.transfer._copy import CopyReport, Entry, copy
+from jaxrec.transfer._distill import distill
 from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
 from jaxrec.transfer._regress import regress
@@ -30,6 +31,7 @@ __all__ = [
     "carry",
     "compare",
     "copy",
+    "distill",
     "emcdr",
     "fisher",
     "freeze",

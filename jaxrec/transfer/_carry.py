@@ -12,11 +12,11 @@ from jaxrec._recommender import Recommender
 from jaxrec.coldstart._backbone import check
 from jaxrec.data import Dataset, Vector
 from jaxrec.data._interactions import Interactions
-from jaxrec.data._sides import blank, fit_features, write
+from jaxrec.data._sides import Side, blank, fit_features, write
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 VECTOR, TASTE = "source", "source taste"
-_ROWS = 2**14  # entities whose histories are pooled at once
+_ROWS = 2**14  # entities whose vectors or histories are read at once
 
 
 def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste: bool = False) -> pd.DataFrame:
@@ -50,18 +50,25 @@ def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste:
     if side == "item":  # the same rows, read from the items' side
         seen = Interactions(seen.item, seen.user, seen.num_items, seen.num_users)
     column = encoder.schema.user if side == "user" else encoder.schema.item
-    own, other = (user_vectors, item_vectors) if side == "user" else (item_vectors, user_vectors)
-    known = np.flatnonzero(seen.user_count).astype(np.int32)
-    vectors, tastes = [], []
-    for start in range(0, len(known), _ROWS):
-        index = known[start : start + _ROWS]
-        vectors.append(np.asarray(own(source, index), np.float32))
-        if taste:
-            position, rows = seen.rows_of(index)
+    known = np.flatnonzero(seen.user_count)
+    columns = {VECTOR: list(vectors_of(source, known, side))}
+    if taste:
+        tastes = []
+        for start in range(0, len(known), _ROWS):
+            position, rows = seen.rows_of(known[start : start + _ROWS])
             touched, place = np.unique(seen.item[rows], return_inverse=True)
-            tastes.append(_pooled(np.asarray(other(source, touched.astype(np.int32)), np.float32)[place], position))
-    columns = {VECTOR: list(np.concatenate(vectors))} | ({TASTE: list(np.concatenate(tastes))} if taste else {})
+            other = vectors_of(source, touched, "item" if side == "user" else "user")
+            tastes.append(_pooled(other[place], position))
+        columns[TASTE] = list(np.concatenate(tastes))
     return pd.DataFrame({column: encoder.vocabulary(side).decode(known), **columns})
+
+
+def vectors_of(recommender: Recommender, index: np.ndarray, side: Side) -> np.ndarray:
+    """Float32 vectors of entities, some at a time."""
+    of = user_vectors if side == "user" else item_vectors
+    index = index.astype(np.int32)
+    blocks = [np.asarray(of(recommender, index[start : start + _ROWS])) for start in range(0, len(index), _ROWS)]
+    return np.concatenate(blocks).astype(np.float32)
 
 
 def carried(source: Recommender, target: Recommender, *, taste: bool = False) -> tuple[Recommender, Dataset]:
