@@ -267,6 +267,23 @@ _SPARSE = [
     {"dim": 128, "unobserved": 0.001, "l2": 0.05},
     {"dim": 256, "unobserved": 0.003, "l2": 0.05},
 ]
+_MORE = [  # for stacked iALS, which others are measured by
+    {"dim": 256, "unobserved": 0.003, "l2": 0.03},
+    {"dim": 256, "unobserved": 0.001, "l2": 0.05},
+    {"dim": 128, "unobserved": 0.01, "l2": 0.01},
+    {"dim": 128, "unobserved": 0.3, "l2": 0.01},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.5, "exponent": 0.5},
+    {"dim": 256, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.04},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.07},
+    {"dim": 128, "unobserved": 0.005, "l2": 0.03},
+    {"dim": 128, "unobserved": 0.002, "l2": 0.04},
+    {"dim": 256, "unobserved": 0.005, "l2": 0.03},
+    {"dim": 64, "unobserved": 0.003, "l2": 0.03},
+    {"dim": 64, "unobserved": 0.003, "l2": 0.05},
+    {"dim": 64, "unobserved": 0.001, "l2": 0.05},
+]
 _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
 _KINDS = ("linear", "mlp")
@@ -283,7 +300,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "iALS alone": Method(alone, grid),
         "EASE alone": Method(alone_ease, _EASE),
         "item k-NN alone": Method(alone_knn, _KNN),
-        "stacked iALS": Method(stacked_als, grid),
+        "stacked iALS": Method(stacked_als, [*grid, *_MORE] if pair.negatives else grid),
         "stacked EASE": Method(stacked_ease, _EASE),
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
