@@ -9,6 +9,7 @@ from jaxrec.transfer._carry import carry
 from jaxrec.transfer._copy import CopyReport, Entry, copy
 from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
+from jaxrec.transfer._match import match
 from jaxrec.transfer._regress import regress
 from jaxrec.transfer._stack import stack
 
@@ -34,6 +35,7 @@ __all__ = [
     "fisher",
     "freeze",
     "freeze_copied",
+    "match",
     "merge_adapters",
     "ptupcdr",
     "regress",

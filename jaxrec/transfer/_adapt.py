@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
 from jaxrec import _tree
@@ -41,6 +42,7 @@ def adapt(
     train: Dataset,
     *,
     model: Model | None = None,
+    alignment: Alignment | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
     adapters: LowRank | None = None,
@@ -58,6 +60,8 @@ def adapt(
       train: the target's training part. Encode it with ``like=source.encoder`` where both have the same features, so
         that scales and label numbers agree.
       model: of the target; by default the source's with the target's sizes.
+      alignment: from ``transfer.align(source.encoder, train.encoder, ...)``, to match by a table or by content; by
+        default by raw id.
       patterns: of the leaves to copy; the others (a head, a tower to be learned anew) are initialised.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
         nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
@@ -71,11 +75,14 @@ def adapt(
       The recommender, the alignment, the copy report and what was frozen.
 
     Raises:
-      ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing.
+      ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing, the alignment is of other
+        encoders.
     """
     expect(source, Recommender, "source")
     expect(train, Dataset, "train")
-    alignment = align(source.encoder, train.encoder, require=False)
+    if alignment is None:
+        alignment = align(source.encoder, train.encoder, require=False)
+    _check_alignment(alignment, source.encoder, train.encoder)
     train = dataclasses.replace(train, encoder=alignment.encoder)
     target = resized(source.model, train) if model is None else model
     rows = alignment.for_model(target)
@@ -105,6 +112,21 @@ def adapt(
         target, train, params=params, freeze=frozen.leaves, frozen_rows=dict(frozen.rows), seed=seed, **options
     )
     return Adapted(fitted, alignment, report, frozen)
+
+
+def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> None:
+    expect(alignment, Alignment, "alignment")
+    rows = {"user": source.features.user_row, "item": source.features.item_row}
+    known = {"user": target.users, "item": target.items}
+    sizes = {side: (int((row > 0).sum()), len(known[side])) for side, row in rows.items()}
+    given = {side: alignment.sizes[side] for side in sizes}
+    aligned = alignment.encoder
+    same = np.array_equal(aligned.users.ids, target.users.ids) and np.array_equal(aligned.items.ids, target.items.ids)
+    if given != sizes or not same:
+        raise ValueError(
+            "The alignment is of other encoders than the source's and the target's: trained there and known here are "
+            f"{given} in the alignment and {sizes} in the data. Make it by align(source.encoder, train.encoder)."
+        )
 
 
 def _check_inputs(source: Encoder, target: Encoder, report: CopyReport) -> None:
@@ -173,6 +195,7 @@ def compare(
     *,
     metric: str | None = None,
     model: Model | None = None,
+    alignment: Alignment | None = None,
     patterns: _tree.Patterns = "*",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
     strategy: Mapping[str, Any] | None = None,
@@ -189,7 +212,8 @@ def compare(
       metric: of the verdict: a name from ``evaluate``'s report that has a value per user, such as ``"ndcg@10"``, or
         ``"rmse"`` or ``"log_loss"`` for targets (the mean of users' errors, lower being better). By default
         ``"ndcg@10"``, cut to a smaller catalogue, or ``"rmse"`` where there is a target.
-      model: as for ``adapt``, likewise ``patterns`` and ``freeze``.
+      model: as for ``adapt``, likewise ``alignment``, ``patterns`` and ``freeze``.
+      alignment: see ``model``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
       strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, and what of ``fit`` makes sense for
@@ -205,7 +229,9 @@ def compare(
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
     chosen: dict[str, Any] = {**options, **(strategy or {})}
-    adapted = adapt(source, train, model=model, patterns=patterns, freeze=freeze, seed=seed, **chosen)
+    adapted = adapt(
+        source, train, model=model, alignment=alignment, patterns=patterns, freeze=freeze, seed=seed, **chosen
+    )
     alone = resized(source.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
     task, ks = task_of(metric)

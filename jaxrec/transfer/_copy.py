@@ -87,9 +87,9 @@ def copy(
                 raise ValueError(_mismatch(path, ours[path], leaf))
             if len(pairs.source):
                 new[path] = _copy_rows(ours[path], leaf, pairs)
-                entries.append(Entry(path, "rows copied", len(pairs.source), total, "aligned by raw id"))
+                entries.append(Entry(path, "rows copied", len(pairs.source), total, f"aligned {pairs.how}"))
             else:
-                entries.append(Entry(path, "initialised", 0, total, "no raw id in common"))
+                entries.append(Entry(path, "initialised", 0, total, f"none aligned {pairs.how}"))
         else:
             if ours[path].shape != leaf.shape:
                 raise ValueError(_mismatch(path, ours[path], leaf))
