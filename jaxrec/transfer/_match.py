@@ -49,7 +49,7 @@ def match(
     on: str,
     *,
     text: str | Sequence[str] = (),
-    features: Sequence[Feature] = (),
+    features: Feature | Sequence[Feature] = (),
     at_least: float = 0.8,
 ) -> pd.DataFrame:
     r"""The source's entity nearest to each of the target's by content, as a table for ``align(..., tables=)``.
