@@ -44,6 +44,7 @@ def adapt(
     model: Model | None = None,
     alignment: Alignment | None = None,
     patterns: _tree.Patterns = "*",
+    rename: Mapping[str, str] | None = None,
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
     adapters: LowRank | None = None,
     importance: Params | None = None,
@@ -59,10 +60,12 @@ def adapt(
       source: from ``fit`` on the source domain.
       train: the target's training part. Encode it with ``like=source.encoder`` where both have the same features, so
         that scales and label numbers agree.
-      model: of the target; by default the source's with the target's sizes.
+      model: of the target, by default the source's. It is given the sizes of the target's data, with a row for every
+        aligned user and item.
       alignment: from ``transfer.align(source.encoder, train.encoder, ...)``, to match by a table or by content; by
         default by raw id.
       patterns: of the leaves to copy; the others (a head, a tower to be learned anew) are initialised.
+      rename: for a target's model of another class or depth, the target's paths by the source's; see ``transfer.copy``.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
         nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
       adapters: low-rank adapters to train beside the leaves. ``freeze`` speaks of the leaves that are adapted.
@@ -84,10 +87,10 @@ def adapt(
         alignment = align(source.encoder, train.encoder, require=False)
     _check_alignment(alignment, source.encoder, train.encoder)
     train = dataclasses.replace(train, encoder=alignment.encoder)
-    target = resized(source.model, train) if model is None else model
+    target = resized(source.model if model is None else model, train)
     rows = alignment.for_model(target)
     fresh = target.init(jax.random.split(jax.random.key(seed))[0])  # as fit does, so that scratch starts alike
-    params, report = copy(source.params, fresh, rows=rows, patterns=patterns)
+    params, report = copy(source.params, fresh, rows=rows, patterns=patterns, rename=rename)
     _check_inputs(source.encoder, train.encoder, report)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
@@ -102,7 +105,8 @@ def adapt(
         target = adapters.on(target)
         params = target.add(params, jax.random.key(seed))
     if importance is not None:
-        weights, _ = copy(importance, jax.tree.map(jnp.zeros_like, fresh), rows=rows, patterns=patterns)
+        nothing = jax.tree.map(jnp.zeros_like, fresh)
+        weights, _ = copy(importance, nothing, rows=rows, patterns=patterns, rename=rename)
         options["hyperparams"] = {**(options.get("hyperparams") or {}), "importance": weights}
     if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
@@ -216,8 +220,8 @@ def compare(
       alignment: see ``model``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
-      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, and what of ``fit`` makes sense for
-        the transferred model only, such as ``unfreeze`` or an ``optimizer`` with ``optim.l2_sp``.
+      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, ``rename``, and what of ``fit`` makes
+        sense for the transferred model only, such as ``unfreeze`` or an ``optimizer`` with ``optim.l2_sp``.
       level: of the intervals.
       seed: of both trainings and of the bootstrap.
       options: for ``fit``, given to both.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ def copy(
     *,
     rows: Mapping[str, Rows] | None = None,
     patterns: _tree.Patterns = "*",
+    rename: Mapping[str, str] | None = None,
 ) -> tuple[Params, CopyReport]:
     """The target's parameters with what the source has in their place.
 
@@ -61,22 +62,30 @@ def copy(
       rows: by path of a table, which rows to copy where; see ``Alignment.for_model``. A leaf that is not in it is
         copied whole. Row 0, the unknown's, is copied only by a pair that says so.
       patterns: of the target's leaves that may be copied; the others stay initialised.
+      rename: for models whose trees differ, the target's paths by the source's: ``{"user/*": "customer/*"}``. What
+        stood for each ``*`` on the left takes its place on the right. Leaves that no rule covers keep their path,
+        unless a rule gives it to another one.
 
     Returns:
       New parameters and the report. Nothing is shared with ``source``: its arrays are copied.
 
     Raises:
-      ValueError: a pattern matches nothing, shapes differ, or nothing was copied but scalars.
+      ValueError: a pattern or a rule matches nothing, a rule leads to no leaf of the target, rules lead two leaves
+        of the source to one, shapes differ, or nothing was copied but scalars.
     """
     rows = rows or {}
     ours, theirs = (
         {path: jnp.asarray(leaf) for path, leaf in _tree.flatten(tree).items()} for tree in (source, target)
     )
     chosen = set(_tree.match(theirs, patterns))
+    renamed = _renamed(ours, theirs, rename or {})
+    displaced = {path: leaf for path, leaf in ours.items() if path not in renamed}
+    ours, origin = {new: ours[old] for old, new in renamed.items()}, {new: old for old, new in renamed.items()}
     new, entries = {}, []
     for path, leaf in theirs.items():
         new[path] = leaf
         total = leaf.shape[0] if leaf.ndim else 1
+        was = "" if origin.get(path, path) == path else f"from {origin[path]}"
         if path not in chosen:
             entries.append(Entry(path, "initialised", 0, total, "not selected"))
         elif path not in ours:
@@ -87,19 +96,20 @@ def copy(
                 raise ValueError(_mismatch(path, ours[path], leaf))
             if len(pairs.source):
                 new[path] = _copy_rows(ours[path], leaf, pairs)
-                entries.append(Entry(path, "rows copied", len(pairs.source), total, f"aligned {pairs.how}"))
+                entries.append(
+                    Entry(path, "rows copied", len(pairs.source), total, _joined(was, f"aligned {pairs.how}"))
+                )
             else:
                 entries.append(Entry(path, "initialised", 0, total, f"none aligned {pairs.how}"))
         else:
             if ours[path].shape != leaf.shape:
                 raise ValueError(_mismatch(path, ours[path], leaf))
             new[path] = jnp.array(ours[path], leaf.dtype)
-            entries.append(Entry(path, "copied", total, total, ""))
-    for path, leaf in ours.items():
-        if path not in theirs:
-            entries.append(
-                Entry(path, "left over", 0, leaf.shape[0] if leaf.ndim else 1, "the target has no such leaf")
-            )
+            entries.append(Entry(path, "copied", total, total, was))
+    unused = {origin[path]: (leaf, "the target has no such leaf") for path, leaf in ours.items() if path not in theirs}
+    unused |= {path: (leaf, "another leaf is renamed to this") for path, leaf in displaced.items()}
+    for path, (leaf, reason) in unused.items():
+        entries.append(Entry(path, "left over", 0, leaf.shape[0] if leaf.ndim else 1, reason))
     report = CopyReport(tuple(entries))
     copied = report.paths("copied", "rows copied")
     if all(theirs[path].ndim == 0 for path in copied):
@@ -108,6 +118,20 @@ def copy(
             "same paths, and the domains a raw id, a label or a feature space in common?"
         )
     return _tree.unflatten(new), report
+
+
+def _renamed(source: Mapping[str, Any], target: Mapping[str, Any], rules: Mapping[str, str]) -> dict[str, str]:
+    renamed = _tree.rename(source, rules)
+    for old, new in rules.items():
+        if not any(renamed[path] in target for path in renamed if _tree.covers(old, path)):
+            raise ValueError(
+                f"The rule {old!r} to {new!r} leads to no leaf of the target. Its paths: {', '.join(target)}."
+            )
+    return renamed
+
+
+def _joined(*reasons: str) -> str:
+    return ", ".join(reason for reason in reasons if reason)
 
 
 def _copy_rows(source: jax.Array, target: jax.Array, pairs: Rows) -> jax.Array:
