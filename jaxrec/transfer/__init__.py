@@ -11,6 +11,7 @@ from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
 from jaxrec.transfer._match import match
 from jaxrec.transfer._regress import regress
+from jaxrec.transfer._resize import resize
 from jaxrec.transfer._stack import stack
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "merge_adapters",
     "ptupcdr",
     "regress",
+    "resize",
     "rows_of",
     "stack",
     "unmerge",
