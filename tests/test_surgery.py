@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import encoded
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _tree, models, transfer
+from jaxrec import _tree, data, models, transfer
 
 # Widening and narrowing
 
@@ -104,3 +106,112 @@ def test_what_cannot_be_resized_is_refused(parts, factorization, towers, reading
     whole = factorization.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.int8), factorization.params))
     with refuses(ValueError, "Expected parameters that are floats, got int8 in 'user/embedding'"):
         transfer.resize(whole, 4)
+
+
+# Rows that nothing was found for
+
+SCHEMA = data.Schema(item_features=(data.Numeric("year", scale=None), data.Labels("genres", "|")))
+
+
+@pytest.fixture(scope="module")
+def shelves():
+    """A factorization of films whose vectors are linear in their content, and a target in which half are new."""
+    rng = np.random.default_rng(0)
+    items = pd.DataFrame({"item": range(40), "year": rng.normal(size=40), "genres": rng.choice(["a", "b", "a|b"], 40)})
+    items.loc[39, "year"] = 0.0
+    items["genres"] = items["genres"].where(items["item"] < 39, "")
+
+    def part(chosen):
+        pairs = [(user, item) for user in range(3) for item in chosen]
+        frame = pd.DataFrame(pairs, columns=["user", "item"])
+        return data.encode(data.Parts(frame, None, None), SCHEMA, items=items[items["item"].isin(chosen)]).train
+
+    ours, theirs = part(range(20)), part([*range(10, 30), 39])
+    model = models.MatrixFactorization.for_data(ours, dim=3, bias=False)
+    source = jaxrec.fit(model, ours, epochs=1)
+    share = np.stack([items["genres"].str.contains(label).to_numpy(float) for label in "ab"], axis=1)
+    share /= np.maximum(share.sum(axis=1, keepdims=True), 1)
+    truth = np.concatenate([items[["year"]].to_numpy(), share], axis=1) @ rng.normal(size=(3, 3)) + 0.5
+    table = np.asarray(source.params["item"]["embedding"]).copy()
+    table[ours.features.item_row[ours.encoder.items.encode(range(20))]] = truth[:20]
+    source = source.replace(params=_tree.replace(source.params, {"item/embedding": jnp.asarray(table)}))
+    return source, theirs, truth
+
+
+def begun(shelves, how):
+    """Rows of films 10 to 29 and 39 of the target, and the report."""
+    source, theirs, _ = shelves
+    adapted = transfer.adapt(source, theirs, unmatched=how, freeze="*")
+    rows = adapted.recommender.encoder.features.item_row[theirs.encoder.items.encode([*range(10, 30), 39])]
+    return np.asarray(adapted.recommender.params["item"]["embedding"])[rows], adapted.copied
+
+
+def test_matched_rows_are_copied_whatever_the_others_begin_with(shelves):
+    for how in ("fresh", "unknown", "content", "neighbours"):
+        np.testing.assert_allclose(begun(shelves, how)[0][:10], shelves[2][10:20], atol=1e-6)
+
+
+def test_unmatched_rows_begin_fresh_or_as_the_mean(shelves):
+    source, theirs, truth = shelves
+    fresh, report = begun(shelves, "fresh")
+    model = models.MatrixFactorization.for_data(theirs, dim=3, bias=False)
+    start = model.init(jax.random.split(jax.random.key(0))[0])["item"]["embedding"]
+    rows = theirs.features.item_row[theirs.encoder.items.encode(range(20, 30))]
+    np.testing.assert_array_equal(fresh[10:20], start[rows])
+    assert all(not entry.filled for entry in report.entries)
+    mean, report = begun(shelves, "unknown")
+    np.testing.assert_allclose(mean[10:], np.repeat(truth[10:20].mean(axis=0)[None], 11, axis=0), atol=1e-6)
+    assert "aligned by raw id, 11 the mean of those copied" in str(report)
+
+
+def test_unmatched_rows_are_predicted_from_content(shelves):
+    rows, report = begun(shelves, "content")
+    np.testing.assert_allclose(rows[10:20], shelves[2][20:30], atol=1e-3)  # linear, so a ridge finds it
+    np.testing.assert_allclose(rows[20], shelves[2][10:20].mean(axis=0), atol=1e-6)  # nothing is known of film 39
+    entry = next(entry for entry in report.entries if entry.path == "item/embedding")
+    assert entry.rows == 10 and entry.filled == (("content", 10), ("unknown", 1))
+    assert "10 predicted from content, 1 the mean of those copied" in str(report)
+
+
+def test_unmatched_rows_are_the_mean_of_their_neighbours(shelves):
+    source, theirs, truth = shelves
+    rows, report = begun(shelves, "neighbours")
+    features = theirs.features
+    index = theirs.encoder.items.encode([*range(10, 30), 39])
+    codes = np.asarray(features.item_codes["genres"])[index]
+    weight = np.log(11 / (1 + np.array([(codes[:10] == label).any(axis=1).sum() for label in (1, 2)]))) + 1
+    labels = np.stack([(codes == label).any(axis=1) * weight[label - 1] for label in (1, 2)], axis=1)
+    labels /= np.maximum(np.linalg.norm(labels, axis=1, keepdims=True), 1e-9)
+    cosine = (labels @ labels.T + np.sign(np.outer(*2 * [features.item_dense[index, 0]]))) / 2
+    near = np.maximum(cosine[10:20, :10], 0.0)
+    np.testing.assert_allclose(rows[10:20], near @ truth[10:20] / near.sum(axis=1, keepdims=True), atol=1e-5)
+    assert dict(next(each.filled for each in report.entries if each.path == "item/embedding")) == {
+        "neighbours": 10, "unknown": 1
+    }  # fmt: skip
+
+
+def test_labels_that_are_new_begin_as_the_mean(world, towers):
+    genres = world.target.items["genres"].str.replace("nature", "gardens")
+    theirs = encoded(world.target._replace(items=world.target.items.assign(genres=genres))).train
+    adapted = transfer.adapt(towers, theirs, unmatched="content", freeze="*", patterns="item/features/*")
+    table = np.asarray(adapted.recommender.params["item"]["features"]["genres"]["embedding"])
+    vocabulary = theirs.encoder.item_features[1].vocabulary
+    others = [label for label in vocabulary.ids if label != "gardens"]
+    np.testing.assert_allclose(
+        table[vocabulary.encode(["gardens"])[0]], table[vocabulary.encode(others)].mean(axis=0), atol=1e-6
+    )
+    assert next(entry.filled for entry in adapted.copied.entries if "genres" in entry.path) == (("unknown", 1),)
+
+
+def test_unmatched_rows_need_something_to_go_by(shelves, parts, factorization):
+    source, theirs, _ = shelves
+    with refuses(ValueError, "Expected unmatched to be 'fresh', 'unknown', 'content', 'neighbours', got 'mean'"):
+        transfer.adapt(source, theirs, unmatched="mean")
+    strangers = pd.DataFrame({"user": [7, 8, 9], "item": [70, 80, 90]})
+    plain = data.encode(data.Parts(strangers, None, None), data.Schema()).train
+    with refuses(ValueError, "Nothing of weight was copied"):
+        transfer.adapt(source, plain, unmatched="unknown")
+    biased = jaxrec.fit(models.MatrixFactorization.for_data(plain, dim=2), plain, epochs=1)
+    known = data.encode(data.Parts(strangers.assign(user=[8, 9, 10]), None, None), data.Schema()).train
+    with refuses(ValueError, "reads features of users and items, of which rows were copied, and the schema has none"):
+        transfer.adapt(biased, known, unmatched="content")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import _tree
-from jaxrec._expect import expect
+from jaxrec._expect import expect, one_of
 from jaxrec._metrics import default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
@@ -23,6 +23,7 @@ from jaxrec.transfer._adapters import LowRank
 from jaxrec.transfer._align import Alignment, align
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
+from jaxrec.transfer._rows import Unmatched, fill
 
 
 class Adapted(NamedTuple):
@@ -45,6 +46,7 @@ def adapt(
     alignment: Alignment | None = None,
     patterns: _tree.Patterns = "*",
     rename: Mapping[str, str] | None = None,
+    unmatched: Unmatched = "fresh",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
     adapters: LowRank | None = None,
     importance: Params | None = None,
@@ -66,6 +68,12 @@ def adapt(
         default by raw id.
       patterns: of the leaves to copy; the others (a head, a tower to be learned anew) are initialised.
       rename: for a target's model of another class or depth, the target's paths by the source's; see ``transfer.copy``.
+      unmatched: what the other rows in use begin with, of tables of which rows were copied: ``"fresh"`` as the model
+        initialises them; ``"unknown"``, the mean of the copied rows; ``"content"``, what a ridge regression predicts
+        that is fitted to the copied rows on the target's features (as ``coldstart.map_content``, its penalty by
+        generalised cross-validation); ``"neighbours"``, the mean of the 10 copied rows nearest by content, by
+        similarity (as ``train.fit_content_knn`` measures it). Who has no content, and labels, begin as ``"unknown"``;
+        the report counts them.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
         nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
       adapters: low-rank adapters to train beside the leaves. ``freeze`` speaks of the leaves that are adapted.
@@ -79,10 +87,11 @@ def adapt(
 
     Raises:
       ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing, the alignment is of other
-        encoders.
+        encoders, or ``unmatched`` has no copied row or no features to go by.
     """
     expect(source, Recommender, "source")
     expect(train, Dataset, "train")
+    one_of(unmatched, get_args(Unmatched), "unmatched")
     if alignment is None:
         alignment = align(source.encoder, train.encoder, require=False)
     _check_alignment(alignment, source.encoder, train.encoder)
@@ -92,6 +101,7 @@ def adapt(
     fresh = target.init(jax.random.split(jax.random.key(seed))[0])  # as fit does, so that scratch starts alike
     params, report = copy(source.params, fresh, rows=rows, patterns=patterns, rename=rename)
     _check_inputs(source.encoder, train.encoder, report)
+    params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
         freeze = "*"
@@ -220,8 +230,9 @@ def compare(
       alignment: see ``model``.
       patterns: see ``model``.
       freeze: see ``model``; only the transferred model is frozen.
-      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, ``rename``, and what of ``fit`` makes
-        sense for the transferred model only, such as ``unfreeze`` or an ``optimizer`` with ``optim.l2_sp``.
+      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, ``rename``, ``unmatched``, and
+        what of ``fit`` makes sense for the transferred model only, such as ``unfreeze`` or an ``optimizer`` with
+        ``optim.l2_sp``.
       level: of the intervals.
       seed: of both trainings and of the bootstrap.
       options: for ``fit``, given to both.

@@ -10,11 +10,10 @@ import pandas as pd
 from jaxrec._types import Array
 from jaxrec.data import Encoder, Vocabulary
 from jaxrec.data._schema import need_columns
-from jaxrec.data._sides import Side
+from jaxrec.data._sides import SIDES, Side
 from jaxrec.models import Model
 from jaxrec.transfer._match import Described, described, nearest, need_threshold
 
-_SIDES: dict[str, Side] = {"user": "user", "item": "item"}
 _ID, _TABLE, _CONTENT = "raw id", "table", "content"
 
 
@@ -120,7 +119,7 @@ def align(
     tables, content = dict(tables or {}), dict(content or {})
     numberings = _numberings(source, target)
     _check_names(tables, numberings, "tables")
-    _check_names(content, {side: numberings[side] for side in _SIDES if len(numberings[side][0])}, "content")
+    _check_names(content, {side: numberings[side] for side in SIDES if len(numberings[side][0])}, "content")
     for at_least in content.values():
         need_threshold(at_least)
     rows: dict[str, Rows] = {}
@@ -128,9 +127,9 @@ def align(
     notes: dict[str, str] = {}
     matched: dict[str, pd.DataFrame] = {}
     encoder = target
-    labels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {side: {} for side in _SIDES}
-    for name in sorted(numberings, key=_SIDES.__contains__):  # labels first, by which content is compared
-        (ours, theirs), side = numberings[name], _SIDES.get(name)
+    labels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {side: {} for side in SIDES}
+    for name in sorted(numberings, key=SIDES.__contains__):  # labels first, by which content is compared
+        (ours, theirs), side = numberings[name], SIDES.get(name)
         of_source = np.arange(len(ours) + 1, dtype=np.int32) if side is None else np.asarray(_row_of(source, side))
         trained = of_source[: len(ours) + 1] > 0
         if name in tables:
@@ -165,8 +164,8 @@ def align(
 
 def _numberings(source: Encoder, target: Encoder) -> dict[str, tuple[Vocabulary, Vocabulary]]:
     """Vocabularies of both by name: users, items, and the labels of features of one name."""
-    named = {name: (source.vocabulary(side), target.vocabulary(side)) for name, side in _SIDES.items()}
-    for side in _SIDES.values():
+    named = {name: (source.vocabulary(side), target.vocabulary(side)) for name, side in SIDES.items()}
+    for side in SIDES.values():
         ours = {each.name: each.vocabulary for each in source.fitted(side)}
         for each in target.fitted(side):
             known = ours.get(each.name)

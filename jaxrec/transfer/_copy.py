@@ -14,6 +14,12 @@ from jaxrec.transfer._align import Rows
 
 Outcome = Literal["copied", "rows copied", "initialised", "left over"]
 
+_BEGUN = {
+    "content": "predicted from content",
+    "neighbours": "the mean of neighbours",
+    "unknown": "the mean of those copied",
+}
+
 
 class Entry(NamedTuple):
     """What became of one leaf."""
@@ -23,6 +29,7 @@ class Entry(NamedTuple):
     rows: int  # copied
     of: int  # rows of the target's leaf, or of the source's if it is left over
     reason: str
+    filled: tuple[tuple[str, int], ...] = ()  # other rows that were given a start: how, and how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +42,16 @@ class CopyReport:
         """Paths of the leaves with these outcomes."""
         return tuple(entry.path for entry in self.entries if entry.outcome in outcomes)
 
+    def with_filled(self, filled: Mapping[str, tuple[tuple[str, int], ...]]) -> "CopyReport":
+        """The report with how rows that were not copied begin, by path."""
+        return CopyReport(tuple(entry._replace(filled=filled.get(entry.path, entry.filled)) for entry in self.entries))
+
     def __str__(self) -> str:
         lines = [("leaf", "outcome", "rows", "why")]
         for entry in self.entries:
             share = f"{entry.rows:,} of {entry.of:,}" if entry.outcome == "rows copied" else ""
-            lines.append((entry.path, entry.outcome, share, entry.reason))
+            begun = ", ".join(f"{count:,} {_BEGUN[how]}" for how, count in entry.filled)
+            lines.append((entry.path, entry.outcome, share, _joined(entry.reason, begun)))
         widths = [max(len(line[column]) for line in lines) for column in range(4)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
