@@ -215,3 +215,130 @@ def test_unmatched_rows_need_something_to_go_by(shelves, parts, factorization):
     known = data.encode(data.Parts(strangers.assign(user=[8, 9, 10]), None, None), data.Schema()).train
     with refuses(ValueError, "reads features of users and items, of which rows were copied, and the schema has none"):
         transfer.adapt(biased, known, unmatched="content")
+
+
+# Several sources
+
+
+def two_sources():
+    tree = {"user": {"embedding": jnp.zeros((5, 1))}, "head": {"kernel": jnp.zeros((2, 2))}, "new": jnp.zeros(3)}
+    one = {"user": {"embedding": jnp.asarray([[10.0], [11.0], [12.0]])}, "head": {"kernel": jnp.ones((2, 2))}}
+    two = {"user": {"embedding": jnp.asarray([[20.0], [21.0]])}, "head": {"kernel": 3 * jnp.ones((2, 2))}, "old": 1.0}
+    rows = [transfer.Rows(np.array([1, 2]), np.array([1, 2])), transfer.Rows(np.array([0, 1]), np.array([2, 3]))]
+    sources = {
+        name: transfer.Source(params, {"user/embedding": pairs})
+        for name, params, pairs in zip(("a", "b"), (one, two), rows, strict=True)
+    }
+    return sources, tree
+
+
+@pytest.mark.parametrize(
+    ("conflict", "table", "kernel", "gave", "words"),
+    [
+        ("first", [0, 11, 12, 21, 0], 1.0, (("a", 2), ("b", 1)), "2 from a, 1 from b, 1 in several of which the first"),
+        ("last", [0, 11, 20, 21, 0], 3.0, (("a", 1), ("b", 2)), "from b, which 2 have"),
+        ("mean", [0, 11, 16, 21, 0], 2.0, (("a", 2), ("b", 2)), "the mean of a, b"),
+    ],
+)
+def test_conflicts_between_sources(conflict, table, kernel, gave, words):
+    sources, tree = two_sources()
+    params, report = transfer.copy_all(sources, tree, conflict=conflict)
+    assert params["user"]["embedding"][:, 0].tolist() == table and (params["head"]["kernel"] == kernel).all()
+    entries = {entry.path: entry for entry in report.entries}
+    assert entries["user/embedding"].sources == gave and entries["user/embedding"].rows == 3
+    assert entries["new"].outcome == "initialised" and entries["old"].sources == (("b", 0),)
+    assert words in str(report)
+    alone, _ = transfer.copy_all({"a": sources["a"]}, tree, conflict=conflict)
+    copied, _ = transfer.copy(sources["a"].params, tree, rows=sources["a"].rows)
+    assert jax.tree.all(jax.tree.map(lambda one, other: bool((one == other).all()), alone, copied))
+
+
+def test_sources_that_cannot_be_joined_are_refused():
+    sources, tree = two_sources()
+    with refuses(ValueError, "Expected at least one source, got none"):
+        transfer.copy_all({}, tree)
+    with refuses(ValueError, "Expected conflict to be 'first', 'last', 'mean', got 'sum'"):
+        transfer.copy_all(sources, tree, conflict="sum")
+    whole = {"a": sources["a"], "c": transfer.Source({"user": tree["user"]})}
+    with refuses(ValueError, "'user/embedding' is copied whole from one source and by rows from another"):
+        transfer.copy_all(whole, tree)
+    with refuses(ValueError, "Nothing of weight was copied"):
+        transfer.copy_all({**sources, "c": transfer.Source({"other": jnp.ones(3)})}, tree)
+
+
+@pytest.fixture(scope="module")
+def three():
+    """Two sources of which each knows half of the target's users, and one user is in both."""
+
+    def part(users, items):
+        frame = pd.DataFrame([(user, item) for user in users for item in items], columns=["user", "item"])
+        return data.encode(data.Parts(frame, None, None), data.Schema()).train
+
+    def trained(part, seed):
+        return jaxrec.fit(models.MatrixFactorization.for_data(part, dim=2), part, epochs=1, seed=seed)
+
+    books, games = part(range(6), ["b1", "b2"]), part(range(5, 10), ["g1", "g2"])
+    everybody = pd.DataFrame({"user": range(12)})
+    frame = pd.DataFrame([(user, item) for user in (0, 11) for item in ("f1", "f2")], columns=["user", "item"])
+    target = data.encode(data.Parts(frame, None, None), data.Schema(), users=everybody).train
+    return {"books": trained(books, 0), "games": trained(games, 1)}, target
+
+
+def row(recommender, user):
+    index = recommender.encoder.users.encode([user])
+    return np.asarray(recommender.params["user"]["embedding"])[recommender.encoder.features.user_row[index]][0]
+
+
+@pytest.mark.parametrize("conflict", ["first", "last", "mean"])
+def test_adapt_from_several_sources(three, conflict):
+    sources, target = three
+    adapted = transfer.adapt(sources, target, conflict=conflict, freeze="*", unmatched="unknown")
+    books, games = sources["books"], sources["games"]
+    for user in range(10):
+        one, other = row(books, user) if user < 6 else None, row(games, user) if user > 4 else None
+        expected = other if one is None else one
+        if one is not None and other is not None:
+            expected = {"first": one, "last": other, "mean": (one + other) / 2}[conflict]
+        np.testing.assert_allclose(row(adapted.recommender, user), expected, atol=1e-6)
+    copied = np.stack([row(adapted.recommender, user) for user in range(10)])
+    np.testing.assert_allclose(row(adapted.recommender, 11), copied.mean(axis=0), atol=1e-6)
+    text = str(adapted)
+    assert "books\nuser: 6 aligned by raw id, of 6" in text and "games\nuser: 5 aligned by raw id, of 5" in text
+    entry = next(entry for entry in adapted.copied.entries if entry.path == "user/embedding")
+    assert entry.rows == 10 and entry.filled == (("unknown", 1),)
+    only = transfer.adapt({"games": games}, target, freeze="*")
+    np.testing.assert_array_equal(
+        row(only.recommender, 7), row(transfer.adapt(games, target, freeze="*").recommender, 7)
+    )
+
+
+def test_what_several_sources_gave_stays_frozen(three):
+    sources, target = three
+    adapted = transfer.adapt(sources, target, freeze="copied", patterns="user/embedding", epochs=3, batch_size=2)
+    assert adapted.frozen.rows["user/embedding"].sum() == 10
+    np.testing.assert_array_equal(row(adapted.recommender, 0), row(sources["books"], 0))
+    np.testing.assert_array_equal(row(adapted.recommender, 7), row(sources["games"], 7))
+    aligned = {name: transfer.align(each.encoder, target.encoder) for name, each in sources.items()}
+    given = transfer.adapt(sources, target, alignment=aligned, freeze="*")  # rows for newcomers are numbered together
+    np.testing.assert_array_equal(row(given.recommender, 7), row(sources["games"], 7))
+    np.testing.assert_array_equal(row(given.recommender, 3), row(sources["books"], 3))
+
+
+def test_several_sources_that_do_not_fit_together_are_refused(three):
+    sources, target = three
+    with refuses(ValueError, "Expected at least one source"):
+        transfer.adapt({}, target)
+    with refuses(TypeError, "Expected a Recommender for source 'x', got Dataset"):
+        transfer.adapt({"x": target}, target)
+    with refuses(ValueError, "Expected conflict to be"):
+        transfer.adapt(sources, target, conflict="sum")
+    with refuses(ValueError, "importance= belongs to the parameters of one source"):
+        transfer.adapt(sources, target, importance={})
+    with refuses(ValueError, "links identity, sigmoid"):
+        transfer.adapt({**sources, "games": sources["games"].replace(link="sigmoid")}, target)
+    one = transfer.align(sources["books"].encoder, target.encoder)
+    with refuses(ValueError, "for each of the sources 'books', 'games', got them for ''"):
+        transfer.adapt(sources, target, alignment=one)
+    wide = transfer.resize(sources["games"], 3)
+    with refuses(ValueError, "Cannot copy 'user/embedding'"):
+        transfer.adapt({"books": sources["books"], "games": wide}, target)

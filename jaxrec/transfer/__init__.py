@@ -12,6 +12,7 @@ from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows
 from jaxrec.transfer._match import match
 from jaxrec.transfer._regress import regress
 from jaxrec.transfer._resize import resize
+from jaxrec.transfer._several import Source, copy_all
 from jaxrec.transfer._stack import stack
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Frozen",
     "LowRank",
     "Rows",
+    "Source",
     "WithAdapters",
     "adapt",
     "add_adapters",
@@ -32,6 +34,7 @@ __all__ = [
     "carry",
     "compare",
     "copy",
+    "copy_all",
     "emcdr",
     "fisher",
     "freeze",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,19 @@ class Alignment:
         if numbering not in self.matched:
             raise ValueError(f"No numbering {numbering!r}. There are {', '.join(self.matched) or 'none'}.")
         return self.matched[numbering].copy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as what JSON has, by numbering: counts, how what was aligned was found, and the note."""
+        return {
+            name: {
+                "aligned": len(self.rows[name].source),
+                "trained in the source": source,
+                "known in the target": target,
+                "how": {str(how): int(count) for how, count in self.matched[name]["how"].value_counts().items()},
+                "note": self.notes.get(name, "").strip(" ()"),
+            }
+            for name, (source, target) in self.sizes.items()
+        }
 
     def for_model(self, model: Model) -> dict[str, Rows]:
         """Pairs of rows by the path of the model's tables.
@@ -160,6 +173,22 @@ def align(
             "only dense features are shared, use align(..., require=False); content= matches what is alike."
         )
     return Alignment(encoder, rows, {name: sizes[name] for name in numberings}, notes, matched)
+
+
+def together(alignments: Mapping[str, Alignment], target: Encoder) -> dict[str, Alignment]:
+    """The alignments of several sources with one target, over an encoder in which all they aligned has a row."""
+    encoder, entities = target, {}
+    for side in SIDES.values():
+        for name, alignment in alignments.items():
+            entities[name, side] = target.vocabulary(side).encode(alignment.matched[side]["target"])
+            encoder = encoder.with_rows(side, entities[name, side])
+    found = {}
+    for name, alignment in alignments.items():
+        rows = dict(alignment.rows)
+        for side in SIDES.values():
+            rows[side] = rows[side]._replace(target=np.asarray(_row_of(encoder, side))[entities[name, side]])
+        found[name] = dataclasses.replace(alignment, encoder=encoder, rows=rows)
+    return found
 
 
 def _numberings(source: Encoder, target: Encoder) -> dict[str, tuple[Vocabulary, Vocabulary]]:

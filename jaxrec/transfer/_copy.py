@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from jaxrec import _tree
 from jaxrec._types import Params
@@ -29,12 +30,13 @@ class Entry(NamedTuple):
     rows: int  # copied
     of: int  # rows of the target's leaf, or of the source's if it is left over
     reason: str
+    sources: tuple[tuple[str, int], ...] = ()  # of several: rows that each gave
     filled: tuple[tuple[str, int], ...] = ()  # other rows that were given a start: how, and how many
 
 
 @dataclasses.dataclass(frozen=True)
 class CopyReport:
-    """What ``copy`` did, leaf by leaf. Printing it gives a table."""
+    """What ``copy`` did, leaf by leaf. Printing it gives a table, ``plot.copied`` a figure."""
 
     entries: tuple[Entry, ...]
 
@@ -45,6 +47,41 @@ class CopyReport:
     def with_filled(self, filled: Mapping[str, tuple[tuple[str, int], ...]]) -> "CopyReport":
         """The report with how rows that were not copied begin, by path."""
         return CopyReport(tuple(entry._replace(filled=filled.get(entry.path, entry.filled)) for entry in self.entries))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as what JSON has; the inverse of ``from_dict``."""
+        entries = [
+            entry._asdict() | {"sources": dict(entry.sources), "filled": dict(entry.filled)} for entry in self.entries
+        ]
+        return {"entries": entries}
+
+    @classmethod
+    def from_dict(cls, report: Mapping[str, Any]) -> "CopyReport":
+        """A report that ``to_dict`` gave, also by way of JSON."""
+        pairs = ("sources", "filled")
+        entries = [entry | {name: tuple(entry[name].items()) for name in pairs} for entry in report["entries"]]
+        return cls(tuple(Entry(**entry) for entry in entries))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per leaf: ``path``, ``outcome``, ``rows`` copied, ``of`` how many, ``reason``.
+
+        Further columns: rows that each of several sources gave (``"from NAME"``), and how rows that were not copied
+        begin (``"content"``, ``"neighbours"``, ``"unknown"``).
+        """
+        rows = []
+        for entry in self.entries:
+            counts = {f"from {name}": count for name, count in entry.sources} | dict(entry.filled)
+            rows.append(
+                {name: value for name, value in entry._asdict().items() if name not in ("sources", "filled")} | counts
+            )
+        names = list(dict.fromkeys(name for row in rows for name in row)) or list(Entry._fields[:5])
+        frame = pd.DataFrame(rows, columns=names)
+        counts = names[5:]
+        return (
+            frame.astype(dict.fromkeys(["rows", "of"], "int64"))
+            .fillna(dict.fromkeys(counts, 0))
+            .astype(dict.fromkeys(counts, "int64"))
+        )
 
     def __str__(self) -> str:
         lines = [("leaf", "outcome", "rows", "why")]
@@ -85,15 +122,25 @@ def copy(
       ValueError: a pattern or a rule matches nothing, a rule leads to no leaf of the target, rules lead two leaves
         of the source to one, shapes differ, or nothing was copied but scalars.
     """
-    rows = rows or {}
+    new, entries = leaf_by_leaf(source, target, rows=rows or {}, patterns=patterns, rename=rename or {})
+    report = CopyReport(tuple(entries))
+    need_weight(new, report)
+    return _tree.unflatten(new), report
+
+
+def leaf_by_leaf(
+    source: Params, target: Params, *, rows: Mapping[str, Rows], patterns: _tree.Patterns, rename: Mapping[str, str]
+) -> tuple[dict[str, jax.Array], list[Entry]]:
+    """``copy`` without the last check, the parameters by path."""
     ours, theirs = (
         {path: jnp.asarray(leaf) for path, leaf in _tree.flatten(tree).items()} for tree in (source, target)
     )
     chosen = set(_tree.match(theirs, patterns))
-    renamed = _renamed(ours, theirs, rename or {})
+    renamed = _renamed(ours, theirs, rename)
     displaced = {path: leaf for path, leaf in ours.items() if path not in renamed}
     ours, origin = {new: ours[old] for old, new in renamed.items()}, {new: old for old, new in renamed.items()}
-    new, entries = {}, []
+    new: dict[str, jax.Array] = {}
+    entries: list[Entry] = []
     for path, leaf in theirs.items():
         new[path] = leaf
         total = leaf.shape[0] if leaf.ndim else 1
@@ -122,14 +169,16 @@ def copy(
     unused |= {path: (leaf, "another leaf is renamed to this") for path, leaf in displaced.items()}
     for path, (leaf, reason) in unused.items():
         entries.append(Entry(path, "left over", 0, leaf.shape[0] if leaf.ndim else 1, reason))
-    report = CopyReport(tuple(entries))
-    copied = report.paths("copied", "rows copied")
-    if all(theirs[path].ndim == 0 for path in copied):
+    return new, entries
+
+
+def need_weight(params: Mapping[str, jax.Array], report: CopyReport) -> None:
+    """Raises where nothing was copied but scalars."""
+    if all(params[path].ndim == 0 for path in report.paths("copied", "rows copied")):
         raise ValueError(
             f"Nothing of weight was copied, so there is no transfer. Leaf by leaf:\n{report}\nDo the models have the "
             "same paths, and the domains a raw id, a label or a feature space in common?"
         )
-    return _tree.unflatten(new), report
 
 
 def _renamed(source: Mapping[str, Any], target: Mapping[str, Any], rules: Mapping[str, str]) -> dict[str, str]:
