@@ -1,5 +1,7 @@
 """Surgery on what is carried over: other widths, rows that nothing was found for, several sources."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from conftest import encoded
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _tree, data, models, transfer
+from jaxrec import _tree, data, models, plot, transfer
 
 # Widening and narrowing
 
@@ -342,3 +344,51 @@ def test_several_sources_that_do_not_fit_together_are_refused(three):
     wide = transfer.resize(sources["games"], 3)
     with refuses(ValueError, "Cannot copy 'user/embedding'"):
         transfer.adapt({"books": sources["books"], "games": wide}, target)
+
+
+# Reports
+
+
+@pytest.fixture(scope="module")
+def report(three):
+    sources, target = three
+    return transfer.adapt(sources, target, freeze="*", unmatched="unknown").copied
+
+
+def test_reports_are_frames_and_json(report):
+    frame = report.to_frame().set_index("path")
+    assert frame.loc["user/embedding", ["outcome", "rows", "from books", "from games", "unknown"]].tolist() == [
+        "rows copied", 10, 6, 4, 1
+    ]  # fmt: skip
+    assert frame.loc["item/embedding", ["rows", "from books", "unknown"]].tolist() == [0, 0, 0]
+    assert list(frame.columns) == ["outcome", "rows", "of", "reason", "from books", "from games", "unknown"]
+    text = json.dumps(report.to_dict())
+    assert transfer.CopyReport.from_dict(json.loads(text)) == report and '"filled": {"unknown": 1}' in text
+    assert not len(transfer.CopyReport(()).to_frame())
+
+
+def test_an_alignment_is_json(three):
+    sources, target = three
+    told = json.loads(json.dumps(transfer.align(sources["books"].encoder, target.encoder).to_dict()))
+    assert told["user"] == {
+        "aligned": 6, "trained in the source": 6, "known in the target": 12, "how": {"raw id": 6}, "note": ""
+    }  # fmt: skip
+    assert told["item"]["aligned"] == 0 and told["item"]["how"] == {}
+
+
+def test_a_report_is_drawn(report, tmp_path):
+    figure = plot.copied(report)
+    axes = figure.axes[0]
+    leaves = [entry for entry in report.entries if entry.outcome != "left over"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [entry.path for entry in leaves]
+    bars = {container.get_label(): [bar.get_width() for bar in container] for container in axes.containers}
+    assert list(bars) == ["copied from books", "copied from games", "mean of those copied", "as initialised"]
+    at = [entry.path for entry in leaves].index("user/embedding")
+    total = leaves[at].of
+    assert [round(widths[at] * total, 6) for widths in bars.values()] == [6, 4, 1, total - 11]
+    np.testing.assert_allclose(np.sum(list(bars.values()), axis=0), 1.0)
+    assert f"10 of {total}" in [text.get_text() for text in axes.texts]
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    with refuses(ValueError, "Expected a report of at least one leaf of the target, got none"):
+        plot.copied(transfer.CopyReport(()))

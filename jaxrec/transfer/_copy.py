@@ -68,20 +68,11 @@ class CopyReport:
         Further columns: rows that each of several sources gave (``"from NAME"``), and how rows that were not copied
         begin (``"content"``, ``"neighbours"``, ``"unknown"``).
         """
-        rows = []
-        for entry in self.entries:
-            counts = {f"from {name}": count for name, count in entry.sources} | dict(entry.filled)
-            rows.append(
-                {name: value for name, value in entry._asdict().items() if name not in ("sources", "filled")} | counts
-            )
-        names = list(dict.fromkeys(name for row in rows for name in row)) or list(Entry._fields[:5])
-        frame = pd.DataFrame(rows, columns=names)
-        counts = names[5:]
-        return (
-            frame.astype(dict.fromkeys(["rows", "of"], "int64"))
-            .fillna(dict.fromkeys(counts, 0))
-            .astype(dict.fromkeys(counts, "int64"))
-        )
+        counts = [{f"from {name}": count for name, count in each.sources} | dict(each.filled) for each in self.entries]
+        frame = pd.DataFrame([entry[:5] for entry in self.entries], columns=list(Entry._fields[:5]))
+        for name in dict.fromkeys(name for of_leaf in counts for name in of_leaf):
+            frame[name] = [of_leaf.get(name, 0) for of_leaf in counts]
+        return frame
 
     def __str__(self) -> str:
         lines = [("leaf", "outcome", "rows", "why")]
