@@ -182,6 +182,14 @@ def test_content_serves_whom_neither_id_nor_table_matched(ours, theirs):
     assert pairs(same) == {item: item for item in "abcd"} | {"e": "b"}
 
 
+def test_content_may_find_nobody_to_match(ours):
+    nobody = transfer.align(ours.encoder.without_rows("item"), ours.encoder, content={"item": 0.5})
+    assert not len(nobody.pairs("item")) and "0 below 0.5 and 5 with nothing in common" in str(nobody)
+    trained = ours.encoder.with_rows("item", ours.encoder.items.encode(OURS["item"]))
+    everybody = transfer.align(trained, trained, content={"item": 0.5})
+    assert "item: 5 aligned by raw id, of 5" in str(everybody) and "0 with nothing in common" in str(everybody)
+
+
 def test_labels_that_a_table_renames_count_as_the_same(ours, theirs):
     labels = pd.DataFrame({"source": ["Comedy", "Drama", "War"], "target": ["Western", "Drama", "War"]})
     alignment = transfer.align(
