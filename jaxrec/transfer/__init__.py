@@ -10,7 +10,10 @@ from jaxrec.transfer._copy import CopyReport, Entry, copy
 from jaxrec.transfer._distill import distill
 from jaxrec.transfer._fisher import fisher
 from jaxrec.transfer._freeze import Frozen, all_but, freeze, freeze_copied, rows_of
+from jaxrec.transfer._match import match
 from jaxrec.transfer._regress import regress
+from jaxrec.transfer._resize import resize
+from jaxrec.transfer._several import Source, copy_all
 from jaxrec.transfer._stack import stack
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "Frozen",
     "LowRank",
     "Rows",
+    "Source",
     "WithAdapters",
     "adapt",
     "add_adapters",
@@ -31,14 +35,17 @@ __all__ = [
     "carry",
     "compare",
     "copy",
+    "copy_all",
     "distill",
     "emcdr",
     "fisher",
     "freeze",
     "freeze_copied",
+    "match",
     "merge_adapters",
     "ptupcdr",
     "regress",
+    "resize",
     "rows_of",
     "stack",
     "unmerge",
