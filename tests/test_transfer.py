@@ -332,7 +332,18 @@ def test_verdicts_are_in_words(comparison, low, high, verdict, words):
 
     columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
     table = pd.DataFrame([("all", 50, 0.1, 0.12, 0.02, low, high, 0.5)], columns=columns)
-    assert re.search(words, str(dataclasses.replace(comparison, table=table, verdict=verdict)))
+    told = dataclasses.replace(comparison, table=table, verdict=verdict)
+    assert re.search(words, str(told))
+    assert told.recommender is (told.scratch if verdict == "hurt" else told.adapted.recommender)
+
+
+def test_negative_transfer_is_a_warning(source, target):
+    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(0), leaf.shape), source.params)
+    with pytest.warns(transfer.NegativeTransfer, match="Transfer hurt: ndcg@10 .* train from scratch"):
+        found = transfer.compare(
+            source.replace(params=noise), target.train, target.test, freeze="*", epochs=4, batch_size=64
+        )
+    assert found.verdict == "hurt" and found.recommender is found.scratch
 
 
 def gains(share, seeds):

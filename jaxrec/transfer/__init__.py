@@ -1,6 +1,6 @@
 """Transfer: align vocabularies, copy the parameter tree, freeze a part, fine-tune, and say whether it helped."""
 
-from jaxrec.transfer._adapt import Adapted, Comparison, adapt, compare
+from jaxrec.transfer._adapt import Adapted, Comparison, NegativeTransfer, adapt, compare
 from jaxrec.transfer._adapters import LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
 from jaxrec.transfer._blend import blend
@@ -24,6 +24,7 @@ __all__ = [
     "Entry",
     "Frozen",
     "LowRank",
+    "NegativeTransfer",
     "Rows",
     "Source",
     "WithAdapters",

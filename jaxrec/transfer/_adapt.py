@@ -1,6 +1,7 @@
 """Align, copy, freeze, fine-tune in one call, and train from scratch beside it to see what it was worth."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -222,6 +223,10 @@ def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, name: st
 _freeze = freeze  # `adapt` has a parameter of that name
 
 
+class NegativeTransfer(UserWarning):
+    """Transfer did worse than training from scratch, with an interval that excludes zero."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
     """Transfer against training from scratch, on the same test users.
@@ -242,6 +247,14 @@ class Comparison:
     table: pd.DataFrame
     metric: str
     verdict: Literal["helped", "hurt", "no difference"]
+
+    @property
+    def recommender(self) -> Recommender:
+        """What to go on with: the transferred recommender, or where transfer hurt the one from scratch.
+
+        It is chosen on the test part given to ``compare``. Give a validation part, and evaluate on test what it chose.
+        """
+        return self.scratch if self.verdict == "hurt" else self.adapted.recommender
 
     def __str__(self) -> str:
         """The verdict in words, and the table."""
@@ -301,8 +314,11 @@ def compare(
       options: for ``fit``, given to both.
 
     Returns:
-      Both recommenders and reports, a table of paired differences by slice, and a verdict. Where lower is better the
-      difference is turned round, so that positive always means that transfer is ahead.
+      Both recommenders and reports, a table of paired differences by slice, a verdict, and the recommender to go on
+      with. Where lower is better the difference is turned round, so that positive always means that transfer is ahead.
+
+    Warns:
+      NegativeTransfer: transfer hurt.
     """
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
@@ -332,4 +348,7 @@ def compare(
     verdict: Literal["helped", "hurt", "no difference"] = "no difference"
     if table.p_value[0] < 1 - level and not table.low[0] <= 0 <= table.high[0]:
         verdict = "helped" if table.low[0] > 0 else "hurt"
-    return Comparison(adapted, scratch, reports, table, metric, verdict)
+    comparison = Comparison(adapted, scratch, reports, table, metric, verdict)
+    if verdict == "hurt":
+        warnings.warn(str(comparison).partition("\n")[0], NegativeTransfer, stacklevel=2)
+    return comparison
