@@ -20,6 +20,7 @@ above it (equal scores count half) the number of better negatives is binomial.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -54,6 +55,9 @@ class Answers(NamedTuple):
 def answers(fitted: Fitted, pair: Pair, asked: pd.DataFrame) -> Answers:
     catalogue = fitted.named(pd.DataFrame({"user": 0, "item": pair.candidates}), pair)["item"]
     report = jaxrec.evaluate(fitted.recommender, fitted.named(asked, pair), ks=(10, 20), candidates=catalogue)
+    if fitted.stacked is not None and pair.shared == "item":  # users by their own names again, to be paired
+        own = report.per_user["user"].str.removeprefix(f"{fitted.stacked}/").astype(asked["user"].dtype)
+        report = dataclasses.replace(report, per_user=report.per_user.assign(user=own))
     return Answers(report, by_row(fitted, pair, asked) if pair.negatives else None)
 
 
