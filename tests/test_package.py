@@ -15,7 +15,7 @@ import jaxrec
 from jaxrec import plot
 
 ROOMS = [
-    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "sharding", "train",
+    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "sharding", "sources", "train",
     "transfer",
 ]  # fmt: skip
 # Explained once, at models.Model.

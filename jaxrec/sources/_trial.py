@@ -1,0 +1,125 @@
+"""A few steps of the transfer on a part of the target's training rows, and as many without the source."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrec._metrics import default_metric
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset
+from jaxrec.evaluation import Report, evaluate
+from jaxrec.train import fit_als
+from jaxrec.transfer import compare, emcdr
+
+LEAST = 3  # held-out users of a trial
+
+
+class Gain(NamedTuple):
+    """A paired difference, as a part of the sum of both figures: 0.1 is 0.55 against 0.45, 1 all against nothing."""
+
+    gain: float = 0.0
+    low: float = -1.0  # an interval that excludes nothing, where there was no trial
+    high: float = 1.0
+    users: int = 0
+
+
+class Trials:
+    """Trials of several sources on the same held-out rows, beside the same training without a source."""
+
+    def __init__(
+        self, candidates: Mapping[str, Recommender], train: Dataset, *, held_out: float, options: dict[str, Any],
+        level: float, seed: int,
+    ) -> None:  # fmt: skip
+        self.level, self.seed, self.options = level, seed, options
+        self.metric = default_metric(train)
+        self.train = train
+        self._held_out = held_out
+        known = [
+            train.encoder.users.encode(_of_kind(source, train)) for source in candidates.values() if source.factorises
+        ]
+        count = train.interactions.user_count
+        shared = np.unique(np.concatenate([*known, np.zeros(1, np.int64)]))
+        self._users = shared[(shared > 0) & (count[shared] > 0)]
+        self._alone: tuple[Recommender, Dataset, Report] | None = None
+
+    def __call__(self, source: Recommender) -> Gain:
+        """What the source adds.
+
+        Raises:
+          ValueError: the source has nothing that could be carried over, or too few users are left to see it.
+        """
+        if self.train.target is None and source.factorises and len(_of_kind(source, self.train)):
+            return self._of_new_users(source)
+        return self._of_known_users(source)
+
+    def _of_new_users(self, source: Recommender) -> Gain:
+        """Users are held out whole; the source's vectors of them are mapped to the target's (``emcdr``)."""
+        if self._alone is None:
+            self._alone = self._without()
+        alone, test, report = self._alone
+        found = evaluate(emcdr(source, alone), test, ks=_ks(self.metric), level=self.level, seed=self.seed)
+        paired = found.versus(report, self.metric, level=self.level, seed=self.seed)
+        return _relative(paired.difference, paired.low, paired.high, report[self.metric], paired.users)
+
+    def _without(self) -> tuple[Recommender, Dataset, Report]:
+        rng = np.random.default_rng(self.seed)
+        chosen = rng.permutation(self._users)[: max(round(self._held_out * len(self._users)), LEAST)]
+        if len(chosen) < LEAST or len(chosen) == np.count_nonzero(self.train.interactions.user_count):
+            raise ValueError(f"{len(self._users)} users of the target are known to a source, too few to hold some out.")
+        assert self.train.user is not None and self.train.item is not None
+        held = np.isin(self.train.user, chosen)
+        kept = cold(self.train, ~held)
+        alone = fit_als(kept, seed=self.seed, **self.options)
+        test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
+        report = evaluate(alone, test, ks=_ks(self.metric), level=self.level, seed=self.seed)
+        return alone, test, report
+
+    def _of_known_users(self, source: Recommender) -> Gain:
+        """Rows are held out; the source's parameters are copied and trained on (``adapt``)."""
+        rng = np.random.default_rng(self.seed)
+        held = rng.random(len(self.train)) < self._held_out
+        if not held.any() or held.all():
+            raise ValueError(f"{len(self.train)} rows of the target are too few to hold some out.")
+        kept = cold(self.train, ~held)
+        test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
+        found = compare(
+            source, kept, test, metric=self.metric, level=self.level, seed=self.seed, epochs=self.options["epochs"],
+            progress=False,
+        )  # fmt: skip
+        row = found.table.iloc[0]
+        total = float(row.transfer + row.scratch)
+        return _scaled(float(row.difference), float(row.low), float(row.high), total, int(row.users))
+
+
+def cold(train: Dataset, kept: np.ndarray) -> Dataset:
+    """The kept rows, whose users and items alone have table rows: who is in no row is cold."""
+    part = train.subset(kept)
+    encoder = train.encoder
+    for side, index in (("user", part.user), ("item", part.item)):
+        if index is not None:
+            encoder = encoder.without_rows(side).with_rows(side, np.unique(index))
+    return dataclasses.replace(part, encoder=encoder)
+
+
+def _relative(difference: float, low: float, high: float, alone: float, users: int) -> Gain:
+    return _scaled(difference, low, high, 2 * alone + difference, users)
+
+
+def _scaled(difference: float, low: float, high: float, total: float, users: int) -> Gain:
+    scale = total if total > 0 else 1.0  # nobody found anything: no difference
+    return Gain(difference / scale, low / scale, high / scale, users)
+
+
+def _ks(metric: str) -> tuple[int, ...]:
+    return (int(metric.partition("@")[2]),)
+
+
+def _of_kind(source: Recommender, train: Dataset) -> np.ndarray:
+    """Raw ids of users whom the source has met, if the target could know them."""
+    ours, theirs = train.encoder.users, source.encoder.users
+    if ours.kind != theirs.kind or train.user is None or train.item is None:
+        return ours.ids[:0]
+    met = theirs.decode(np.flatnonzero(source.seen.user_count))
+    return met[ours.encode(met) > 0]
