@@ -36,6 +36,7 @@ from jaxrec import data, sources, train, transfer
 _RESULTS = Path(__file__).parent / "results" / "sources.json"
 GENRES = ("fantasy", "romance", "mystery", "history", "science-fiction")
 TYPES = ("TV", "Movie", "OVA", "Special", "ONA")
+STRATEGIES = ("emcdr", "stack")
 PLANTED = ("permuted users", "generated", "opposed users")
 _DIM, _HEAVY, _LEAST = 32, 0.7, 5
 _KEYS = ["user", "item"]
@@ -147,37 +148,59 @@ def measured(dataset: str, target: str) -> list[dict[str, Any]]:
     candidates[PLANTED[0]] = fitted(permuted(every[largest]))
     candidates[PLANTED[1]] = generated(dataset)
     candidates[PLANTED[2]] = fitted(opposed(every[largest], candidates[largest], every[target].interactions))
-    start = time.perf_counter()
-    ranking = sources.rank(candidates, rows)
-    seconds = (time.perf_counter() - start) / len(candidates)
     alone = train.fit_als(rows, dim=_DIM)
-    reports = {"alone": jaxrec.evaluate(alone, test, ks=(10,))}
+    report = jaxrec.evaluate(alone, test, ks=(10,))
+    scale = report["ndcg@10"]
     popular = jaxrec.evaluate(jaxrec.coldstart.popularity(rows), test, ks=(10,))["ndcg@10"]
     found = []
-    for name, recommender in candidates.items():
-        report = jaxrec.evaluate(transfer.emcdr(recommender, alone), test, ks=(10,))
-        paired = report.versus(reports["alone"], "ndcg@10")
-        scale = reports["alone"]["ndcg@10"]
-        signals = ranking.table.drop(columns=["score", "verdict"]).loc[name]
-        found.append(
-            {
-                "source": name,
-                "target": target,
-                "dataset": dataset,
-                "signals": {key: round(float(value), 5) for key, value in signals.items()},
-                "verdict": ranking.table.loc[name, "verdict"],
-                "gain": paired.difference / scale,
-                "low": paired.low / scale,
-                "high": paired.high / scale,
-                "users": paired.users,
-                "alone": scale,
-                "popularity": popular,
-                "default_score": float(ranking.table.loc[name, "score"]),
-                "seconds": round(seconds, 1),
-                "commit": harness.commit(),
-            }
-        )
+    for strategy in STRATEGIES:
+        start = time.perf_counter()
+        ranking = sources.rank(candidates, rows, strategy=strategy)
+        seconds = (time.perf_counter() - start) / len(candidates)
+        for name, recommender in candidates.items():
+            paired = transferred(recommender, alone, test, strategy).versus(report, "ndcg@10")
+            signals = ranking.table.drop(columns=["score", "verdict"]).loc[name]
+            found.append(
+                {
+                    "source": name,
+                    "target": target,
+                    "dataset": dataset,
+                    "strategy": strategy,
+                    "signals": {key: round(float(value), 5) for key, value in signals.items()},
+                    "verdict": ranking.table.loc[name, "verdict"],
+                    "gain": paired.difference / scale,
+                    "low": paired.low / scale,
+                    "high": paired.high / scale,
+                    "users": paired.users,
+                    "alone": scale,
+                    "popularity": popular,
+                    "default_score": float(ranking.table.loc[name, "score"]),
+                    "seconds": round(seconds, 1),
+                    "commit": harness.commit(),
+                }
+            )
     return found
+
+
+def transferred(
+    recommender: train.Recommender, alone: train.Recommender, test: pd.DataFrame, strategy: str
+) -> jaxrec.evaluation.Report:
+    """The held-out users' figures after the transfer in full."""
+    if strategy == "emcdr":
+        return jaxrec.evaluate(transfer.emcdr(recommender, alone), test, ks=(10,))
+    parts = {"source": bare(recommender), "target": bare(alone)}
+    stacked = transfer.stack(parts)
+    joint = train.fit_als(data.encode(data.Parts(stacked.interactions, None, None), data.Schema()).train, dim=_DIM)
+    held = transfer.stack({"target": parts["target"]._replace(interactions=test)}).interactions
+    items = transfer.stack({"target": parts["target"]}).interactions["item"].unique()
+    return jaxrec.evaluate(joint, held, ks=(10,), candidates=items)
+
+
+def bare(recommender: train.Recommender) -> data.Frames:
+    """What a recommender was trained on."""
+    encoder, rows = recommender.encoder, recommender.trained
+    frame = pd.DataFrame({"user": encoder.users.decode(rows.user), "item": encoder.items.decode(rows.item)})
+    return data.Frames(frame, None, None, data.Schema())
 
 
 def spearman(rows: pd.DataFrame, column: str, draws: int = 2000) -> tuple[float, float, float]:
@@ -217,31 +240,38 @@ def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Prints what the page says, and returns the table with the scores."""
-    table = as_table(rows)
-    signals = [*rows[0]["signals"]]
-    cheap = [name for name in table.columns if name in signals and name != "gain"]
-    table["score"] = scored(table, "target")
-    if table["dataset"].nunique() > 1:
-        table["score, data set left out"] = scored(table, "dataset")
-    table["without the trial"] = scored(table, "target", cheap)
-    real = table[~table["source"].isin(PLANTED)]
-    print(f"{len(real)} real pairs, rank correlation with the true gain [95 % interval over pairs]")
-    names = ["score", "score, data set left out", "without the trial", "default_score", "trial", *cheap]
-    for name in names:
-        if name in real and real[name].nunique() > 1:
-            within = [spearman(part, name, draws=1)[0] for _, part in real.groupby("target")]
-            print(f"  {name:28} {'{:+.2f} [{:+.2f}, {:+.2f}]'.format(*spearman(real, name))}  within a target {np.mean(within):+.2f}")
-    for by in ("score", "default_score"):
-        last = first = 0
-        for _, part in table.groupby("target"):
-            order = part[part["source"] != PLANTED[2]].sort_values(by)["source"].tolist()
-            last += set(order[:2]) == set(PLANTED[:2])
-            best = part[part["verdict"] != "harmful"].sort_values(by)["source"].iloc[-1]
-            first += best == part.loc[part["gain"].idxmax(), "source"]
-        print(f"  {by}: two unrelated sources last in {last}, best source first in {first} of {table['target'].nunique()} targets")
-    print(table.groupby(table["source"].where(table["source"].isin(PLANTED), "real"))["verdict"].value_counts().to_string())
-    return table
+    """Prints what the page says, and returns the table with the scores, in the order of rows."""
+    table, parts = as_table(rows), []
+    measures = ("shared_users", "shared_items", "gain", "low", "high", "users")
+    cheap = [name for name in rows[0]["signals"] if name not in measures]
+    for strategy, part in table.groupby("strategy"):
+        part = part.assign(
+            **{
+                "score": scored(part, "target"),
+                "score, data set left out": scored(part, "dataset"),
+                "score without the trial": scored(part, "target", cheap),
+            }
+        )
+        parts.append(part)
+        real = part[~part["source"].isin(PLANTED)]
+        print(f"\n{strategy}: {len(real)} real pairs, rank correlation with the true gain [95 % interval over pairs]")
+        for name in [*part.columns[-3:], "default_score", "trial", *cheap]:
+            if real[name].notna().all() and real[name].nunique() > 1:
+                value, low, high = spearman(real, name)
+                within = np.mean([spearman(each, name, draws=1)[0] for _, each in real.groupby("target")])
+                print(f"  {name:26} {value:+.2f} [{low:+.2f}, {high:+.2f}], within a target on average {within:+.2f}")
+        for name in ("score", "default_score"):
+            last = first = 0
+            for _, each in part.groupby("target"):
+                order = each[each["source"] != PLANTED[2]].sort_values(name)["source"].tolist()
+                last += set(order[:2]) == set(PLANTED[:2])
+                first += order[-1] == each.loc[each["gain"].idxmax(), "source"]
+            number = part["target"].nunique()
+            print(f"  by {name}: unrelated ones last in {last}, best source first in {first} of {number} targets")
+        kinds = part["source"].where(part["source"].isin(PLANTED), "real")
+        truth = np.select([part["low"] > 0, part["high"] < 0], ["helped", "hurt"], "neither")
+        print(pd.crosstab([kinds, pd.Series(truth, part.index, name="truth")], part["verdict"]).to_string())
+    return pd.concat(parts).sort_index()
 
 
 def main() -> None:
@@ -257,15 +287,15 @@ def main() -> None:
         new = measured("anime" if target in TYPES else "goodbooks", target)
         for row in new:
             print(
-                f"{row['source']:16} -> {target:16} {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  trial "
+                f"{row['strategy']:5} {row['source']:16} -> {target:16} {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  trial "
                 f"{row['signals']['gain']:+.3f}  {row['verdict']}",
                 flush=True,
             )
         print(f"{target}: {time.perf_counter() - start:.0f} s", flush=True)
         rows = [row for row in rows if row["target"] != target] + new
-        scores = summary(rows)["score"] if len({row["target"] for row in rows}) > 1 else None
+        scores = summary(rows)["score"]
         for number, row in enumerate(rows):
-            row["score"] = None if scores is None else float(scores.iloc[number])
+            row["score"] = None if np.isnan(scores.iloc[number]) else float(scores.iloc[number])
         temporary = _RESULTS.with_suffix(".tmp")
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
         temporary.rename(_RESULTS)

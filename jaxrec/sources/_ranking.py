@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from jaxrec._expect import expect
+from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset
 from jaxrec.sources._score import Score, uncalibrated
-from jaxrec.sources._signals import explained, told
+from jaxrec.sources._signals import explained, reduced, told
 from jaxrec.sources._trial import Gain, Trials
 
 HELPFUL, NOTHING, HARMFUL = "helpful", "no evidence of help", "harmful"
@@ -63,6 +64,7 @@ def rank(
     train: Dataset,
     *,
     score: Score | None = None,
+    strategy: Literal["emcdr", "stack"] = "emcdr",
     held_out: float = 0.3,
     dim: int = 32,
     epochs: int = 5,
@@ -88,9 +90,11 @@ def rank(
     ================ ==================================================================================================
 
     The trial: where users are shared and the target is implicit feedback, a part of the target's users known to any
-    source is held out, ``fit_als`` is given a few epochs on the others, and the held-out users get the vectors that theirs
-    in the source are mapped to (``transfer.emcdr``), against the mean user's. Else rows are held out, and a few epochs of
-    ``transfer.adapt`` stand against as many from scratch. All sources that share users are tried on the same users.
+    source is held out, and ``fit_als`` is given a few epochs on the others. There the held-out users have the mean user's
+    vector; with the source they have the one that theirs in the source is mapped to (``transfer.emcdr``), or, with
+    ``strategy="stack"``, what a few epochs on both domains as one matrix give (``transfer.stack``). All sources that share
+    users are tried on the same users. Else rows are held out, and a few epochs of ``transfer.adapt`` stand against as many
+    from scratch.
 
     A source whose gain has an interval below zero is ``"harmful"`` and comes last whatever its score, one whose interval
     includes zero has ``"no evidence of help"``, any other is ``"helpful"``. The intervals are each source's own: of
@@ -101,6 +105,8 @@ def rank(
       train: the target's training part. Held-out parts are not looked at.
       score: from ``calibrate``; by default the mean of all signals that vary among the candidates, standardised over
         them, which only orders these candidates and means nothing by itself.
+      strategy: what the trial tries; choose what you mean to do. A stack can do much more harm than a mapping, which
+        unlearns a source that tells it nothing.
       held_out: share of users (rows) held out in a trial, in (0, 1).
       dim: width of the trial's factorisation of the target.
       epochs: of the trial.
@@ -128,21 +134,21 @@ def rank(
         raise ValueError("The target has no users or no items. Name both columns in its schema.")
     if not 0 < held_out < 1 or not 0 < level < 1:
         raise ValueError(f"Expected held_out and level in (0, 1), got {held_out} and {level}. They are shares.")
-    trials = Trials(
-        candidates, train, held_out=held_out, options={"dim": dim, "epochs": epochs}, level=level, seed=seed
-    )
+    one_of(strategy, ("emcdr", "stack"), "strategy")
+    options = {"dim": dim, "epochs": epochs}
+    trials = Trials(candidates, train, strategy=strategy, held_out=held_out, options=options, level=level, seed=seed)
     rows, notes = [], {}
+    done, reason = pd.DataFrame(), ""
+    try:
+        done = reduced(train, seed)
+    except ValueError as error:  # such as one item that all have touched: the reason is printed
+        reason = f"no evidence: {error}"
     for name, source in candidates.items():
-        row = told(source, train, seed)
-        reasons = []
-        try:
-            row["evidence"] = explained(source, train, seed)
-        except ValueError as error:  # too little to reduce: the reason is printed
-            row["evidence"] = 0.0
-            reasons.append(f"no evidence was computed: {error}")
+        row = {**told(source, train, seed), "evidence": explained(source, train, done, seed)}
+        reasons = [reason] if reason else []
         try:
             gain = trials(source)
-        except ValueError as error:  # nothing to carry over: likewise
+        except ValueError as error:  # nothing to carry over, or nobody to hold out: likewise
             gain = Gain()
             reasons.append(f"no trial: {error}")
         if reasons:

@@ -44,9 +44,7 @@ class Score:
         return f"score ({how}): " + (", ".join(f"{name} {weight:.3g}" for name, weight in kept.items()) or "no signal")
 
 
-def calibrate(
-    signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Series, *, l2: float = 0.1
-) -> Score:
+def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Series, *, l2: float = 0.1) -> Score:
     r"""A score of sources from pairs of source and target whose true gain was measured.
 
     With :math:`z` the signals, standardised and turned so that more is better, and :math:`g` the gains,

@@ -47,25 +47,33 @@ def told(source: Recommender, train: Dataset, seed: int) -> dict[str, float]:
     return found
 
 
-def explained(source: Recommender, train: Dataset, seed: int) -> float:
-    """Evidence of what shared users did in the target given their vectors of the source; 0 without any."""
-    kinds = source.encoder.users.kind, train.encoder.users.kind
-    if not source.factorises or kinds[0] != kinds[1] or train.user is None or train.item is None:
-        return 0.0
+def reduced(train: Dataset, seed: int) -> pd.DataFrame:
+    """What each user did in the target, as a vector of 16 numbers or fewer: columns ``user`` (raw id) and ``vector``.
+
+    Raises:
+      ValueError: there are too few users or items to reduce, or all have done the same.
+    """
     frame = histories(train)
+    width = min(_DIM, int((train.interactions.item_count > 0).sum()) - 1, len(frame) - 1)
+    fitted = TfidfSVD.fit(frame, TOUCHED, dim=width, min_items=1, seed=seed)
+    found = fitted.transform(frame, into="vector")[["user", "vector"]]
+    return found[found["vector"].notna()]
+
+
+def explained(source: Recommender, train: Dataset, done: pd.DataFrame, seed: int) -> float:
+    """Evidence of what shared users have done in the target given their vectors of the source; 0 without any."""
+    kinds = source.encoder.users.kind, train.encoder.users.kind
+    if not source.factorises or kinds[0] != kinds[1] or not len(done):
+        return 0.0
     theirs = carry(source)
     vectors = pd.Series(theirs[VECTOR].to_list(), index=pd.Index(theirs[source.encoder.schema.user]))
-    shared = frame["user"].isin(vectors.index).to_numpy()
-    width = min(_DIM, int((train.interactions.item_count > 0).sum()) - 1, len(frame) - 1)
-    if shared.sum() < 3 or width < 1:
+    shared = done[done["user"].isin(vectors.index)]
+    if len(shared) < 3:
         return 0.0
-    reduced = TfidfSVD.fit(frame, TOUCHED, dim=width, min_items=1, seed=seed).transform(frame[shared], into="vector")
-    reduced = reduced[reduced["vector"].notna()]
-    if len(reduced) > _USERS:
-        reduced = reduced.iloc[np.random.default_rng(seed).permutation(len(reduced))[:_USERS]]
-    x = np.stack(vectors.loc[reduced["user"]].to_list()).astype(np.float64)
+    shared = shared.iloc[np.random.default_rng(seed).permutation(len(shared))[:_USERS]]
+    x = np.stack(vectors.loc[shared["user"]].to_list()).astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return evidence(x / np.where(length > 0, length, 1.0), np.stack(reduced["vector"].to_list()).astype(np.float64))
+    return evidence(x / np.where(length > 0, length, 1.0), np.stack(shared["vector"].to_list()).astype(np.float64))
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

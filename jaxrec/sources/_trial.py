@@ -2,18 +2,23 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from jaxrec._metrics import default_metric
 from jaxrec._recommender import Recommender
-from jaxrec.data import Dataset
+from jaxrec.data import Dataset, Frames, Parts, Schema, encode
 from jaxrec.evaluation import Report, evaluate
+from jaxrec.evaluation._evaluate import Scores
+from jaxrec.ranking._vectors import item_vectors, user_vectors
 from jaxrec.train import fit_als
-from jaxrec.transfer import compare, emcdr
+from jaxrec.transfer import compare, emcdr, stack
 
 LEAST = 3  # held-out users of a trial
+
+Strategy = Literal["emcdr", "stack"]
 
 
 class Gain(NamedTuple):
@@ -29,10 +34,10 @@ class Trials:
     """Trials of several sources on the same held-out rows, beside the same training without a source."""
 
     def __init__(
-        self, candidates: Mapping[str, Recommender], train: Dataset, *, held_out: float, options: dict[str, Any],
-        level: float, seed: int,
+        self, candidates: Mapping[str, Recommender], train: Dataset, *, strategy: Strategy, held_out: float,
+        options: dict[str, Any], level: float, seed: int,
     ) -> None:  # fmt: skip
-        self.level, self.seed, self.options = level, seed, options
+        self.strategy, self.level, self.seed, self.options = strategy, level, seed, options
         self.metric = default_metric(train)
         self.train = train
         self._held_out = held_out
@@ -55,11 +60,17 @@ class Trials:
         return self._of_known_users(source)
 
     def _of_new_users(self, source: Recommender) -> Gain:
-        """Users are held out whole; the source's vectors of them are mapped to the target's (``emcdr``)."""
+        """Users are held out whole, and known from the source alone."""
         if self._alone is None:
             self._alone = self._without()
         alone, test, report = self._alone
-        found = evaluate(emcdr(source, alone), test, ks=_ks(self.metric), level=self.level, seed=self.seed)
+        options: dict[str, Any] = {"ks": _ks(self.metric), "level": self.level, "seed": self.seed}
+        if self.strategy == "emcdr":
+            found = evaluate(emcdr(source, alone), test, **options)
+        else:
+            kept = alone.trained
+            kept = Dataset(alone.encoder, kept.user, kept.item)
+            found = evaluate(_stacked(source, kept, seed=self.seed, **self.options), test, seen=kept, **options)
         paired = found.versus(report, self.metric, level=self.level, seed=self.seed)
         return _relative(paired.difference, paired.low, paired.high, report[self.metric], paired.users)
 
@@ -91,6 +102,29 @@ class Trials:
         row = found.table.iloc[0]
         total = float(row.transfer + row.scratch)
         return _scaled(float(row.difference), float(row.low), float(row.high), total, int(row.users))
+
+
+def _stacked(source: Recommender, kept: Dataset, **options: Any) -> Scores:
+    """Both domains factorised as one matrix (``transfer.stack``), as scores of the target's items."""
+
+    def frames(users: np.ndarray, items: np.ndarray) -> Frames:
+        return Frames(pd.DataFrame({"user": users, "item": items}), None, None, Schema())
+
+    pairs = {"source": (source.encoder, source.trained), "target": (kept.encoder, kept.interactions)}
+    stacked = stack(
+        {
+            name: frames(encoder.users.decode(rows.user), encoder.items.decode(rows.item))
+            for name, (encoder, rows) in pairs.items()
+        }
+    )
+    joint = fit_als(encode(Parts(stacked.interactions, None, None), Schema()).train, **options)
+
+    def scores(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        named = stack({"target": frames(np.zeros(len(items), np.int64), items)}).interactions["item"]
+        index = joint.encoder.users.encode(users), joint.encoder.items.encode(named)
+        return np.asarray(user_vectors(joint, index[0])) @ np.asarray(item_vectors(joint, index[1])).T
+
+    return scores
 
 
 def cold(train: Dataset, kept: np.ndarray) -> Dataset:
