@@ -1,19 +1,20 @@
 """Which source is worth transferring from? What ``jaxrec.sources`` says before training against what comes out.
 
-python benchmarks/sources.py                    # what is not measured yet, target by target; about 10 minutes on two cores
+python benchmarks/sources.py                    # what is not measured yet, target by target
 python benchmarks/sources.py --targets history  # some targets
 
 ``JAXREC_DATA`` names the folder of data. Domains are five genres of goodbooks and five types of anime; users are shared
 within a data set. A book belongs to one domain alone: of the five genres to the rarest that it has as a label. A fifth
-of the users with 5 rows or more in the target and in some other domain are held out of the target, the same ones for all
-sources. The true gain of a source is what EMCDR over iALS adds for them to iALS of the target alone (where they get the
-mean user's vector), NDCG@10 over all items of the target's training part, as a part of the latter. All settings are the
-library's defaults with 32 dimensions; none was tuned.
+of the users with 5 rows or more in the target and in some other domain are held out of the target, the same ones for
+all sources. The true gain of a source is what a strategy adds for them to iALS of the target alone (where they get the
+mean user's vector), NDCG@10 over all items of the target's training part, as a part of the latter. Two strategies:
+EMCDR over iALS, and iALS of both domains as one matrix. All settings are the library's defaults with 32 dimensions;
+none was tuned.
 
 Beside the real sources each target has three planted ones: the largest other domain with its users' ids permuted, a
-generated world with the data set's user ids, and one that does harm: of the largest other domain the light users (all but
-the 30 % with most rows in the target) have the history of the user whose taste there is most opposed to theirs. The map
-is learned mostly from heavy users, whose vectors are long, and misleads for all others.
+generated world with the data set's user ids, and one meant to do harm: of the largest other domain the light users (all
+but the 30 % with most rows in the target) have the history of the user whose taste there is most opposed to theirs, so
+that what the heavy ones teach is wrong for most.
 
 Scores are calibrated leaving the whole target out, and leaving the whole data set out; planted sources are in no
 calibration. Rows go to ``results/sources.json``.
@@ -287,8 +288,8 @@ def main() -> None:
         new = measured("anime" if target in TYPES else "goodbooks", target)
         for row in new:
             print(
-                f"{row['strategy']:5} {row['source']:16} -> {target:16} {row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  trial "
-                f"{row['signals']['gain']:+.3f}  {row['verdict']}",
+                f"{row['strategy']:5} {row['source']:16} -> {target:16} {row['gain']:+.3f} [{row['low']:+.3f}, "
+                f"{row['high']:+.3f}]  trial {row['signals']['gain']:+.3f}  {row['verdict']}",
                 flush=True,
             )
         print(f"{target}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -14,9 +14,9 @@ def evidence(x: Float[np.ndarray, "rows inputs"], y: Float[np.ndarray, "rows out
     .. math:: \frac1n \max_{\alpha, \beta} \log N(y;\, 0,\, \beta^{-1} I + \alpha^{-1} X X^\top)
         - \frac1n \max_\beta \log N(y;\, 0,\, \beta^{-1} I)
 
-    a mean over the columns of ``y``. Given :math:`t = \alpha / \beta` the best :math:`\beta` is known in closed form, and
-    :math:`t` is looked for on a grid that is refined around its best point. Wide ``x`` is not favoured as such: weights
-    that the rows do not ask for cost evidence.
+    a mean over the columns of ``y``. Given :math:`t = \alpha / \beta` the best :math:`\beta` is known in closed form,
+    and :math:`t` is looked for on a grid that is refined around its best point. Wide ``x`` is not favoured as such:
+    weights that the rows do not ask for cost evidence.
 
     Args:
       x: such as the source's vectors of shared users. Its scale does not matter.
@@ -34,9 +34,9 @@ def evidence(x: Float[np.ndarray, "rows inputs"], y: Float[np.ndarray, "rows out
       0.81 0.00
 
     References:
-      You et al., LogME: practical assessment of pre-trained models for transfer learning, ICML 2021 (on centred columns,
-      as the difference to the empty model, so that outputs of any scale and sources with any number of shared users can
-      be compared).
+      You et al., LogME: practical assessment of pre-trained models for transfer learning, ICML 2021 (on centred
+      columns, as the difference to the empty model, so that outputs of any scale and sources with any number of shared
+      users can be compared).
     """
     if len(x) != len(y):
         raise ValueError(f"Expected as many rows of x as of y, got {len(x)} and {len(y)}.")

@@ -43,15 +43,15 @@ class Ranking:
         """What decided, in words, and the table."""
         lines = []
         for name, row in self.table.iterrows():
-            change = f"gain {row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}] in a trial ({self.metric}, {row.users:.0f} held out)"
+            gain = f"gain {row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             note = f"; {self.notes[str(name)]}" if str(name) in self.notes else ""
-            lines.append(f"{name}: {row.verdict}, {change}{note}")
+            lines.append(f"{name}: {row.verdict}, {gain} in a trial ({self.metric}, {row.users:.0f} held out){note}")
         parts = self.score.parts(self.table)
         if self.best is None:
             first = "No source is worth transferring from: each did harm in its trial. Train on the target alone."
         else:
-            of_best = parts.loc[self.best].sort_values(ascending=False)
-            reasons = ", ".join(f"{name} ({value:+.2f})" for name, value in of_best.head(3).items() if value > 0)
+            of_best = sorted(parts.iloc[0].items(), key=lambda each: -each[1])
+            reasons = ", ".join(f"{name} ({value:+.2g})" for name, value in of_best[:3] if value > 0)
             first = f"Try {self.best!r} first, for its {reasons}." if reasons else f"Try {self.best!r} first."
             if self.table["verdict"].iloc[0] == NOTHING:
                 first += " There is no evidence that it helps: compare with the target alone (transfer.compare)."
@@ -78,7 +78,7 @@ def rank(
     ================ ==================================================================================================
     ``shared_users`` users trained in both by raw id (``transfer.align``); ``shared_items`` likewise
     ``user_overlap`` their share of the target's trained users; ``item_overlap`` likewise
-    ``activity``     mean of :math:`\ln(1 + n)` over shared users with :math:`n` interactions in the source; 0 without any
+    ``activity``     mean of :math:`\ln(1 + n)` over shared users with :math:`n` interactions in the source, or 0
     ``popularity``   Spearman's correlation of shared items' numbers of interactions in both; 0 with fewer than 3
     ``user_mmd``     ``mmd`` of the features that trained users have in both under one name; 2, the largest, where
                      there are none; ``item_mmd`` likewise
@@ -90,15 +90,15 @@ def rank(
     ================ ==================================================================================================
 
     The trial: where users are shared and the target is implicit feedback, a part of the target's users known to any
-    source is held out, and ``fit_als`` is given a few epochs on the others. There the held-out users have the mean user's
-    vector; with the source they have the one that theirs in the source is mapped to (``transfer.emcdr``), or, with
-    ``strategy="stack"``, what a few epochs on both domains as one matrix give (``transfer.stack``). All sources that share
-    users are tried on the same users. Else rows are held out, and a few epochs of ``transfer.adapt`` stand against as many
-    from scratch.
+    source is held out, and ``fit_als`` is given a few epochs on the others. There the held-out users have the mean
+    user's vector; with the source they have the one that theirs in the source is mapped to (``transfer.emcdr``), or,
+    with ``strategy="stack"``, what a few epochs on both domains as one matrix give (``transfer.stack``). All sources
+    that share users are tried on the same users. Else rows are held out, and a few epochs of ``transfer.adapt`` stand
+    against as many from scratch.
 
-    A source whose gain has an interval below zero is ``"harmful"`` and comes last whatever its score, one whose interval
-    includes zero has ``"no evidence of help"``, any other is ``"helpful"``. The intervals are each source's own: of
-    twenty useless sources one is expected to look helpful or harmful.
+    A source whose gain has an interval below zero is ``"harmful"`` and comes last whatever its score, one whose
+    interval includes zero has ``"no evidence of help"``, any other is ``"helpful"``. The intervals are each source's
+    own: of twenty useless sources one is expected to look helpful or harmful.
 
     Args:
       candidates: recommenders trained on the sources, by name, from ``fit`` or ``fit_als``.
@@ -156,7 +156,7 @@ def rank(
         rows.append({**row, **gain._asdict(), "verdict": _verdict(gain)})
     table = pd.DataFrame(rows, index=pd.Index(list(candidates), name="source"))
     score = uncalibrated(table) if score is None else score
-    table.insert(table.columns.get_loc("verdict"), "score", score(table))
+    table.insert(len(table.columns) - 1, "score", score(table))
     order = np.lexsort((np.arange(len(table)), -table["score"].to_numpy(), (table["verdict"] == HARMFUL).to_numpy()))
     return Ranking(table.iloc[order], score, trials.metric, notes)
 

@@ -18,7 +18,7 @@ class Score:
     Args:
       table: by signal: ``mean`` and ``deviation`` that standardise it, and ``weight``, at least 0.
       intercept: what signals at their means are worth.
-      pairs: how many measured pairs it was fitted on; 0 for the default, a mean of the candidates' standardised signals.
+      pairs: how many measured pairs it was fitted on; 0 for the default, a mean of standardised signals.
     """
 
     table: pd.DataFrame
@@ -49,16 +49,15 @@ def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Se
 
     With :math:`z` the signals, standardised and turned so that more is better, and :math:`g` the gains,
 
-    .. math:: \min_{w \ge 0, b} \frac1n \sum (g - b - z w)^2 + \lambda \lVert w \rVert^2 \operatorname{var}_z,
-        \quad \operatorname{var}_z = 1
+    .. math:: \min_{w \ge 0, b} \frac1n \sum (g - b - z w)^2 + \lambda \lVert w \rVert^2
 
-    by coordinate descent. No weight is negative, since for every signal it is known which direction is good: with a dozen
-    pairs that is what keeps correlated signals from being played off against each other. A signal that does not vary has
-    weight 0.
+    by coordinate descent. No weight is negative, since for every signal it is known which direction is good: with a
+    dozen pairs that is what keeps correlated signals from being played off against each other. A signal that does not
+    vary has weight 0.
 
     Args:
-      signals: a row per pair, with columns such as ``Ranking.table`` has. Those with a known sign are used; others, such
-        as names and verdicts, are not read.
+      signals: a row per pair, with columns such as ``Ranking.table`` has. Those with a known sign are used; others,
+        such as names and verdicts, are not read.
       gains: of the same pairs, in any unit, which becomes the score's.
       l2: :math:`\lambda`, non-negative.
 
@@ -66,8 +65,8 @@ def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Se
       ValueError: fewer than 3 pairs, numbers of rows differ, no known signal is there, or a number is not finite.
 
     References:
-      Hoerl and Kennard, Ridge regression, Technometrics 12(1), 1970, with weights bounded below as in Lawson and Hanson,
-      Solving least squares problems, 1974, chapter 23.
+      Hoerl and Kennard, Ridge regression, Technometrics 12(1), 1970, with weights bounded below as in Lawson and
+      Hanson, Solving least squares problems, 1974, chapter 23.
     """
     names = [name for name in SIGNS if name in signals.columns]
     if not names:

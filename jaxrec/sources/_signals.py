@@ -5,6 +5,7 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, TfidfSVD
+from jaxrec.data._sides import Side
 from jaxrec.sources._distances import FARTHEST, common_features, mmd, proxy_a
 from jaxrec.sources._evidence import evidence
 from jaxrec.transfer import Alignment, align, carry
@@ -32,7 +33,8 @@ def told(source: Recommender, train: Dataset, seed: int) -> dict[str, float]:
     """All signals but the gain."""
     alignment = align(source.encoder, train.encoder, require=False)
     found = {}
-    for side in ("user", "item"):
+    sides: tuple[Side, Side] = ("user", "item")
+    for side in sides:
         there, here = _counts(source, train, alignment, side)
         known = _by_row(train, side) > 0
         found[f"shared_{side}s"] = float(len(here))
@@ -86,7 +88,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(centred[0] @ centred[1]) / length if length > 0 else 0.0
 
 
-def _counts(source: Recommender, train: Dataset, alignment: Alignment, side: str) -> tuple[np.ndarray, np.ndarray]:
+def _counts(source: Recommender, train: Dataset, alignment: Alignment, side: Side) -> tuple[np.ndarray, np.ndarray]:
     """Interactions in the source and in the target of who was trained in both."""
     rows = alignment.rows[side]
     here = _by_row(train, side)
@@ -98,7 +100,7 @@ def _counts(source: Recommender, train: Dataset, alignment: Alignment, side: str
     return there[both], here[both]
 
 
-def _by_row(train: Dataset, side: str) -> np.ndarray:
+def _by_row(train: Dataset, side: Side) -> np.ndarray:
     """Interactions by table row; row 0, who has none of its own, has none."""
     touched, features = train.interactions, train.features
     count = touched.user_count if side == "user" else touched.item_count

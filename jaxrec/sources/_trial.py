@@ -10,6 +10,7 @@ import pandas as pd
 from jaxrec._metrics import default_metric
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Frames, Parts, Schema, encode
+from jaxrec.data._sides import Side
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.evaluation._evaluate import Scores
 from jaxrec.ranking._vectors import item_vectors, user_vectors
@@ -131,7 +132,8 @@ def cold(train: Dataset, kept: np.ndarray) -> Dataset:
     """The kept rows, whose users and items alone have table rows: who is in no row is cold."""
     part = train.subset(kept)
     encoder = train.encoder
-    for side, index in (("user", part.user), ("item", part.item)):
+    sides: tuple[tuple[Side, np.ndarray | None], ...] = (("user", part.user), ("item", part.item))
+    for side, index in sides:
         if index is not None:
             encoder = encoder.without_rows(side).with_rows(side, np.unique(index))
     return dataclasses.replace(part, encoder=encoder)
