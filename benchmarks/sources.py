@@ -156,7 +156,7 @@ def measured(dataset: str, target: str) -> list[dict[str, Any]]:
     found = []
     for strategy in STRATEGIES:
         start = time.perf_counter()
-        ranking = sources.rank(candidates, rows, strategy=strategy)
+        ranking = sources.rank(candidates, rows, strategy=strategy, least=_LEAST)
         seconds = (time.perf_counter() - start) / len(candidates)
         for name, recommender in candidates.items():
             paired = transferred(recommender, alone, test, strategy).versus(report, "ndcg@10")
@@ -207,14 +207,17 @@ def bare(recommender: train.Recommender) -> data.Frames:
 def spearman(rows: pd.DataFrame, column: str, draws: int = 2000) -> tuple[float, float, float]:
     """Rank correlation with the true gain, and its 95 % interval, pairs being drawn."""
 
-    def of(part: pd.DataFrame) -> float:
-        ranks = part[[column, "gain"]].rank()
-        return float(np.corrcoef(ranks.to_numpy().T)[0, 1]) if (ranks.std() > 0).all() else 0.0
+    values = rows[[column, "gain"]].to_numpy(float)
+
+    def of(pairs: np.ndarray) -> float:
+        # mean ranks of ties: how many are below, and half of how many are the same
+        ranks = [(each[:, None] > each).sum(axis=1) + 0.5 * (each[:, None] == each).sum(axis=1) for each in pairs.T]
+        return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(each) > 0 for each in ranks) else 0.0
 
     rng = np.random.default_rng(0)
-    drawn = [of(rows.iloc[rng.integers(0, len(rows), len(rows))]) for _ in range(draws)]
+    drawn = [of(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return of(rows), float(low), float(high)
+    return of(values), float(low), float(high)
 
 
 def scored(table: pd.DataFrame, leave: str, columns: list[str] | None = None) -> pd.Series:
@@ -275,6 +278,12 @@ def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat(parts).sort_index()
 
 
+def save(rows: list[dict[str, Any]]) -> None:
+    temporary = _RESULTS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    temporary.rename(_RESULTS)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--targets", nargs="*", default=[*GENRES, *TYPES], choices=[*GENRES, *TYPES])
@@ -294,13 +303,10 @@ def main() -> None:
             )
         print(f"{target}: {time.perf_counter() - start:.0f} s", flush=True)
         rows = [row for row in rows if row["target"] != target] + new
-        scores = summary(rows)["score"]
-        for number, row in enumerate(rows):
-            row["score"] = None if np.isnan(scores.iloc[number]) else float(scores.iloc[number])
-        temporary = _RESULTS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        temporary.rename(_RESULTS)
-    summary(json.loads(_RESULTS.read_text()))
+        save(rows)
+    rows = json.loads(_RESULTS.read_text())
+    scores = summary(rows)["score"]
+    save([{**row, "score": None if np.isnan(score) else score} for row, score in zip(rows, scores, strict=True)])
 
 
 if __name__ == "__main__":

@@ -290,5 +290,7 @@ class TestRank:
             sources.rank(candidates, films, strategy="all")
         with refuses(ValueError, "held_out and level in \\(0, 1\\), got 1.0"):
             sources.rank(candidates, films, held_out=1.0)
+        with refuses(ValueError, "least >= 1"):
+            sources.rank(candidates, films, least=0)
         with refuses(ValueError, "no users or no items"):
             sources.rank(candidates, dataclasses.replace(films, user=None))

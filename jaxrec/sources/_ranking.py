@@ -66,6 +66,7 @@ def rank(
     score: Score | None = None,
     strategy: Literal["emcdr", "stack"] = "emcdr",
     held_out: float = 0.3,
+    least: int = 5,
     dim: int = 32,
     epochs: int = 5,
     level: float = 0.95,
@@ -108,6 +109,8 @@ def rank(
       strategy: what the trial tries; choose what you mean to do. A stack can do much more harm than a mapping, which
         unlearns a source that tells it nothing.
       held_out: share of users (rows) held out in a trial, in (0, 1).
+      least: fewest rows in the target of a user who may be held out. Hold out users like those who are to be served: for
+        the lightest even a poor model of both domains may be ahead of the mean user's vector.
       dim: width of the trial's factorisation of the target.
       epochs: of the trial.
       level: of the gain's interval.
@@ -134,9 +137,13 @@ def rank(
         raise ValueError("The target has no users or no items. Name both columns in its schema.")
     if not 0 < held_out < 1 or not 0 < level < 1:
         raise ValueError(f"Expected held_out and level in (0, 1), got {held_out} and {level}. They are shares.")
+    if least < 1:
+        raise ValueError(f"Expected least >= 1, got {least}.")
     one_of(strategy, ("emcdr", "stack"), "strategy")
     options = {"dim": dim, "epochs": epochs}
-    trials = Trials(candidates, train, strategy=strategy, held_out=held_out, options=options, level=level, seed=seed)
+    trials = Trials(
+        candidates, train, strategy=strategy, held_out=held_out, least=least, options=options, level=level, seed=seed
+    )
     rows, notes = [], {}
     done, reason = pd.DataFrame(), ""
     try:

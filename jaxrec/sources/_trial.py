@@ -36,7 +36,7 @@ class Trials:
 
     def __init__(
         self, candidates: Mapping[str, Recommender], train: Dataset, *, strategy: Strategy, held_out: float,
-        options: dict[str, Any], level: float, seed: int,
+        least: int, options: dict[str, Any], level: float, seed: int,
     ) -> None:  # fmt: skip
         self.strategy, self.level, self.seed, self.options = strategy, level, seed, options
         self.metric = default_metric(train)
@@ -47,7 +47,8 @@ class Trials:
         ]
         count = train.interactions.user_count
         shared = np.unique(np.concatenate([*known, np.zeros(1, np.int64)]))
-        self._users = shared[(shared > 0) & (count[shared] > 0)]
+        self._users = shared[(shared > 0) & (count[shared] >= least)]
+        self._least = least
         self._alone: tuple[Recommender, Dataset, Report] | None = None
 
     def __call__(self, source: Recommender) -> Gain:
@@ -79,7 +80,10 @@ class Trials:
         rng = np.random.default_rng(self.seed)
         chosen = rng.permutation(self._users)[: max(round(self._held_out * len(self._users)), LEAST)]
         if len(chosen) < LEAST or len(chosen) == np.count_nonzero(self.train.interactions.user_count):
-            raise ValueError(f"{len(self._users)} users of the target are known to a source, too few to hold some out.")
+            raise ValueError(
+                f"{len(self._users)} users with {self._least} rows or more in the target are known to a source, too few "
+                "to hold some out and map the others. Lower least=."
+            )
         assert self.train.user is not None and self.train.item is not None
         held = np.isin(self.train.user, chosen)
         kept = cold(self.train, ~held)
