@@ -98,8 +98,9 @@ def rank(
     against as many from scratch.
 
     A source whose gain has an interval below zero is ``"harmful"`` and comes last whatever its score, one whose
-    interval includes zero has ``"no evidence of help"``, any other is ``"helpful"``. The intervals are each source's
-    own: of twenty useless sources one is expected to look helpful or harmful.
+    interval includes zero has ``"no evidence of help"``, any other is ``"helpful"``. Intervals are over held-out users
+    and each source's own: of twenty useless sources one is expected to look helpful or harmful, with few users more,
+    since it is not in them that other training users would have taught something else.
 
     Args:
       candidates: recommenders trained on the sources, by name, from ``fit`` or ``fit_als``.
@@ -109,8 +110,8 @@ def rank(
       strategy: what the trial tries; choose what you mean to do. A stack can do much more harm than a mapping, which
         unlearns a source that tells it nothing.
       held_out: share of users (rows) held out in a trial, in (0, 1).
-      least: fewest rows in the target of a user who may be held out. Hold out users like those who are to be served: for
-        the lightest even a poor model of both domains may be ahead of the mean user's vector.
+      least: fewest rows in the target of a user who may be held out. Hold out users like those who are to be served:
+        for the lightest even a poor model of both domains may be ahead of the mean user's vector.
       dim: width of the trial's factorisation of the target.
       epochs: of the trial.
       level: of the gain's interval.

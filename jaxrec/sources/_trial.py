@@ -81,8 +81,8 @@ class Trials:
         chosen = rng.permutation(self._users)[: max(round(self._held_out * len(self._users)), LEAST)]
         if len(chosen) < LEAST or len(chosen) == np.count_nonzero(self.train.interactions.user_count):
             raise ValueError(
-                f"{len(self._users)} users with {self._least} rows or more in the target are known to a source, too few "
-                "to hold some out and map the others. Lower least=."
+                f"{len(self._users)} users with {self._least} rows or more in the target are known to a source, too "
+                "few to hold some out and map the others. Lower least=."
             )
         assert self.train.user is not None and self.train.item is not None
         held = np.isin(self.train.user, chosen)
