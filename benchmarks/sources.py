@@ -174,7 +174,7 @@ def measured(dataset: str, target: str) -> list[dict[str, Any]]:
                     "high": paired.high / scale,
                     "users": paired.users,
                     "alone": scale,
-                    "popularity": popular,
+                    "popular": popular,
                     "default_score": float(ranking.table.loc[name, "score"]),
                     "seconds": round(seconds, 1),
                     "commit": harness.commit(),
@@ -239,6 +239,7 @@ def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     for row in rows:
         signals = {key: value for key, value in row["signals"].items() if key not in ("gain", "low", "high", "users")}
         kept = {key: value for key, value in row.items() if key != "signals"}
+        assert not set(kept) & set(signals)
         flat.append({**signals, "trial": row["signals"]["gain"], **kept})
     return pd.DataFrame(flat)
 
@@ -264,14 +265,17 @@ def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
                 value, low, high = spearman(real, name)
                 within = np.mean([spearman(each, name, draws=1)[0] for _, each in real.groupby("target")])
                 print(f"  {name:26} {value:+.2f} [{low:+.2f}, {high:+.2f}], within a target on average {within:+.2f}")
-        for name in ("score", "default_score"):
+        place = part["verdict"].map({"harmful": 0, "no evidence of help": 1, "helpful": 2})
+        part = part.assign(place=place, alone_place=0)
+        for first_by, name in (("place", "score"), ("alone_place", "score"), ("place", "default_score")):
             last = first = 0
             for _, each in part.groupby("target"):
-                order = each[each["source"] != PLANTED[2]].sort_values(name)["source"].tolist()
+                order = each[each["source"] != PLANTED[2]].sort_values([first_by, name])["source"].tolist()
                 last += set(order[:2]) == set(PLANTED[:2])
                 first += order[-1] == each.loc[each["gain"].idxmax(), "source"]
             number = part["target"].nunique()
-            print(f"  by {name}: unrelated ones last in {last}, best source first in {first} of {number} targets")
+            how = f"verdict, then {name}" if first_by == "place" else f"{name} alone"
+            print(f"  by {how}: unrelated ones last in {last}, best source first in {first} of {number} targets")
         kinds = part["source"].where(part["source"].isin(PLANTED), "real")
         truth = np.select([part["low"] > 0, part["high"] < 0], ["helped", "hurt"], "neither")
         print(pd.crosstab([kinds, pd.Series(truth, part.index, name="truth")], part["verdict"]).to_string())

@@ -215,7 +215,7 @@ class TestRank:
         assert related.verdict == "helpful" and ranking.table["verdict"]["strangers"] == "no evidence of help"
         assert related.gain > 0.05 > mixed.gain and related.evidence > 5 * mixed.evidence
         assert related.low < related.gain < related.high
-        assert list(ranking.table["score"]) == sorted(ranking.table["score"], reverse=True)
+        assert related.score == ranking.table["score"].max()
         text = str(ranking)
         assert text.startswith("Try 'related' first, for its") and "strangers: no evidence of help, gain" in text
 
@@ -260,6 +260,10 @@ class TestRank:
         ours, theirs = (each.table.loc["related"] for each in (ranking, other))
         assert theirs.users > ours.users and theirs.high - theirs.low < 0.8 * (ours.high - ours.low)
         assert theirs.gain != ours.gain
+        against = sources.Score(pd.DataFrame({"mean": 0.0, "deviation": 1.0, "weight": [-1.0]}, index=["gain"]))
+        third = sources.rank(candidates, films, score=against, dim=8)  # the verdict goes before the score
+        assert third.table.index[-1] == "strangers"
+        assert third.table["score"]["strangers"] > third.table["score"]["related"]
         heavy = sources.rank({"related": candidates["related"]}, films, dim=8, least=12)
         assert 3 <= heavy.table.loc["related"].users < 0.7 * ours.users
         nobody = sources.rank(candidates, films, dim=8, least=10**6)
@@ -296,7 +300,7 @@ class TestRank:
             sources.rank(candidates, films, strategy="all")
         with refuses(ValueError, "held_out and level in \\(0, 1\\), got 1.0"):
             sources.rank(candidates, films, held_out=1.0)
-        with refuses(ValueError, "least >= 1"):
+        with refuses(ValueError, "least, dim and epochs of 1 or more, got 0, 32 and 5"):
             sources.rank(candidates, films, least=0)
         with refuses(ValueError, "no users or no items"):
             sources.rank(candidates, dataclasses.replace(films, user=None))

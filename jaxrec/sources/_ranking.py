@@ -22,8 +22,8 @@ class Ranking:
     """What is known of each source before training on the target, best first.
 
     Args:
-      table: a row per source, best first, by name: signals, ``low`` and ``high`` of the gain's interval, held-out
-        ``users`` (or rows) that it was measured on, ``score`` and ``verdict``.
+      table: a row per source, best first (by verdict, then score), by name: signals, ``low`` and ``high`` of the gain's
+        interval, held-out ``users`` (or rows) that it was measured on, ``score`` and ``verdict``.
       score: what the order was made by.
       metric: of the trials.
       notes: by source, what could not be measured and why.
@@ -97,10 +97,11 @@ def rank(
     that share users are tried on the same users. Else rows are held out, and a few epochs of ``transfer.adapt`` stand
     against as many from scratch.
 
-    A source whose gain has an interval below zero is ``"harmful"`` and comes last whatever its score, one whose
-    interval includes zero has ``"no evidence of help"``, any other is ``"helpful"``. Intervals are over held-out users
-    and each source's own: of twenty useless sources one is expected to look helpful or harmful, with few users more,
-    since it is not in them that other training users would have taught something else.
+    A source whose gain has an interval below zero is ``"harmful"``, one whose interval includes zero has ``"no evidence
+    of help"``, any other is ``"helpful"``. Helpful ones come first and harmful ones last whatever their scores, which
+    order those of one verdict: what is shared cannot outweigh a trial. Intervals are over held-out users and each
+    source's own: of twenty useless sources one is expected to look helpful or harmful, with few users more, since it is
+    not in them that other training users would have taught something else.
 
     Args:
       candidates: recommenders trained on the sources, by name, from ``fit`` or ``fit_als``.
@@ -108,7 +109,7 @@ def rank(
       score: from ``calibrate``; by default the mean of all signals that vary among the candidates, standardised over
         them, which only orders these candidates and means nothing by itself.
       strategy: what the trial tries; choose what you mean to do. A stack can do much more harm than a mapping, which
-        unlearns a source that tells it nothing.
+        unlearns a source that tells it nothing. It reads no weights.
       held_out: share of users (rows) held out in a trial, in (0, 1).
       least: fewest rows in the target of a user who may be held out. Hold out users like those who are to be served:
         for the lightest even a poor model of both domains may be ahead of the mean user's vector.
@@ -138,8 +139,8 @@ def rank(
         raise ValueError("The target has no users or no items. Name both columns in its schema.")
     if not 0 < held_out < 1 or not 0 < level < 1:
         raise ValueError(f"Expected held_out and level in (0, 1), got {held_out} and {level}. They are shares.")
-    if least < 1:
-        raise ValueError(f"Expected least >= 1, got {least}.")
+    if min(least, dim, epochs) < 1:  # checked here, for what a trial raises is noted and no error
+        raise ValueError(f"Expected least, dim and epochs of 1 or more, got {least}, {dim} and {epochs}.")
     one_of(strategy, ("emcdr", "stack"), "strategy")
     options = {"dim": dim, "epochs": epochs}
     trials = Trials(
@@ -165,7 +166,8 @@ def rank(
     table = pd.DataFrame(rows, index=pd.Index(list(candidates), name="source"))
     score = uncalibrated(table) if score is None else score
     table.insert(len(table.columns) - 1, "score", score(table))
-    order = np.lexsort((np.arange(len(table)), -table["score"].to_numpy(), (table["verdict"] == HARMFUL).to_numpy()))
+    place = table["verdict"].map({HELPFUL: 0, NOTHING: 1, HARMFUL: 2}).to_numpy()
+    order = np.lexsort((np.arange(len(table)), -table["score"].to_numpy(), place))
     return Ranking(table.iloc[order], score, trials.metric, notes)
 
 
