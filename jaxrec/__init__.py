@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         plot,
         ranking,
         sharding,
+        sources,
         train,
         transfer,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "recommend",
     "save",
     "sharding",
+    "sources",
     "train",
     "transfer",
 ]
