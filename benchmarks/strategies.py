@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -199,9 +200,21 @@ def ptupcdr(pair: Pair, seed: int, *, rate: float, **setting: Any) -> Fitted:
 
 def carried(pair: Pair, seed: int, *, content_l2: float, **setting: Any) -> Fitted:
     """The source's vectors as features in the target's factorisation: a prior for whoever is new or little known."""
+    rows, seconds = _with_source(pair, seed, setting)
+    options = {"content": True, "content_l2": content_l2, "joint": (pair.shared,), "epochs": 10, "seed": seed}
+
+    def once() -> Fitted:
+        found = _timed(lambda: train.fit_als(rows, **options, **setting))
+        return found._replace(seconds=found.seconds + seconds)
+
+    return _once(_of(pair, f"carried {content_l2}", seed, setting), once)[0]
+
+
+def _with_source(pair: Pair, seed: int, setting: Setting) -> tuple[data.Dataset, float]:
+    """The target's training part with the source's vectors as features, and the seconds that the source took."""
     source, seconds = _factorised(pair, pair.source, seed, setting)
 
-    def make() -> Recommender:
+    def make() -> data.Dataset:
         frames, side = pair.domains[pair.target], pair.shared
         vectors = transfer.carry(source, side=side)
         specs = data.Vector("source", scale="rms")
@@ -211,15 +224,20 @@ def carried(pair: Pair, seed: int, *, content_l2: float, **setting: Any) -> Fitt
         schema = dataclasses.replace(frames.schema, **changed)
         sides = {"users": frames.users, "items": frames.items, f"{side}s": merged}
         sides = {name: frame for name, frame in sides.items() if getattr(schema, f"{name[:-1]}_features")}
-        rows = data.encode(data.Parts(frames.interactions, None, None), schema, **sides).train
-        options = {"content": True, "content_l2": content_l2, "joint": (side,), "epochs": 10, "seed": seed}
-        return train.fit_als(rows, **options, **setting)
+        with warnings.catch_warnings():  # users of the target alone have no vector, as they should
+            warnings.simplefilter("ignore", UserWarning)
+            return data.encode(data.Parts(frames.interactions, None, None), schema, **sides).train
 
-    def once() -> Fitted:
-        found = _timed(make)
-        return found._replace(seconds=found.seconds + seconds)
+    return _once(_of(pair, "with source", seed, setting), make)[0], seconds
 
-    return _once(_of(pair, f"carried {content_l2}", seed, setting), once)[0]
+
+def carried_and_knn(pair: Pair, seed: int, *, first: Setting, neighbours: Setting, weight: float) -> Fitted:
+    """The factorisation with the source's prior, and ``weight`` times what goes with the history in the target."""
+    bridge = carried(pair, seed, **first)
+    rows, _ = _with_source(pair, seed, {name: value for name, value in first.items() if name != "content_l2"})
+    knn = _once(_of(pair, "knn", seed, {**first, **neighbours}), lambda: train.fit_item_knn(rows, **neighbours))
+    mixed = _timed(lambda: coldstart.mix([bridge.recommender, knn[0]], [[1.0] * 3, [weight] * 3]))
+    return mixed._replace(seconds=mixed.seconds + bridge.seconds + knn[1])
 
 
 def joint(pair: Pair, seed: int, *, decay: float, **setting: Any) -> Fitted:
@@ -305,6 +323,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
         "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in (0.1, 1.0)]),
+        "carried iALS and item k-NN": Method(carried_and_knn, []),
     }
     if pair.shared == "user":
         found["stacked EASE, source weighed"] = Method(stacked_ease, [])
@@ -346,6 +365,9 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting]) -> list[S
         first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
         parts = {"first": first, "regression": chosen["regression"]}
         return [{**parts, "weight": weight} for weight in (0.125, 0.25, 0.5, 1.0)]
+    if name == "carried iALS and item k-NN":
+        parts = {"first": chosen["carried iALS"], "neighbours": chosen["item k-NN alone"]}
+        return [{**parts, "weight": weight} for weight in (0.01, 0.03, 0.1, 0.3)]
     if name == "PTUPCDR over iALS":
         return [{**chosen["EMCDR over iALS"], "rate": rate} for rate in (1e-4, 1e-3)]
     return method.settings

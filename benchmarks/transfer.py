@@ -4,14 +4,14 @@ python benchmarks/transfer.py                               # what is not measur
 python benchmarks/transfer.py --pairs TV-Movie --shots 0 5  # one pair (source-target), two numbers of shots
 python benchmarks/transfer.py --methods "stacked iALS"      # one method
 python benchmarks/transfer.py --seeds 0 1 2 --finalists     # more seeds of what validation chose, and of what it faced
-python benchmarks/transfer.py --table                       # the tables of README.md, from the JSON
+python benchmarks/transfer.py --table                       # the table of README.md, and results/transfer.md
 
 ``JAXREC_DATA`` names the folder of data; what each pair asks stands in ``domains.py``, what is done in
-``strategies.py``. Settings come from the validation rows at 0 and at 2 shots (the latter serve 1, 5 and 10); each
-method is trained once per number of shots with them and reads the test rows once. "Scratch" is the method that knows
-nothing of the source and is best on validation; differences are to it, paired. ``all`` shots, every row of the held-out
-users that is not asked for, tell what there is to gain. Rows go to ``results/transfer.json`` as they are measured, so
-that a run can be stopped and gone on with.
+``strategies.py``. Settings come from the validation rows at 0, at 2 (which serve 1) and at 5 shots (which serve 10);
+each method is trained once per number of shots with them and reads the test rows once. "Scratch" is the method that
+knows nothing of the source and is best on validation; differences are to it, paired. ``all`` shots, every row of the
+held-out users that is not asked for, tell what there is to gain. Rows go to ``results/transfer.json`` as they are
+measured, so that a run can be stopped and gone on with.
 
 Two protocols over the pair's candidates: ``full`` ranks them all, means over users; ``999 negatives``, of the data
 sets that are published with it, ranks each held-out row against 999 others drawn with replacement, means over rows. The
@@ -155,7 +155,7 @@ def best_of(rows: Rows, name: str, shots: Any, alone: bool) -> str | None:
 
 def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, seeds: list[int], again: bool) -> None:
     pair, label = PAIRS[name](folder, shots), "all" if shots is None else shots
-    tuning_at = shots if shots in (0, 2) else 2
+    tuning_at = {0: 0, 1: 2, 2: 2}.get(shots, 5)
     methods = methods_for(pair)
     scratch: tuple[str, Answers] | None = None
     for what, method in methods.items():
@@ -207,10 +207,13 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
     if options.table:
-        print(tables(_read()))
+        rows = _read()
+        print(summary(rows))
+        text = "\n\n".join(["# Transfer, method by method", *(details(rows, name) for name in PAIRS)])
+        _RESULTS.with_suffix(".md").write_text(text + "\n")
         return
     folder = harness.data_folder()
-    order = sorted(options.shots, key=lambda text: ["0", "2", "1", "5", "10", "all"].index(text))
+    order = sorted(options.shots, key=["0", "2", "1", "5", "10", "all"].index)
     for name in options.pairs:
         for text in order:
             label = text if text == "all" else int(text)
@@ -219,11 +222,6 @@ def main() -> None:
                 best = (best_of(_read(), name, label, alone) for alone in (True, False))
                 only = [*(each for each in best if each is not None), "stacked iALS"]
             measure(name, None if text == "all" else int(text), folder, only, options.seeds, options.again)
-
-
-def tables(rows: Rows) -> str:
-    """Markdown: by pair and shots what validation chose, scratch, stacked iALS, and all there is; then every method."""
-    return summary(rows) + "\n\n" + "\n\n".join(details(rows, name) for name in PAIRS)
 
 
 def _means(rows: Rows, name: str, shots: Any, method: str, protocol: str, metric: str) -> Rows:
@@ -239,6 +237,7 @@ def _measure_of(rows: Rows, name: str) -> tuple[str, str]:
 
 
 def summary(rows: Rows) -> str:
+    """Markdown: by pair and shots scratch, what there is to gain, stacked iALS, and what validation chose."""
     lines = ["| pair | shots | scratch | | all | stacked iALS | chosen on validation | | gain | 95 % |"]
     lines.append("|---|---:|---|---:|---:|---:|---|---:|---:|---|")
     for name in PAIRS:
@@ -263,6 +262,7 @@ def summary(rows: Rows) -> str:
 
 
 def details(rows: Rows, name: str) -> str:
+    """Markdown: every method by shots, a table for each metric; behind a figure half of its 95 % interval."""
     here = [row for row in rows if row["pair"] == name]
     columns = [("full", "recall@20", "R@20"), ("full", "ndcg@10", "N@10")]
     if _measure_of(rows, name)[0] != "full":
