@@ -1,7 +1,8 @@
 """Scenarios of cold start and transfer: splits, baselines, strategies, a verdict and a report, in one call each."""
 
+from jaxrec.scenarios._domains import cross_domain
 from jaxrec.scenarios._newcomers import new_item, new_user
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._splits import Splits
 
-__all__ = ["Scenario", "Splits", "new_item", "new_user"]
+__all__ = ["Scenario", "Splits", "cross_domain", "new_item", "new_user"]

@@ -9,7 +9,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.coldstart import map_content
 from jaxrec.data import Dataset, Frames, encode
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
-from jaxrec.scenarios._question import SQUARES, Method, Question, Squares, baselines, factoriser
+from jaxrec.scenarios._question import SQUARES, Method, Question, Squares, baselines, factoriser, folding
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
@@ -154,16 +154,10 @@ def of_history(train: Dataset) -> list[Method]:
 def mapped(
     train: Dataset, als: Callable[[Squares], Recommender], side: Literal["user", "item"], **options: Any
 ) -> Callable[[Squares], Recommender]:
-    """``map_content`` over ``fit_als``; interactions are folded in by the factorisation's own objective."""
+    """``map_content`` over ``fit_als``."""
 
     def fitted(setting: Squares) -> Recommender:
-        backbone = als(setting)
         extra = {"progress": False} if options else {}
-        return map_content(backbone, train, side=side, **options, **extra).replace(objective=backbone.objective)
+        return folding(map_content(als(setting), train, side=side, **options, **extra), setting)
 
     return fitted
-
-
-def counts(rows: pd.DataFrame, column: str | None) -> pd.Series:
-    """Interactions by id."""
-    return rows[str(column)].value_counts()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from jaxrec._metrics import task_of
 from jaxrec._recommender import Recommender
+from jaxrec._types import ImplicitSquares
 from jaxrec.coldstart import add, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
@@ -36,16 +37,18 @@ class Method(NamedTuple):
 
 
 class Squares(NamedTuple):
-    """Settings of ``fit_als`` that are tried."""
+    """Settings of ``fit_als`` that are tried, and how newcomers are folded in."""
 
     unobserved: float
     l2: float
+    softmax: bool = False  # by one step on a softmax's likelihood instead of the factorisation's own objective
 
     def __str__(self) -> str:
-        return f"unobserved {self.unobserved:g}, l2 {self.l2:g}"
+        return f"unobserved {self.unobserved:g}, l2 {self.l2:g}, folded in by {'softmax' if self.softmax else 'squares'}"
 
 
-SQUARES = (Squares(0.3, 0.01), Squares(0.03, 0.01), Squares(0.003, 0.03))
+_WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
+SQUARES = tuple(Squares(*weights, softmax) for weights in _WEIGHTS for softmax in (False, True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,14 @@ def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callab
     """``fit_als`` by setting; several methods share a backbone."""
 
     @functools.cache
-    def fitted(setting: Squares) -> Recommender:
-        return fit_als(train, dim=dim, epochs=10, seed=seed, **setting._asdict(), **options)
+    def fitted(unobserved: float, l2: float) -> Recommender:
+        return fit_als(train, dim=dim, epochs=10, unobserved=unobserved, l2=l2, seed=seed, **options)
 
-    return fitted
+    return lambda setting: folding(fitted(setting.unobserved, setting.l2), setting)
+
+
+def folding(recommender: Recommender, setting: Squares) -> Recommender:
+    """The recommender that folds newcomers in as the setting says, whatever it was derived from."""
+    objective = None if setting.softmax else ImplicitSquares(setting.unobserved, setting.l2, 1.0)
+    # Not Recommender.replace, which would keep a prior that was measured for the other way.
+    return dataclasses.replace(recommender, objective=objective)
