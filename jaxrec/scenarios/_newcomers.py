@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import pandas as pd
-
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import map_content
 from jaxrec.data import Dataset, Frames, encode
+from jaxrec.scenarios._mixed import mixtures
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
 from jaxrec.scenarios._question import SQUARES, Method, Question, Squares, baselines, factoriser, folding
 from jaxrec.scenarios._scenario import Scenario
@@ -92,11 +91,7 @@ def new_item(
     """
     options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
     options.check(frames)
-    if not frames.schema.item_features or frames.items is None:
-        raise ValueError(
-            "Items have no features, so nothing tells new ones apart. Name some in Schema(item_features=...) and give a "
-            "frame of items."
-        )
+    options.need_item_features(frames)
     return _newcomers(frames, options, side="item")
 
 
@@ -138,6 +133,7 @@ def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"
         words = "a factorisation, and a perceptron from features to its vectors, newcomers folded in"
         name = "iALS, features mapped by a perceptron"
         methods.append(Method(name, words, mapped(train, als, side, kind="mlp", seed=options.seed), SQUARES))
+        methods.append(mixtures(train, content, SQUARES[::2]))
     return settle(question, options.picked(methods), told)
 
 

@@ -54,6 +54,14 @@ class Options(NamedTuple):
         if not 0 < self.level < 1:
             raise ValueError(f"Expected level in (0, 1), got {self.level}.")
 
+    def need_item_features(self, frames: Frames) -> None:
+        """Raises unless items are described."""
+        if not frames.schema.item_features or frames.items is None:
+            raise ValueError(
+                "Items have no features, so nothing tells rare or new ones apart. Name some in Schema(item_features=...) "
+                "and give a frame of items."
+            )
+
     def picked(self, methods: list[Method]) -> list[Method]:
         """Baselines, then the strategies that were asked for."""
         names = [method.name for method in methods if method.strategy]

@@ -71,12 +71,18 @@ class Question:
         others = [name for name in ("ndcg@10", "recall@20", "mrr@10") if task_of(name)[1][0] <= most]
         return tuple(dict.fromkeys([self.metric, *others]))
 
-    def report(self, fitted: Fitted, rows: pd.DataFrame, shot: int = 0, *, draws: int = 1) -> Report:
-        """Of these rows, the first ``shot`` interactions of each newcomer in them being known."""
+    def report(
+        self, fitted: Fitted, rows: pd.DataFrame, shot: int = 0, *, seen: pd.DataFrame | None = None
+    ) -> Report:
+        """Of these rows, the first ``shot`` interactions of each newcomer in them being known.
+
+        ``seen`` are rows beside those of training that are nobody's candidates.
+        """
         column = self.schema.user if self.side == "user" else self.schema.item
         shown = self.splits.shown
         shown = shown[shown[column].isin(rows[column])]
         known = shown[shown.groupby(column).cumcount() < shot]
+        hidden = shown if seen is None else pd.concat([shown, seen])  # the same candidates whatever is known
         recommender = fitted.recommender
         if len(known):
             recommender = add(recommender, interactions=fitted.named(known))
@@ -85,15 +91,15 @@ class Question:
             fitted.named(rows),
             ks=sorted({task_of(name)[1][0] for name in self.metrics}),
             candidates=fitted.candidates,
-            exclude=fitted.named(shown) if len(shown) else None,  # the same candidates whatever is known
+            exclude=fitted.named(hidden) if len(hidden) else None,
             level=self.level,
-            draws=draws,
+            draws=1,  # intervals are of the users' values, see Scenario.table
             seed=self.seed,
         )
 
-    def reports(self, fitted: Fitted, rows: pd.DataFrame, *, draws: int = 1) -> dict[int, Report]:
+    def reports(self, fitted: Fitted, rows: pd.DataFrame) -> dict[int, Report]:
         """By the number of interactions known."""
-        return {shot: self.report(fitted, rows, shot, draws=draws) for shot in self.shots}
+        return {shot: self.report(fitted, rows, shot) for shot in self.shots}
 
     def by_user(self, reports: dict[int, Report], metric: str) -> pd.Series:
         """Each user's value, on average over what is known."""

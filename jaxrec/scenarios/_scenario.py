@@ -87,6 +87,14 @@ class Scenario:
             return f"{self.strategy} hurt: {figures}; {kept}."
         return f"{self.strategy} made no difference that can be told from chance: {figures}."
 
+    @property
+    def elsewhere(self) -> str:
+        """What the strategy does to the other test rows, those of users or items that are known, in a sentence."""
+        part = self.differences["slice"].iloc[-1]
+        rows = self.differences[self.differences["slice"] == part]
+        said = [f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}] against {row.against}" for row in rows.itertuples()]
+        return f"On {part}: {', '.join(said)}."
+
     def figures(self) -> "dict[str, Figure]":
         """Plots by title: the learning curve, then gains by each kind of segment. Needs the extra ``plot``.
 
@@ -134,4 +142,4 @@ class Scenario:
             for line in lines
         ]  # fmt: skip
         heading = f"{self.title} ({self.data}). {self.level:.0%} intervals over test users; {self.who} unless said otherwise:"
-        return "\n".join([self.summary, self.why, *self.notes, "", heading, *rows])
+        return "\n".join([self.summary, self.elsewhere, self.why, *self.notes, "", heading, *rows])

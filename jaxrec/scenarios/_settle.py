@@ -34,6 +34,7 @@ class Told(NamedTuple):
     groups: dict[str, pd.Series]  # by name: a category per user
     popularity: pd.Series  # interactions per item
     notes: tuple[str, ...] = ()
+    rest: str = "known users and items"  # name of the slice of the other test rows
 
 
 def settle(
@@ -68,11 +69,11 @@ def settle(
     ours, theirs = (_first([each for each in best.values() if each.method.strategy is which]) for which in (True, False))
     chosen = ours if ours.value > theirs.value else theirs
     tested = {name: each for name, each in best.items() if not each.method.strategy} | {ours.method.name: ours}
-    reports = {name: question.reports(each.fitted, question.splits.test, draws=1) for name, each in tested.items()}
+    reports = {name: question.reports(each.fitted, question.splits.test) for name, each in tested.items()}
     warm = {name: question.report(each.fitted, question.splits.warm) for name, each in tested.items()}
     values = {
         part: {name: {metric: of(name, metric) for metric in question.metrics} for name in tested}
-        for part, of in _slices(question, reports, warm).items()
+        for part, of in _slices(question, told, reports, warm).items()
     }
     table = _table(question, tested, values)
     differences = _differences(question, values, ours.method.name, (theirs.method.name, told.scratch))
@@ -99,7 +100,7 @@ def _first(tried: list[_Tried]) -> _Tried:
 
 
 def _slices(
-    question: Question, reports: dict[str, dict[int, Report]], warm: dict[str, Report]
+    question: Question, told: Told, reports: dict[str, dict[int, Report]], warm: dict[str, Report]
 ) -> dict[str, Callable[[str, str], pd.Series]]:
     """By slice: the users' values of a method and metric."""
     slices: dict[str, Callable[[str, str], pd.Series]] = {
@@ -108,7 +109,7 @@ def _slices(
     if len(question.shots) > 1:
         shot = question.shots[0]
         slices[f"{shot or 'nothing'} known"] = lambda name, metric: reports[name][shot].users(metric)
-    slices["warm"] = lambda name, metric: warm[name].users(metric)
+    slices[told.rest] = lambda name, metric: warm[name].users(metric)
     return slices
 
 
@@ -162,7 +163,7 @@ def _segments(question: Question, told: Told, ours: _Tried, theirs: _Tried, valu
         return by, segment, len(mine), mine.mean(), its.mean(), *found
 
     rows = [
-        gain("cold and warm", part, *(by_name[name][question.metric] for name in names)) for part, by_name in values.items()
+        gain("slice: cold and warm", part, *(by_name[name][question.metric] for name in names)) for part, by_name in values.items()
     ]
     mine, its = (values[question.who][name][question.metric] for name in names)
     labels = {by: quartiles(numbers.reindex(mine.index)) for by, numbers in told.activity.items()}

@@ -52,8 +52,10 @@ def hold_out(
     return Splits(train, *counted, pd.concat(shown), warm)
 
 
-def some_apart(rows: pd.DataFrame, schema: Schema, *, share: float = 0.1, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A share of the rows whose users and items all keep another one."""
+def some_apart(
+    rows: pd.DataFrame, schema: Schema, *, share: float = 0.1, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows without and with a share of them, whose users and items all keep another row."""
     parts = split_random(rows, validation=0.0, test=share, seed=seed)
     assert parts.test is not None
     apart = parts.test
