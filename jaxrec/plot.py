@@ -64,7 +64,7 @@ def cold_start(
         axes.fill_between(x, rows["low"].to_numpy(), rows["high"].to_numpy(), color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, rows["mean"].to_numpy(), color=colour, marker=_MARKERS[number % len(_MARKERS)], label=str(method))
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -91,7 +91,7 @@ def gains(table: pd.DataFrame, *, metric: str) -> Figure:
     names = table["segment"].astype(str)
     if "users" in table:
         names = [f"{name}  (n = {count:,})" for name, count in zip(names, table["users"], strict=True)]
-    axes.set_yticks(place, list(names))
+    axes.set_yticks(place, list(names), parse_math=False)  # a name is the user's: '$' is no formula
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)

@@ -19,7 +19,7 @@ from jaxrec.train import fit_item_knn
 from jaxrec.transfer import blend, emcdr, regress, stack
 
 _BARE = Schema()
-_SHARES = (0.125, 0.25, 0.5)  # of the regression in a blend
+_SHARES = (0.25, 0.5)  # of the regression in a blend
 
 
 def cross_domain(
@@ -136,7 +136,7 @@ class _Domains:
             lambda _: popularity(self.here.subset(of_shared)), strategy=False,
         )  # fmt: skip
         shared = np.unique(self.here.user[of_shared])
-        width = min(256, max(len(shared) // 2, 1))
+        width = min(128, max(len(shared) // 2, 1))
 
         @functools.cache
         def regression(l2: float | None) -> Recommender:

@@ -77,7 +77,7 @@ class Scenario:
     def summary(self) -> str:
         """The verdict in a sentence."""
         row = self.differences.iloc[0]
-        change = f"{self._mean(self.baseline):.4f} -> {self._mean(self.strategy):.4f}"
+        change = f"{self.mean(self.baseline):.4f} -> {self.mean(self.strategy):.4f}"
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         figures = f"{self.metric} {change} ({interval}) against {self.baseline}, the best baseline, {row.users} test users"
         if self.verdict == "helped":
@@ -128,7 +128,8 @@ class Scenario:
             lines.append([method, *("" if row is None else f"{row.mean:.4f} ±{(row.high - row.low) / 2:.4f}" for row in found)])
         return lines
 
-    def _mean(self, method: str) -> float:
+    def mean(self, method: str) -> float:
+        """A method's test figure by the metric that decides."""
         table = self.table
         rows = table[(table["method"] == method) & (table["slice"] == self.who) & (table["metric"] == self.metric)]
         return float(rows["mean"].iloc[0])
