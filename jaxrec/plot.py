@@ -41,9 +41,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], *, metric: str) -> Fi
     return figure
 
 
-def cold_start(
-    table: pd.DataFrame, *, metric: str, known: str = "interactions known of a new user"
-) -> Figure:
+def cold_start(table: pd.DataFrame, *, metric: str, known: str = "interactions known of a new user") -> Figure:
     """A metric by the number of interactions that are known of a new user, a line per method with its interval.
 
     Args:

@@ -1,7 +1,7 @@
 """Scenarios of two domains: users shared and items not, or nothing shared but what features say."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import popularity
-from jaxrec.data import Dataset, Frames, Parts, Schema, encode
+from jaxrec.data import Frames, Parts, Schema, encode
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
 from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser, folding
 from jaxrec.scenarios._scenario import Scenario
@@ -37,10 +37,11 @@ def cross_domain(
 ) -> Scenario:
     """Users who are known in one domain and new in another; items are others, and features are not read.
 
-    Shared users are held out whole in the target, and shown and judged as in ``new_user``. Strategies: ``"stacked iALS"`` and
-    ``"stacked item k-NN"`` (both domains as one matrix, ``transfer.stack``), ``"EMCDR"`` (``transfer.emcdr`` over iALS),
-    ``"regression"`` (``transfer.regress``) and ``"EMCDR + regression"`` (``transfer.blend``). Baselines beside those of
-    ``new_user``: what is popular among the target's users who are in the source too.
+    Shared users are held out whole in the target, and shown and judged as in ``new_user``. Strategies: ``"stacked
+    iALS"`` and ``"stacked item k-NN"`` (both domains as one matrix, ``transfer.stack``), ``"EMCDR"``
+    (``transfer.emcdr`` over iALS), ``"regression"`` (``transfer.regress``) and ``"EMCDR + regression"``
+    (``transfer.blend``). Baselines: popularity, popularity among the target's users who are in the source too, and
+    iALS of the target alone.
 
     Args:
       source: interactions without target. Users are the same by raw id, items never.
@@ -67,8 +68,8 @@ def cross_domain(
     shared = np.intersect1d(source.interactions[theirs.user].unique(), target.interactions[ours.user].unique())
     if len(shared) < 10:
         raise ValueError(
-            f"{len(shared)} users are in both domains by raw id, and at least 10 are needed. Are ids of one kind and from "
-            "one system? Without shared users, see cross_platform."
+            f"{len(shared)} users are in both domains by raw id, and at least 10 are needed. Are ids of one kind and "
+            "from one system? Without shared users, see cross_platform."
         )
     splits = hold_out(
         target.interactions, ours, side="user", among=pd.Series(shared), most=max(options.shots),
@@ -84,8 +85,8 @@ def cross_domain(
         name="cross_domain",
         title="Cross-domain",
         data=(
-            f"target: {counted(target.interactions, schema=ours)}; source: {counted(source.interactions, schema=theirs)}; "
-            f"{len(shared):,} users in both"
+            f"target: {counted(target.interactions, ours)}; source: "
+            f"{counted(source.interactions, theirs)}; {len(shared):,} users in both"
         ),
         scratch="iALS",
         known="target interactions known of a user who is new there",
@@ -111,12 +112,11 @@ class _Domains:
             "source": Frames(there, None, None, _BARE),
             "target": Frames(self._bare(splits.train), None, None, _BARE),
         }
-        ids = np.concatenate([self.here.encoder.items.ids, np.zeros(0, self.here.encoder.items.ids.dtype)])
-        catalogue = self.named(pd.DataFrame({self.schema.user: self.here.encoder.users.ids[0], self.schema.item: ids}))
+        known = self.here.encoder
+        catalogue = self.named(pd.DataFrame({self.schema.user: known.users.ids[0], self.schema.item: known.items.ids}))
         self.candidates = catalogue["item"].to_numpy()
-        stacked = stack(both)
-        # Domain and ids are all that is known of items: as bare interactions, every item of the target among them.
-        self.both = encode(Parts(stacked.interactions, catalogue, None), _BARE).train
+        # The catalogue stands for held-out rows: every item of the target is known, whatever the training part has.
+        self.both = encode(Parts(stack(both).interactions, catalogue, None), _BARE).train
         self.of_both = factoriser(self.both, **sizes)
 
     def _bare(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +159,7 @@ class _Domains:
             Method("stacked item k-NN", "items that share users with what a user touched in either domain",
                    lambda shrink: self.stacked(fit_item_knn(self.both, shrink=shrink)), (10.0, 100.0)),
             Method("EMCDR", "a linear map from users' vectors in the source to theirs in the target", bridge, SQUARES),
-            Method("regression", "a ridge regression from what users touched in the source to what they touch in the target",
+            Method("regression", "a ridge regression from what users touched in the source to what they touch here",
                    regression, (None, 100.0)),
             Method("EMCDR + regression", "the two blended", blended, blends),
         ]  # fmt: skip

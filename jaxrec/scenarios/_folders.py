@@ -21,8 +21,8 @@ class Case(NamedTuple):
 def generated(seed: int) -> list[Case]:
     """One world of two domains for all."""
     world = data.generate(
-        seed=seed, transferable=0.8, content=0.8, source_users=1200, target_users=800, source_items=400, target_items=400,
-        source_interactions=30.0, target_interactions=16.0,
+        seed=seed, transferable=0.8, content=0.8, source_users=1200, target_users=800, source_items=400,
+        target_items=400, source_interactions=30.0, target_interactions=16.0,
     )  # fmt: skip
     words = f"generated worlds (seed {seed}): 80 % of tastes and of what content means carry over from books to films"
     pair = (world.source, world.target)

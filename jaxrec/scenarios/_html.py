@@ -65,8 +65,8 @@ def write_html(
 ) -> None:
     """Writes one page with the verdicts, tables and plots of several scenarios. It opens offline: nothing is loaded.
 
-    The file is written under a temporary name and then renamed, so that an interrupted call leaves an older page as it was.
-    Plots need the extra ``plot``.
+    The file is written under a temporary name and then renamed, so that an interrupted call leaves an older page as it
+    was. Plots need the extra ``plot``.
 
     Args:
       results: what the scenarios returned, in the order of the page.
@@ -95,8 +95,9 @@ def write_html(
 </head>
 <body>
 <h1>{escape(title)}</h1>
-<p class="soft">Each verdict compares the strategy that was best on validation data with the best baseline, on test data read
-once, user by user, the full catalogue being ranked. Where validation sees no strategy ahead, the baseline is kept.</p>
+<p class="soft">Each verdict compares the strategy that was best on validation data with the best baseline, on test data
+read once, user by user, the full catalogue being ranked. Where validation sees no strategy ahead, the baseline is kept.
+</p>
 {_summary(results)}
 {sections}
 {_foot(results, about)}
@@ -141,9 +142,9 @@ def _section(result: Scenario, number: int) -> str:
         for row in result.trials.itertuples()
     ]
     rows = [["part", "interactions", "users", "items"]]
-    schema = result.recommender.encoder.schema
+    columns = result.schema.user, result.schema.item
     for name, part in result.splits._asdict().items():
-        rows.append([name, f"{len(part):,}", *(f"{part[column].nunique():,}" for column in _columns(part, schema))])
+        rows.append([name, f"{len(part):,}", *(f"{part[column].nunique():,}" for column in columns)])
     plots = "".join(_plot(caption, figure, result) for caption, figure in result.figures().items())
     return f"""<section id="case-{number}">
 <header class="case"><h2>{escape(result.title)}</h2>{_verdict(result)}</header>
@@ -153,18 +154,13 @@ def _section(result: Scenario, number: int) -> str:
 {notes}<p class="soft">Data: {escape(result.data)}.</p>
 <h3>Test figures: {escape(result.who)}, unless said otherwise</h3>
 {_table(lines, marks)}
-<p class="soft">± is half of the {result.level:.0%} interval, by resampling test users. The shaded row is the method chosen.</p>
+<p class="soft">± is half of the {result.level:.0%} interval, by resampling test users. The shaded row is the method
+chosen.</p>
 <div class="plots">{plots}</div>
 <details><summary>Paired differences of {escape(result.strategy)}</summary>{_table(paired)}</details>
 <details><summary>Everything that was tried on validation</summary>{_table(trials)}</details>
 <details><summary>Splits</summary>{_table(rows)}</details>
 </section>"""
-
-
-def _columns(part: pd.DataFrame, schema: "jaxrec.data.Schema") -> list[str]:
-    # A stacked recommender's schema has other names than the target's frames: the first two columns are ids there.
-    named = [str(schema.user), str(schema.item)]
-    return named if set(named) <= set(part.columns) else list(part.columns[:2])
 
 
 def _foot(results: list[Scenario], about: str) -> str:
@@ -173,7 +169,8 @@ def _foot(results: list[Scenario], about: str) -> str:
     spent = sum(result.seconds for result in results)
     now = datetime.datetime.now().astimezone()
     return (
-        f"<footer>{f'<p>{escape(about)}</p>' if about else ''}<p>jaxrec {escape(jaxrec.__version__)}; {escape(versions)}; "
+        f"<footer>{f'<p>{escape(about)}</p>' if about else ''}"
+        f"<p>jaxrec {escape(jaxrec.__version__)}; {escape(versions)}; "
         f"Python {escape(platform.python_version())}. Seed {escape(seeds)}. {spent:.0f} seconds. "
         f"Run on {now:%Y-%m-%d, %H:%M} (UTC{now:%z}).</p></footer>"
     )
@@ -207,5 +204,5 @@ def _plot(caption: str, figure: "Figure", result: Scenario) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     code = base64.b64encode(file.getvalue()).decode()
-    alt = escape(f"{result.title}. {caption}.", quote=True)
-    return f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{alt}" src="data:image/svg+xml;base64,{code}"></figure>'
+    alt, source = escape(f"{result.title}. {caption}."), f"data:image/svg+xml;base64,{code}"
+    return f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{alt}" src="{source}"></figure>'

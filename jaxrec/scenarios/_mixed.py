@@ -25,7 +25,7 @@ class Mixed(NamedTuple):
 
 
 def mixtures(train: Dataset, factors: Callable[[Squares], Recommender], settings: tuple[Squares, ...]) -> Method:
-    """``coldstart.mix`` of a factorisation with features and ``fit_content_knn``, each in units of its scores' spread."""
+    """``coldstart.mix`` of a factorisation with features and ``fit_content_knn``, each in units of its own spread."""
     neighbours = functools.cache(lambda: fit_content_knn(train))
 
     def fitted(setting: Mixed) -> Recommender:
@@ -37,7 +37,7 @@ def mixtures(train: Dataset, factors: Callable[[Squares], Recommender], settings
 
     return Method(
         "features and neighbours",
-        "a factorisation with features as prior, mixed with nearest neighbours by content for items that are little known",
+        "a factorisation with features as prior, mixed with neighbours by content for items that are little known",
         fitted,
         tuple(Mixed(setting, share) for setting in settings for share in _SHARES),
     )

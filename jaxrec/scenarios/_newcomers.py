@@ -29,12 +29,13 @@ def new_user(
 ) -> Scenario:
     """Users of whom nothing but features is known, and then a few interactions. Nothing is retrained for them.
 
-    Whole users are held out. The first of their interactions (at most half of them) are shown 0, 1, 2, 5 and 10 at a time;
-    the rest is what has to be ranked, in the full catalogue. Settings and strategy are chosen by the mean over these
+    Whole users are held out. Of each the first 0, 1, 2, 5 and 10 interactions are shown (at most half of what there
+    is), and the rest has to be ranked, in the full catalogue. Settings and strategy are chosen by the mean over these
     numbers on validation users; test users are read once, by the baselines and the best strategy.
 
     Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"iALS, features mapped"`` (``map_content``),
-    ``"EASE"`` and ``"item k-NN"``, which read what a user touched. Those that the data has no features for are left out.
+    ``"EASE"`` and ``"item k-NN"``, which read what a user touched. Those that the data has no features for are left
+    out. Baselines: popularity, iALS without features and, where items have features, their nearest neighbours.
 
     Args:
       frames: interactions without target, users and items with the schema's features, if there are any.
@@ -72,8 +73,8 @@ def new_item(
     """Items of which nothing but features is known, and then a few interactions.
 
     As ``new_user``, with whole items held out, ranked for the users who touched them among all items, known ones
-    included. Strategies: ``"iALS with features"``, ``"iALS, features mapped"`` and ``"iALS, features mapped by a
-    perceptron"``.
+    included. Strategies: ``"iALS with features"``, ``"iALS, features mapped"``, ``"iALS, features mapped by a
+    perceptron"`` and ``"features and neighbours"`` (``coldstart.mix``).
 
     Args:
       frames: as for ``new_user``; items need features, or there is nothing to tell new ones apart by.
@@ -110,7 +111,7 @@ def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"
     told = Told(
         name=f"new_{side}",
         title=f"New {side}s",
-        data=counted(rows, schema=schema),
+        data=counted(rows, schema),
         scratch="iALS",
         known=f"interactions known of a new {side}",
         activity={"activity: interactions of the user": held_back[schema.user].value_counts()},

@@ -41,7 +41,7 @@ class Options(NamedTuple):
             )
         need_columns(frames.interactions, schema.columns(), f"interactions of {name}")
         if frames.interactions.index.has_duplicates:
-            raise ValueError(f"The interactions of {name} have repeated index labels. Call reset_index(drop=True) first.")
+            raise ValueError(f"The interactions of {name} have repeated index labels. Call reset_index(drop=True).")
         if self.metric.partition("@")[0] not in NAMES or "@" not in self.metric:
             raise ValueError(f"Expected a metric such as 'ndcg@10', of {', '.join(NAMES)}, got {self.metric!r}.")
         k, items = task_of(self.metric)[1][0], frames.interactions[schema.item].nunique()
@@ -58,8 +58,8 @@ class Options(NamedTuple):
         """Raises unless items are described."""
         if not frames.schema.item_features or frames.items is None:
             raise ValueError(
-                "Items have no features, so nothing tells rare or new ones apart. Name some in Schema(item_features=...) "
-                "and give a frame of items."
+                "Items have no features, so nothing tells rare or new ones apart. Name some in "
+                "Schema(item_features=...) and give a frame of items."
             )
 
     def picked(self, methods: list[Method]) -> list[Method]:
@@ -71,10 +71,10 @@ class Options(NamedTuple):
         return [method for method in methods if not method.strategy or method.name in wanted]
 
 
-def counted(*frames: pd.DataFrame, schema: Schema) -> str:
+def counted(rows: pd.DataFrame, schema: Schema) -> str:
     """How much there is, in words."""
-    rows = pd.concat(frames)
-    return f"{len(rows):,} interactions of {rows[schema.user].nunique():,} users with {rows[schema.item].nunique():,} items"
+    users, items = (rows[column].nunique() for column in (schema.user, schema.item))
+    return f"{len(rows):,} interactions of {users:,} users with {items:,} items"
 
 
 def groups_of(frames: Frames) -> dict[str, pd.Series]:
@@ -82,4 +82,5 @@ def groups_of(frames: Frames) -> dict[str, pd.Series]:
     found = [feature.column for feature in frames.schema.user_features if isinstance(feature, Categorical)]
     if not found or frames.users is None:
         return {}
-    return {f"user's {found[0]}": frames.users.drop_duplicates(frames.schema.user).set_index(frames.schema.user)[found[0]]}
+    user = frames.schema.user
+    return {f"user's {found[0]}": frames.users.drop_duplicates(user).set_index(user)[found[0]]}

@@ -37,9 +37,10 @@ def cross_platform(
     """Two platforms without a shared id: features that both name alike are all that connects them.
 
     A two-tower model that reads features and histories is pretrained on the source and carried to the target
-    (``transfer.adapt``). Ids are taken as different even where they look the same. Users of the target are held out, shown and
-    judged as in ``new_user``. Strategies: ``"towers, fine-tuned"`` (all copied, all trained on), ``"towers, frozen"`` (what was
-    copied stays), ``"item tower, fine-tuned"``. The baseline ``"towers from scratch"`` has the same model and budget.
+    (``transfer.adapt``). Ids are taken as different even where they look the same. Users of the target are held out,
+    shown and judged as in ``new_user``. Strategies: ``"towers, fine-tuned"`` (all copied, all trained on), ``"towers,
+    frozen"`` (what was copied stays) and ``"item tower, fine-tuned"``. The baseline ``"towers from scratch"`` has the
+    same model and budget; the others are those of ``new_user``, and iALS with features.
 
     Args:
       source: interactions without target, items with features.
@@ -74,15 +75,22 @@ def cross_platform(
     pretrained = fit(model, rich.train, validation=rich.validation, batch_size=1024, **training)
     poor = encode(as_parts(splits), schema, users=target.users, items=target.items, like=pretrained.encoder)
     question = Question(
-        schema=schema, splits=splits, side="user", who="new users", shots=options.shots, metric=metric, level=level, seed=seed
+        schema=schema,
+        splits=splits,
+        side="user",
+        who="new users",
+        shots=options.shots,
+        metric=metric,
+        level=level,
+        seed=seed,
     )
     features = [feature.column for feature in (*schema.user_features, *schema.item_features)]
     told = Told(
         name="cross_platform",
         title="Cross-platform",
         data=(
-            f"target: {counted(target.interactions, schema=schema)}; source: "
-            f"{counted(source.interactions, schema=source.schema)}; in common: {', '.join(features)}"
+            f"target: {counted(target.interactions, schema)}; source: "
+            f"{counted(source.interactions, source.schema)}; in common: {', '.join(features)}"
         ),
         scratch="towers from scratch",
         known="target interactions known of a new user",
@@ -110,8 +118,8 @@ def _methods(pretrained: Recommender, train: Dataset, options: Options, tuning: 
                strategy=False),
         Method("towers from scratch", "the same model, trained on the target alone", scratch, strategy=False),
         Method("towers, fine-tuned", "both towers copied from the source and trained on", adapted()),
-        Method("towers, frozen", "both towers copied from the source as they are, ids learned", adapted(freeze="copied")),
-        Method("item tower, fine-tuned", "what features of items mean, copied and trained on", adapted(patterns="item/*")),
+        Method("towers, frozen", "both towers as the source left them, ids learned", adapted(freeze="copied")),
+        Method("item tower, fine-tuned", "the items' tower copied and trained on", adapted(patterns="item/*")),
     ]  # fmt: skip
 
 

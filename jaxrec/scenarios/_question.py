@@ -44,7 +44,9 @@ class Squares(NamedTuple):
     softmax: bool = False  # by one step on a softmax's likelihood instead of the factorisation's own objective
 
     def __str__(self) -> str:
-        return f"unobserved {self.unobserved:g}, l2 {self.l2:g}, folded in by {'softmax' if self.softmax else 'squares'}"
+        return (
+            f"unobserved {self.unobserved:g}, l2 {self.l2:g}, folded in by {'softmax' if self.softmax else 'squares'}"
+        )
 
 
 _WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
@@ -71,9 +73,7 @@ class Question:
         others = [name for name in ("ndcg@10", "recall@20", "mrr@10") if task_of(name)[1][0] <= most]
         return tuple(dict.fromkeys([self.metric, *others]))
 
-    def report(
-        self, fitted: Fitted, rows: pd.DataFrame, shot: int = 0, *, seen: pd.DataFrame | None = None
-    ) -> Report:
+    def report(self, fitted: Fitted, rows: pd.DataFrame, shot: int = 0, *, seen: pd.DataFrame | None = None) -> Report:
         """Of these rows, the first ``shot`` interactions of each newcomer in them being known.
 
         ``seen`` are rows beside those of training that are nobody's candidates.

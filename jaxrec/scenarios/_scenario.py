@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from jaxrec._recommender import Recommender
+from jaxrec.data import Schema
 from jaxrec.scenarios._splits import Splits
 
 if TYPE_CHECKING:
@@ -33,15 +34,17 @@ class Scenario:
       metric: that chose and that the verdict is about.
       who: whose rows are held out, in words; the first slice of ``table``.
       known: what the learning curve is over, in words.
-      table: test figures with intervals: ``method``, ``role``, ``slice``, ``metric``, ``mean``, ``low``, ``high``, ``users``.
-        Baselines and the best strategy. In the first slice a user's value is the mean over the curve's points.
+      table: test figures with intervals, of the baselines and the best strategy: ``method``, ``role``, ``slice``,
+        ``metric``, ``mean``, ``low``, ``high``, ``users``. In the first slice a user's value is the mean over the
+        numbers of interactions known.
       trials: validation figures of every method and setting: ``method``, ``role``, ``setting``, ``seconds``, ``value``.
-      differences: the strategy minus ``against``, paired by user: ``slice``, ``difference``, ``low``, ``high``, ``p_value``,
-        ``users``.
+      differences: the strategy minus the baseline ``against``, paired by user: ``slice``, ``difference``, ``low``,
+        ``high``, ``p_value``, ``users``.
       curve: test figures by interactions known: ``method``, ``shots``, ``mean``, ``low``, ``high``.
       segments: gain of the strategy over the best baseline: ``by`` (what the segments are of), ``segment``, ``users``,
         ``strategy``, ``baseline``, ``gain``, ``low``, ``high``.
       splits: the target's rows: train, validation, test, shown, warm.
+      schema: names their columns.
       recommender: the chosen method, fitted to ``splits.train``.
       notes: what a reader should know.
       level: of the intervals.
@@ -67,6 +70,7 @@ class Scenario:
     curve: pd.DataFrame
     segments: pd.DataFrame
     splits: Splits
+    schema: Schema
     recommender: Recommender
     notes: tuple[str, ...]
     level: float
@@ -79,7 +83,9 @@ class Scenario:
         row = self.differences.iloc[0]
         change = f"{self.mean(self.baseline):.4f} -> {self.mean(self.strategy):.4f}"
         interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
-        figures = f"{self.metric} {change} ({interval}) against {self.baseline}, the best baseline, {row.users} test users"
+        figures = (
+            f"{self.metric} {change} ({interval}) against {self.baseline}, the best baseline, {row.users} test users"
+        )
         if self.verdict == "helped":
             return f"{self.strategy} helped: {figures}."
         if self.verdict == "hurt":
@@ -92,7 +98,10 @@ class Scenario:
         """What the strategy does to the other test rows, those of users or items that are known, in a sentence."""
         part = self.differences["slice"].iloc[-1]
         rows = self.differences[self.differences["slice"] == part]
-        said = [f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}] against {row.against}" for row in rows.itertuples()]
+        said = [
+            f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}] against {row.against}"
+            for row in rows.itertuples()
+        ]
         return f"On {part}: {', '.join(said)}."
 
     def figures(self) -> "dict[str, Figure]":
@@ -110,7 +119,11 @@ class Scenario:
                 "Plots need Matplotlib, which is not installed. Install the extra: pip install 'jaxrec[plot]'.",
                 name="matplotlib",
             ) from None
-        found = {f"Learning curve: {self.metric} of {self.who}": plot.cold_start(self.curve, metric=self.metric, known=self.known)}
+        found = {
+            f"Learning curve: {self.metric} of {self.who}": plot.cold_start(
+                self.curve, metric=self.metric, known=self.known
+            )
+        }
         for by, rows in self.segments.groupby("by", sort=False):
             found[f"Gain by {by}"] = plot.gains(rows, metric=self.metric)
         return found
@@ -125,7 +138,9 @@ class Scenario:
         by_key = {(row.method, row.slice, row.metric): row for row in self.table.itertuples()}
         for method in self.table["method"].unique():
             found = (by_key.get((method, *column)) for column in columns)
-            lines.append([method, *("" if row is None else f"{row.mean:.4f} ±{(row.high - row.low) / 2:.4f}" for row in found)])
+            lines.append(
+                [method, *("" if row is None else f"{row.mean:.4f} ±{(row.high - row.low) / 2:.4f}" for row in found)]
+            )
         return lines
 
     def mean(self, method: str) -> float:
@@ -138,9 +153,11 @@ class Scenario:
         """The verdict, the choice and why, and the table of test figures."""
         lines = self.cells()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rows = [
-            "  ".join(cell.ljust(width) if not number else cell.rjust(width) for number, (cell, width) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        ]  # fmt: skip
-        heading = f"{self.title} ({self.data}). {self.level:.0%} intervals over test users; {self.who} unless said otherwise:"
+        rows = []
+        for method, *figures in lines:
+            cells = (cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True))
+            rows.append("  ".join([method.ljust(widths[0]), *cells]))
+        heading = (
+            f"{self.title} ({self.data}). {self.level:.0%} intervals over test users; {self.who} unless said otherwise:"
+        )
         return "\n".join([self.summary, self.elsewhere, self.why, *self.notes, "", heading, *rows])

@@ -66,7 +66,9 @@ def settle(
             trials.append((method.name, _role(method), words, time.perf_counter() - begin, value))
             if method.name not in best or value > best[method.name].value:
                 best[method.name] = _Tried(method, setting, value, fitted)
-    ours, theirs = (_first([each for each in best.values() if each.method.strategy is which]) for which in (True, False))
+    ours, theirs = (
+        _first([each for each in best.values() if each.method.strategy is which]) for which in (True, False)
+    )
     chosen = ours if ours.value > theirs.value else theirs
     tested = {name: each for name, each in best.items() if not each.method.strategy} | {ours.method.name: ours}
     reports = {name: question.reports(each.fitted, question.splits.test) for name, each in tested.items()}
@@ -79,15 +81,17 @@ def settle(
     differences = _differences(question, values, ours.method.name, (theirs.method.name, told.scratch))
     verdict = _verdict(differences.iloc[0], question.level, ours is chosen)
     shown = dict.fromkeys([ours.method.name, theirs.method.name, told.scratch, "popularity"])
-    lines = {name: reports[name] if curve is None else curve(tested[name].method, tested[name].setting) for name in shown}
+    lines = {
+        name: reports[name] if curve is None else curve(tested[name].method, tested[name].setting) for name in shown
+    }
     segments = _segments(question, told, ours, theirs, values)
     return Scenario(
         name=told.name, title=told.title, data=told.data, verdict=verdict, chosen=chosen.method.name,
         strategy=ours.method.name, baseline=theirs.method.name, scratch=told.scratch,
         why=_why(question, ours, theirs, best), metric=question.metric, who=question.who, known=told.known, table=table,
         trials=pd.DataFrame(trials, columns=["method", "role", "setting", "seconds", "value"]), differences=differences,
-        curve=_curve(question, lines), segments=segments, splits=question.splits, recommender=chosen.fitted.recommender,
-        notes=told.notes, level=question.level, seed=question.seed, seconds=time.perf_counter() - start,
+        curve=_curve(question, lines), segments=segments, splits=question.splits, schema=question.schema,
+        recommender=chosen.fitted.recommender, notes=told.notes, level=question.level, seed=question.seed, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def _segments(question: Question, told: Told, ours: _Tried, theirs: _Tried, valu
         return by, segment, len(mine), mine.mean(), its.mean(), *found
 
     rows = [
-        gain("slice: cold and warm", part, *(by_name[name][question.metric] for name in names)) for part, by_name in values.items()
+        gain("slice: cold and warm", part, *(by_name[name][question.metric] for name in names))
+        for part, by_name in values.items()
     ]
     mine, its = (values[question.who][name][question.metric] for name in names)
     labels = {by: quartiles(numbers.reindex(mine.index)) for by, numbers in told.activity.items()}
@@ -207,7 +212,7 @@ def _largest(groups: pd.Series) -> pd.Series:
 
 
 def deciles(items: pd.Series, popularity: pd.Series) -> pd.Series:
-    """0 (most popular) to 9 for each item: tenths of the catalogue by popularity; items of one popularity stay together."""
+    """0 (most popular) to 9 for each item: tenths of the catalogue, in which equally popular items stay together."""
     ordered = np.sort(-popularity.to_numpy())
     above = np.searchsorted(ordered, -items.to_numpy(), side="left")
     return pd.Series(np.minimum(above * _DECILES // max(len(ordered), 1), _DECILES - 1), index=items.index)
@@ -218,8 +223,12 @@ def _why(question: Question, ours: _Tried, theirs: _Tried, best: dict[str, _Trie
         setting = "" if each.setting is None else f"; {each.setting}"
         return f"{each.method.name} ({each.value:.4f}{setting})"
 
-    points = f", on average over {', '.join(map(str, question.shots))} interactions known" if len(question.shots) > 1 else ""
-    how = f"by {question.metric} on {question.splits.validation[question.schema.user].nunique()} validation users{points}"
+    points = (
+        f", on average over {', '.join(map(str, question.shots))} interactions known" if len(question.shots) > 1 else ""
+    )
+    how = (
+        f"by {question.metric} on {question.splits.validation[question.schema.user].nunique()} validation users{points}"
+    )
     if ours.value > theirs.value:
         return (
             f"Chosen {how}: {figure(ours)}, {ours.method.words}. It was best of {len(best)} methods; the best baseline "

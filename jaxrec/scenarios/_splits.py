@@ -1,4 +1,4 @@
-"""What each scenario holds out: newcomers whole, their first interactions to be shown, and rows of those who are known."""
+"""What scenarios hold out: newcomers whole, with first interactions to be shown, and rows of those who are known."""
 
 from typing import Literal, NamedTuple
 

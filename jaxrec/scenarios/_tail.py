@@ -33,12 +33,14 @@ def long_tail(
 ) -> Scenario:
     """Items with few interactions: the least popular of the catalogue, ranked among all.
 
-    Rows are held out at random; those of the tail choose and are judged, those of the head are the slice ``head items``.
-    The learning curve keeps so many training interactions of each tail item, and retrains.
+    Rows are held out at random; those of the tail choose and are judged, those of the head are the slice ``head
+    items``. For the learning curve so many training interactions of each tail item are kept, and methods are fitted
+    again.
 
-    Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"head first"`` (fitted to the head's interactions with
-    features as prior, after which the tail's are folded in) and ``"features and neighbours"`` (the first, mixed with nearest
-    neighbours by content for items with fewer than five interactions).
+    Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"head first"`` (fitted to the head's
+    interactions with features as prior, after which the tail's are folded in) and ``"features and neighbours"`` (the
+    first, mixed with nearest neighbours by content for items with fewer than five interactions). Baselines as in
+    ``new_user``.
 
     Args:
       frames: as for ``new_item``.
@@ -72,7 +74,9 @@ def long_tail(
         inside = part[schema.item].isin(rare)
         parts[name], parts[f"{name} head"] = part[inside], part[~inside]
         if parts[name].empty or parts[f"{name} head"].empty:
-            raise ValueError(f"The tail or the head has no {name} row. Change tail={tail} or the shares, or give more rows.")
+            raise ValueError(
+                f"The tail or the head has no {name} row. Change tail={tail} or the shares, or give more rows."
+            )
     # Validation rows of the head decide nothing; they are trained on.
     train = pd.concat([train, parts["validation head"]])
     splits = Splits(train, parts["validation"], parts["test"], rows.iloc[:0], parts["test head"])
@@ -82,7 +86,7 @@ def long_tail(
     told = Told(
         name="long_tail",
         title="Long tail",
-        data=f"{counted(rows, schema=schema)}, {len(rare):,} of them in the tail",
+        data=f"{counted(rows, schema)}, {len(rare):,} of them in the tail",
         scratch="iALS",
         known="training interactions of a tail item, at most",
         activity={"activity: interactions of the user": train[schema.user].value_counts()},
@@ -136,7 +140,7 @@ class _Tail:
         return [
             *plain,
             Method("iALS with features", "a factorisation with features as prior", content, _SQUARES),
-            Method("head first", "fitted to the head with features as prior, the tail's interactions folded in", head_first,
+            Method("head first", "fitted to the head with features as prior, the tail folded in", head_first,
                    SQUARES),
             mixtures(train, content, _SQUARES),
         ]  # fmt: skip
