@@ -85,6 +85,9 @@ def gains(table: pd.DataFrame, *, metric: str) -> Figure:
     colours = [_COLOURS[1] if value >= 0 else _COLOURS[4] for value in gain]
     axes.barh(place, gain, height=0.62, color=colours, alpha=0.75)
     axes.errorbar(gain, place, xerr=np.maximum(ends, 0.0), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3)
+    axes.use_sticky_edges = False  # room on both sides of zero
+    axes.autoscale_view()
+    axes.locator_params(axis="x", nbins=5)
     axes.axvline(0.0, color="#333333", linewidth=1.0)
     names = table["segment"].astype(str)
     if "users" in table:

@@ -15,8 +15,8 @@ import jaxrec
 from jaxrec import plot
 
 ROOMS = [
-    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios", "sharding",
-    "train", "transfer",
+    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios",
+    "sharding", "train", "transfer",
 ]  # fmt: skip
 # Explained once, at models.Model.
 PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}

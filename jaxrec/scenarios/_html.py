@@ -43,19 +43,27 @@ header.case { display: flex; flex-wrap: wrap; gap: 0.4rem 0.9rem; align-items: c
 .wide { overflow-x: auto; margin: 0.8rem 0; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: 0.4rem 0.8rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child, .text th, .text td { text-align: left; }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom; min-width: 5.5rem; }
+th:first-child, td:first-child, .all th, .all td { text-align: left; }
+th:first-child, td:first-child { padding-left: 0.4rem; }
 td { white-space: nowrap; }
+.all td { white-space: normal; }
 td small { color: var(--soft); }
 tr.chosen td { background: var(--wash); font-weight: 600; }
 tr.chosen td small { font-weight: 400; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.2rem 2rem;
-  align-items: start; }
-figure { margin: 0; }
+.plots { columns: 26rem 2; column-gap: 2rem; margin-top: 1.5rem; }
+figure { margin: 0 0 1.5rem; break-inside: avoid; }
 figcaption { font-weight: 600; color: var(--ink); }
 img { display: block; width: 100%; max-width: 36rem; height: auto; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; color: var(--soft); }
+@media (max-width: 44rem) {
+  .all thead { display: none; }
+  .all table, .all tbody, .all tr, .all td { display: block; }
+  .all td { border: 0; padding: 0.1rem 0; }
+  .all td:nth-child(n+3)::before { content: attr(data-head) ": "; color: var(--soft); }
+  .all tr { border-bottom: 1px solid var(--line); padding: 0.6rem 0; }
+}
 footer { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: 1rem; }
 """
 
@@ -109,7 +117,7 @@ read once, user by user, the full catalogue being ranked. Where validation sees 
 
 
 def _summary(results: list[Scenario]) -> str:
-    lines = [["Scenario", "Verdict", "Chosen", "Figure", "Best baseline", "Best strategy", "Difference", "Elsewhere"]]
+    lines = [["Scenario", "Verdict", "Chosen", "Best baseline → best strategy", "Difference", "Elsewhere"]]
     for number, result in enumerate(results):
         first, last = (result.differences.iloc[place] for place in (0, -1))
         lines.append(
@@ -117,14 +125,12 @@ def _summary(results: list[Scenario]) -> str:
                 f'<a href="#case-{number}">{escape(result.title)}</a>',
                 _verdict(result),
                 escape(result.chosen),
-                escape(result.metric),
-                f"{result.mean(result.baseline):.4f}",
-                f"{result.mean(result.strategy):.4f}",
+                f"{escape(result.metric)} {result.mean(result.baseline):.4f} → {result.mean(result.strategy):.4f}",
                 _difference(first),
-                f"{_difference(last)}<br><small>{escape(last['slice'])}, against {escape(last.against)}</small>",
+                f"{_difference(last)} <small>on {escape(last['slice'])}, against {escape(last.against)}</small>",
             ]
         )
-    return _table(lines)
+    return _table(lines, kind="wide all")
 
 
 def _section(result: Scenario, number: int) -> str:
@@ -148,8 +154,8 @@ def _section(result: Scenario, number: int) -> str:
     plots = "".join(_plot(caption, figure, result) for caption, figure in result.figures().items())
     return f"""<section id="case-{number}">
 <header class="case"><h2>{escape(result.title)}</h2>{_verdict(result)}</header>
-<p class="lead">{escape(result.summary)}</p>
-<p>{escape(result.elsewhere)}</p>
+<p class="lead">{_sentence(result.summary)}</p>
+<p>{_sentence(result.elsewhere)}</p>
 <p>{escape(result.why)}</p>
 {notes}<p class="soft">Data: {escape(result.data)}.</p>
 <h3>Test figures: {escape(result.who)}, unless said otherwise</h3>
@@ -177,7 +183,14 @@ def _foot(results: list[Scenario], about: str) -> str:
 
 
 def _verdict(result: Scenario) -> str:
-    return f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
+    word = f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
+    if result.differences["high"].iloc[-1] < 0:
+        word += ' <span class="verdict hurt">− costs elsewhere</span>'
+    return word
+
+
+def _sentence(text: str) -> str:
+    return escape(text.replace("->", "→").replace(" -", " −").replace("[-", "[−"))
 
 
 def _difference(row: "pd.Series | object") -> str:
@@ -186,14 +199,15 @@ def _difference(row: "pd.Series | object") -> str:
     return text.replace("-", "−")
 
 
-def _table(lines: list[list[str]], marks: Sequence[str] = ()) -> str:
+def _table(lines: list[list[str]], marks: Sequence[str] = (), kind: str = "wide") -> str:
     """The first line is the head; cells are HTML already."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in lines[0])
     rows = []
     for number, line in enumerate(lines[1:], 1):
         mark = f' class="{marks[number]}"' if marks and marks[number] else ""
-        rows.append(f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        cells = (f'<td data-head="{name}">{cell}</td>' for name, cell in zip(lines[0], line, strict=True))
+        rows.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _plot(caption: str, figure: "Figure", result: Scenario) -> str:

@@ -80,7 +80,7 @@ def settle(
     table = _table(question, tested, values)
     differences = _differences(question, values, ours.method.name, (theirs.method.name, told.scratch))
     verdict = _verdict(differences.iloc[0], question.level, ours is chosen)
-    shown = dict.fromkeys([ours.method.name, theirs.method.name, told.scratch, "popularity"])
+    shown = dict.fromkeys(["popularity", told.scratch, theirs.method.name, ours.method.name])
     lines = {
         name: reports[name] if curve is None else curve(tested[name].method, tested[name].setting) for name in shown
     }
@@ -91,7 +91,8 @@ def settle(
         why=_why(question, ours, theirs, best), metric=question.metric, who=question.who, known=told.known, table=table,
         trials=pd.DataFrame(trials, columns=["method", "role", "setting", "seconds", "value"]), differences=differences,
         curve=_curve(question, lines), segments=segments, splits=question.splits, schema=question.schema,
-        recommender=chosen.fitted.recommender, notes=told.notes, level=question.level, seed=question.seed, seconds=time.perf_counter() - start,
+        recommender=chosen.fitted.recommender, notes=told.notes, level=question.level, seed=question.seed,
+        seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 

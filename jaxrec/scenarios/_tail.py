@@ -1,10 +1,12 @@
 """The scenario of rare items: do features, or the head's experience, help those with few interactions?"""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from jaxrec._recommender import Recommender
 from jaxrec.coldstart import add
 from jaxrec.data import Dataset, Frames, Parts, encode, split_random
 from jaxrec.evaluation import Report
@@ -96,11 +98,16 @@ def long_tail(
     )
     fitting = _Tail(frames, splits, rare, options)
 
+    @functools.cache
+    def with_fewer(shot: int) -> tuple[list[Method], pd.DataFrame]:
+        fewer, removed = fitting.fewer(shot)
+        return fitting.methods(fewer), removed
+
     def curve(method: Method, setting: Any) -> dict[int, Report]:
         found = {}
         for shot in options.shots:
-            fewer, removed = fitting.fewer(shot)
-            again = next(each for each in fitting.methods(fewer) if each.name == method.name).fit(setting)
+            methods, removed = with_fewer(shot)
+            again = next(each for each in methods if each.name == method.name).fit(setting)
             again = again if isinstance(again, Fitted) else Fitted(again)
             found[shot] = question.report(again, splits.test, seen=removed)
         return found
@@ -131,9 +138,11 @@ class _Tail:
         content = factoriser(train, content=True, **sizes)
         in_tail = rows[self.frames.schema.item].isin(self.rare)
 
-        def head_first(setting: Squares) -> Any:
-            of_head = factoriser(self.encoded(rows[~in_tail]), content=True, **sizes)(setting)
-            return add(of_head, interactions=rows[in_tail]) if in_tail.any() else of_head
+        of_head = functools.cache(lambda: factoriser(self.encoded(rows[~in_tail]), content=True, **sizes))
+
+        def head_first(setting: Squares) -> Recommender:
+            head = of_head()(setting)
+            return add(head, interactions=rows[in_tail]) if in_tail.any() else head
 
         plain = baselines(train, factoriser(train, **sizes))
         plain[1] = plain[1]._replace(settings=_SQUARES, words="a factorisation that reads no features")
