@@ -16,7 +16,7 @@ from jaxrec.scenarios import __main__ as command
 from jaxrec.scenarios import _domains, _newcomers, _platforms, _tail
 from jaxrec.scenarios._folders import real
 from jaxrec.scenarios._question import SQUARES, Fitted
-from jaxrec.scenarios._settle import _largest, _verdict, deciles, quartiles
+from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles
 
 EVIL = "<script>alert('$x')"
 NAMES = ("cross_domain", "cross_platform", "long_tail", "new_item", "new_user")
@@ -171,6 +171,14 @@ def test_segments_are_told_apart_by_number():
     assert deciles(pd.Series([0, 0]), pd.Series([9, 0, 0])).nunique() == 1
     groups = _largest(pd.Series(list("aabbccddeeffg") + [None]))
     assert groups.iloc[-1] == groups.iloc[-2] == "others" and groups.iloc[0] == "a"
+
+
+def test_of_many_validation_users_some_decide(asked, planted, monkeypatch):
+    question = asked("new_user", planted.target)[0]
+    assert len(_some(question)) == len(question.splits.validation)
+    monkeypatch.setattr("jaxrec.scenarios._settle._USERS", 5)
+    some = _some(question)
+    assert some["user"].nunique() == 5 and some["user"].isin(question.splits.validation["user"]).all()
 
 
 # Options

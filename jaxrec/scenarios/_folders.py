@@ -63,6 +63,7 @@ def movielens(folder: Path) -> Frames:
         rows, items, users = (_table(folder / f"{name}.parquet") for name in ("interactions", "movies", "users"))
     else:
         rows, users, items, _ = data.read_movielens(folder)
+    assert items is not None
     rows = rows[rows["rating"] >= 4] if "rating" in rows else rows
     described = () if users is None else (data.Categorical("gender"), data.Numeric("age"))
     schema = data.Schema(
@@ -77,7 +78,7 @@ def movielens(folder: Path) -> Frames:
 
 
 def goodbooks(folder: Path) -> Frames:
-    """Ratings of 4 and more of books that were rated so five times, with genres, authors and year."""
+    """Ratings of 4 and more of books that were rated so five times, with genres and year."""
     rows = _table(folder / "ratings.parquet")
     rows = rows[rows["rating"] >= 4]
     rows = rows[rows.groupby("book_id")["book_id"].transform("size") >= 5]
@@ -90,7 +91,7 @@ def goodbooks(folder: Path) -> Frames:
         user="user_id",
         item="book_id",
         time="order" if "order" in rows else None,
-        item_features=(data.Labels("genres"), data.Labels("authors", ","), data.Numeric("year")),
+        item_features=(data.Labels("genres"), data.Numeric("year")),
     )
     return Frames(rows.reset_index(drop=True), None, items, schema)
 
@@ -117,6 +118,11 @@ def amazon(folder: Path, *names: str) -> tuple[Frames, ...]:
     return tuple(found)
 
 
+def _half(frames: Frames) -> Frames:
+    """Every second user: pretraining is the longest part."""
+    return frames._replace(interactions=frames.interactions[frames.interactions[frames.schema.user] % 2 == 0])
+
+
 def _table(path: Path) -> pd.DataFrame:
     frame = data.read_table(path)
     unsigned = {name: "int64" for name, kind in frame.dtypes.items() if str(kind).startswith("uint")}
@@ -133,8 +139,8 @@ _PLAN: dict[str, list[tuple[tuple[str, ...], str, _Read]]] = {
         (("ml-100k",), _MOVIES, lambda folder: (movielens(folder),)),
     ],
     "cross_platform": [
-        (("ml-1m", "ml-100k"), "MovieLens 1M to 100K, no id being shared",
-         lambda *folders: tuple(movielens(folder) for folder in folders)),
+        (("ml-1m", "ml-100k"), "half of MovieLens 1M's users to MovieLens 100K, no id being shared",
+         lambda source, target: (_half(movielens(source)), movielens(target))),
     ],
     "long_tail": [
         (("anime",), "anime of all types", lambda folder: (anime(folder),)),

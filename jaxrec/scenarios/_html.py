@@ -4,11 +4,11 @@ import base64
 import datetime
 import io
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -141,11 +141,11 @@ def _section(result: Scenario, number: int) -> str:
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in result.notes)
     paired = [["against", "test rows", "difference", "p", "users"]] + [
         [escape(row.against), escape(row.slice), _difference(row), f"{row.p_value:.4f}", f"{row.users:,}"]
-        for row in result.differences.itertuples()
+        for row in _rows(result.differences)
     ]
     trials = [["method", "role", "setting", result.metric, "seconds"]] + [
         [escape(row.method), row.role, escape(row.setting), f"{row.value:.4f}", f"{row.seconds:.1f}"]
-        for row in result.trials.itertuples()
+        for row in _rows(result.trials)
     ]
     rows = [["part", "interactions", "users", "items"]]
     columns = result.schema.user, result.schema.item
@@ -182,6 +182,10 @@ def _foot(results: list[Scenario], about: str) -> str:
     )
 
 
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    yield from table.itertuples()
+
+
 def _verdict(result: Scenario) -> str:
     word = f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
     if result.differences["high"].iloc[-1] < 0:
@@ -193,7 +197,7 @@ def _sentence(text: str) -> str:
     return escape(text.replace("->", "→").replace(" -", " −").replace("[-", "[−"))
 
 
-def _difference(row: "pd.Series | object") -> str:
+def _difference(row: Any) -> str:
     found = [getattr(row, name) for name in ("difference", "low", "high")]
     text = "{:+.4f} <small>[{:+.4f}, {:+.4f}]</small>".format(*found)
     return text.replace("-", "−")

@@ -31,7 +31,7 @@ def new_user(
 
     Whole users are held out. Of each the first 0, 1, 2, 5 and 10 interactions are shown (at most half of what there
     is), and the rest has to be ranked, in the full catalogue. Settings and strategy are chosen by the mean over these
-    numbers on validation users; test users are read once, by the baselines and the best strategy.
+    numbers on validation users, a thousand at most; test users are read once, by the baselines and the best strategy.
 
     Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"iALS, features mapped"`` (``map_content``),
     ``"EASE"`` and ``"item k-NN"``, which read what a user touched. Those that the data has no features for are left
@@ -99,8 +99,10 @@ def new_item(
 def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"]) -> Scenario:
     options.check(frames)
     schema, rows = frames.schema, frames.interactions
-    shares = {"validation": options.validation, "test": options.test}
-    splits = hold_out(rows, schema, side=side, most=max(options.shots), seed=options.seed, **shares)
+    splits = hold_out(
+        rows, schema, side=side, most=max(options.shots), validation=options.validation, test=options.test,
+        seed=options.seed,
+    )  # fmt: skip
     train: Dataset = encode(as_parts(splits), schema, users=frames.users, items=frames.items).train
     question = Question(
         schema=schema, splits=splits, side=side, who=f"new {side}s", shots=options.shots, metric=options.metric,
@@ -149,12 +151,15 @@ def of_history(train: Dataset) -> list[Method]:
 
 
 def mapped(
-    train: Dataset, als: Callable[[Squares], Recommender], side: Literal["user", "item"], **options: Any
+    train: Dataset,
+    als: Callable[[Squares], Recommender],
+    side: Literal["user", "item"],
+    *,
+    kind: Literal["ridge", "mlp"] = "ridge",
+    seed: int = 0,
 ) -> Callable[[Squares], Recommender]:
     """``map_content`` over ``fit_als``."""
-
-    def fitted(setting: Squares) -> Recommender:
-        extra = {"progress": False} if options else {}
-        return folding(map_content(als(setting), train, side=side, **options, **extra), setting)
-
-    return fitted
+    options: dict[str, Any] = {"progress": False} if kind == "mlp" else {}
+    return lambda setting: folding(
+        map_content(als(setting), train, side=side, kind=kind, seed=seed, **options), setting
+    )

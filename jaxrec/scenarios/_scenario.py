@@ -135,12 +135,12 @@ class Scenario:
         columns = [*first, *((part, self.metric) for part in slices)]
         heads = [metric if part == self.who else f"{metric}, {part}" for part, metric in columns]
         lines = [["method", *heads]]
-        by_key = {(row.method, row.slice, row.metric): row for row in self.table.itertuples()}
+        half = (self.table["high"] - self.table["low"]) / 2
+        keys = zip(self.table["method"], self.table["slice"], self.table["metric"], strict=True)
+        figures = (f"{mean:.4f} ±{width:.4f}" for mean, width in zip(self.table["mean"], half, strict=True))
+        by_key = dict(zip(keys, figures, strict=True))
         for method in self.table["method"].unique():
-            found = (by_key.get((method, *column)) for column in columns)
-            lines.append(
-                [method, *("" if row is None else f"{row.mean:.4f} ±{(row.high - row.low) / 2:.4f}" for row in found)]
-            )
+            lines.append([method, *(by_key[method, *column] for column in columns)])
         return lines
 
     def mean(self, method: str) -> float:

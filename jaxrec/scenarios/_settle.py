@@ -12,7 +12,7 @@ from jaxrec.scenarios._question import Fitted, Method, Question
 from jaxrec.scenarios._scenario import Scenario, Verdict
 
 _SEGMENTS, _DECILES = 6, 10
-_DRAWS = 1000
+_DRAWS, _USERS = 1000, 1000
 
 
 class _Tried(NamedTuple):
@@ -53,6 +53,7 @@ def settle(
       curve: test reports of a method and its setting by interactions known, where they are not those of the question.
     """
     start = time.perf_counter()
+    deciding = _some(question)
     best: dict[str, _Tried] = {}
     trials = []
     for method in methods:
@@ -60,7 +61,7 @@ def settle(
             begin = time.perf_counter()
             fitted = method.fit(setting)
             fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
-            reports = question.reports(fitted, question.splits.validation)
+            reports = question.reports(fitted, deciding)
             value = float(np.mean([report[question.metric] for report in reports.values()]))
             words = "" if setting is None else str(setting)
             trials.append((method.name, _role(method), words, time.perf_counter() - begin, value))
@@ -88,12 +89,20 @@ def settle(
     return Scenario(
         name=told.name, title=told.title, data=told.data, verdict=verdict, chosen=chosen.method.name,
         strategy=ours.method.name, baseline=theirs.method.name, scratch=told.scratch,
-        why=_why(question, ours, theirs, best), metric=question.metric, who=question.who, known=told.known, table=table,
-        trials=pd.DataFrame(trials, columns=["method", "role", "setting", "seconds", "value"]), differences=differences,
-        curve=_curve(question, lines), segments=segments, splits=question.splits, schema=question.schema,
-        recommender=chosen.fitted.recommender, notes=told.notes, level=question.level, seed=question.seed,
-        seconds=time.perf_counter() - start,
+        why=_why(question, deciding, ours, theirs, best), metric=question.metric, who=question.who, known=told.known,
+        table=table, trials=pd.DataFrame(trials, columns=["method", "role", "setting", "seconds", "value"]),
+        differences=differences, curve=_curve(question, lines), segments=segments, splits=question.splits,
+        schema=question.schema, recommender=chosen.fitted.recommender, notes=told.notes, level=question.level,
+        seed=question.seed, seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _some(question: Question) -> pd.DataFrame:
+    """The validation rows that decide: of many users a random thousand, so that many settings can be tried."""
+    rows = question.splits.validation
+    users = rows[question.schema.user].unique()
+    chosen = np.random.default_rng(question.seed).permutation(users)[:_USERS]
+    return rows[rows[question.schema.user].isin(chosen)]
 
 
 def _role(method: Method) -> str:
@@ -201,7 +210,7 @@ def quartiles(numbers: pd.Series) -> pd.Series:
     for number in range(len(lows)):
         inside = numbers.fillna(0)[place == number]
         names.append(f"{inside.min():g}" if inside.min() == inside.max() else f"{inside.min():g} to {inside.max():g}")
-    return pd.Series(pd.Categorical.from_codes(place, names), index=numbers.index)
+    return pd.Series(pd.Categorical([names[number] for number in place], categories=names), index=numbers.index)
 
 
 def _largest(groups: pd.Series) -> pd.Series:
@@ -219,7 +228,7 @@ def deciles(items: pd.Series, popularity: pd.Series) -> pd.Series:
     return pd.Series(np.minimum(above * _DECILES // max(len(ordered), 1), _DECILES - 1), index=items.index)
 
 
-def _why(question: Question, ours: _Tried, theirs: _Tried, best: dict[str, _Tried]) -> str:
+def _why(question: Question, deciding: pd.DataFrame, ours: _Tried, theirs: _Tried, best: dict[str, _Tried]) -> str:
     def figure(each: _Tried) -> str:
         setting = "" if each.setting is None else f"; {each.setting}"
         return f"{each.method.name} ({each.value:.4f}{setting})"
@@ -227,9 +236,7 @@ def _why(question: Question, ours: _Tried, theirs: _Tried, best: dict[str, _Trie
     points = (
         f", on average over {', '.join(map(str, question.shots))} interactions known" if len(question.shots) > 1 else ""
     )
-    how = (
-        f"by {question.metric} on {question.splits.validation[question.schema.user].nunique()} validation users{points}"
-    )
+    how = f"by {question.metric} on {deciding[question.schema.user].nunique()} validation users{points}"
     if ours.value > theirs.value:
         return (
             f"Chosen {how}: {figure(ours)}, {ours.method.words}. It was best of {len(best)} methods; the best baseline "

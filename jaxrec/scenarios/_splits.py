@@ -48,8 +48,8 @@ def hold_out(
     parts = split(rows[inside], schema, validation=validation, test=test, seed=seed)
     assert parts.validation is not None and parts.test is not None
     train, warm = some_apart(pd.concat([parts.train, rows[~inside]]), schema, seed=seed)
-    shown, counted = zip(*(_revealed(part, column, schema, most, seed) for part in parts[1:]), strict=True)
-    return Splits(train, *counted, pd.concat(shown), warm)
+    (first, chooses), (second, judges) = (_revealed(part, column, schema, most, seed) for part in parts[1:])
+    return Splits(train, chooses, judges, pd.concat([first, second]), warm)
 
 
 def some_apart(
