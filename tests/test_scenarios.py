@@ -3,6 +3,8 @@
 import base64
 import dataclasses
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,18 @@ def planted() -> data.World:
 
 
 @pytest.fixture(scope="session")
-def results(planted) -> dict[str, scenarios.Scenario]:
+def quick() -> Iterator[None]:
+    """One setting of each factorisation, and three classes of popularity instead of ten."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_question.SQUARES", "_newcomers.SQUARES", "_domains.SQUARES", "_platforms.SQUARES"):
+            patch.setattr(f"jaxrec.scenarios.{name}", SQUARES[3:4])
+        patch.setattr("jaxrec.scenarios._tail._SQUARES", SQUARES[2:3])
+        patch.setattr("jaxrec.scenarios._settle._DECILES", 3)
+        yield
+
+
+@pytest.fixture(scope="session")
+def results(planted, quick) -> dict[str, scenarios.Scenario]:
     """All five, each with one strategy."""
     source, target = planted.source, planted.target
     return {
@@ -229,11 +242,12 @@ def test_options_reach_the_question(asked, planted):
 def test_options_of_one_scenario_matter(asked, planted, monkeypatch):
     half, most = (asked("long_tail", planted.target, tail=share)[0] for share in (0.5, 0.9))
     assert half.splits.test["item"].nunique() < most.splits.test["item"].nunique()
-    epochs = []
-    fit = _platforms.fit
-    monkeypatch.setattr(_platforms, "fit", lambda *given, **how: epochs.append(how["epochs"]) or fit(*given, **how))
-    asked("cross_platform", planted.source, planted.target, epochs=1, dim=4)
-    assert epochs == [1]
+
+    def pretraining(model, train, **options):
+        raise Asked(model.dim, options["epochs"])
+
+    monkeypatch.setattr(_platforms, "fit", pretraining)
+    assert asked("cross_platform", planted.source, planted.target, epochs=1, dim=4) == (4, 1)
 
 
 def test_folding_by_squares_and_by_softmax_differ(asked, planted):
@@ -361,8 +375,6 @@ def test_pages_of_nothing_are_refused(tmp_path):
 
 
 def test_plots_without_matplotlib_say_what_to_install(results, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "jaxrec.plot")
     monkeypatch.delattr(jaxrec, "plot", raising=False)
@@ -380,14 +392,20 @@ def ready(results, monkeypatch):
         monkeypatch.setattr(scenarios, name, lambda *_, name=name, seed: results[name])
 
 
-def test_the_command_runs_all_five_on_generated_data(ready, tmp_path, capsys):
-    command.main(["--out", str(tmp_path / "report.html")])
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<section") == 5 and "generated worlds (seed 0)" in page
+def test_the_command_runs_all_five_on_generated_data(ready, results, monkeypatch, capsys):
+    written = {}
+
+    def write(found, path, *, about):
+        written[path] = found, about
+
+    monkeypatch.setattr(scenarios, "write_html", write)
+    command.main(["--out", "report.html"])
+    found, about = written["report.html"]
+    assert {result.name for result in found} == set(NAMES) and "generated worlds (seed 0)" in about
     printed = capsys.readouterr().out
     assert all(f"{name}: generated worlds" in printed for name in NAMES) and printed.endswith("report.html\n")
-    command.main(["--out", str(tmp_path / "one.html"), "--only", "new_item"])
-    assert (tmp_path / "one.html").read_text().count("<section") == 1
+    command.main(["--out", "one.html", "--only", "new_item", "--seed", "1"])
+    assert written["one.html"][0] == [results["new_item"]] and "(seed 1)" in written["one.html"][1]
 
 
 def test_the_command_takes_what_a_folder_has(ready, planted, tmp_path, capsys):

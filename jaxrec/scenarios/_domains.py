@@ -11,7 +11,18 @@ from jaxrec._recommender import Recommender
 from jaxrec.coldstart import popularity
 from jaxrec.data import Frames, Parts, Schema, encode
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
-from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser, folding
+from jaxrec.scenarios._question import (
+    SHRINKS,
+    SQUARES,
+    Fitted,
+    Method,
+    One,
+    Question,
+    Squares,
+    baselines,
+    factoriser,
+    folding,
+)
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
@@ -139,8 +150,8 @@ class _Domains:
         width = min(128, max(len(shared) // 2, 1))
 
         @functools.cache
-        def regression(l2: float | None) -> Recommender:
-            return regress(self.there, self.here, dim=width, l2=l2)
+        def regression(setting: One | None) -> Recommender:
+            return regress(self.there, self.here, dim=width, l2=None if setting is None else setting.value)
 
         @functools.cache
         def bridge(setting: Squares) -> Recommender:
@@ -157,10 +168,10 @@ class _Domains:
             Method("stacked iALS", "one factorisation of both domains' interactions, users shared",
                    lambda setting: self.stacked(self.of_both(setting)), SQUARES),
             Method("stacked item k-NN", "items that share users with what a user touched in either domain",
-                   lambda shrink: self.stacked(fit_item_knn(self.both, shrink=shrink)), (10.0, 100.0)),
+                   lambda setting: self.stacked(fit_item_knn(self.both, shrink=setting.value)), SHRINKS),
             Method("EMCDR", "a linear map from users' vectors in the source to theirs in the target", bridge, SQUARES),
             Method("regression", "a ridge regression from what users touched in the source to what they touch here",
-                   regression, (None, 100.0)),
+                   regression, (None, One("l2", 100.0))),
             Method("EMCDR + regression", "the two blended", blended, blends),
         ]  # fmt: skip
 

@@ -143,9 +143,8 @@ _PLAN: dict[str, list[tuple[tuple[str, ...], str, _Read]]] = {
          lambda source, target: (_half(movielens(source)), movielens(target))),
     ],
     "long_tail": [
-        (("anime",), "anime of all types", lambda folder: (anime(folder),)),
-        (("goodbooks",), "goodbooks, ratings of 4 and 5", lambda folder: (goodbooks(folder),)),
         (("ml-100k",), _MOVIES, lambda folder: (movielens(folder),)),
+        (("goodbooks",), "goodbooks, ratings of 4 and 5", lambda folder: (goodbooks(folder),)),
     ],
     "cross_domain": [
         ((_GAMES,), "Amazon games to videos", lambda folder: amazon(folder, "game", "video")),

@@ -8,7 +8,7 @@ from jaxrec.coldstart import map_content
 from jaxrec.data import Dataset, Frames, encode
 from jaxrec.scenarios._mixed import mixtures
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
-from jaxrec.scenarios._question import SQUARES, Method, Question, Squares, baselines, factoriser, folding
+from jaxrec.scenarios._question import SHRINKS, SQUARES, Method, One, Question, Squares, baselines, factoriser, folding
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
@@ -144,9 +144,9 @@ def of_history(train: Dataset) -> list[Method]:
     """Item-to-item methods, which need no training for a new user."""
     return [
         Method("EASE", "weights between items by ridge regression, read from what the user touched",
-               lambda l2: fit_ease(train, l2=l2), (100.0, 500.0)),
+               lambda setting: fit_ease(train, l2=setting.value), (One("l2", 100.0), One("l2", 500.0))),
         Method("item k-NN", "items that share users with what the user touched",
-               lambda shrink: fit_item_knn(train, shrink=shrink), (10.0, 100.0)),
+               lambda setting: fit_item_knn(train, shrink=setting.value), SHRINKS),
     ]  # fmt: skip
 
 

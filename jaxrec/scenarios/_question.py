@@ -49,6 +49,17 @@ class Squares(NamedTuple):
         )
 
 
+class One(NamedTuple):
+    """A setting of one number."""
+
+    name: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:g}"
+
+
+SHRINKS = (One("shrink", 10.0), One("shrink", 100.0))  # of nearest neighbours
 _WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
 SQUARES = tuple(Squares(*weights, softmax) for weights in _WEIGHTS for softmax in (False, True))
 

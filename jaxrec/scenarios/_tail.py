@@ -42,7 +42,8 @@ def long_tail(
     Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"head first"`` (fitted to the head's
     interactions with features as prior, after which the tail's are folded in) and ``"features and neighbours"`` (the
     first, mixed with nearest neighbours by content for items with fewer than five interactions). Baselines as in
-    ``new_user``.
+    ``new_user``. ``"head first"`` needs memory for all of the tail at once: name the others where users have thousands
+    of interactions.
 
     Args:
       frames: as for ``new_item``.
