@@ -78,10 +78,10 @@ def movielens(folder: Path) -> Frames:
 
 
 def goodbooks(folder: Path) -> Frames:
-    """Ratings of 4 and more of books that were rated so five times, with genres and year."""
+    """Ratings of 4 and more of books that were rated so twenty times, with genres and year."""
     rows = _table(folder / "ratings.parquet")
     rows = rows[rows["rating"] >= 4]
-    rows = rows[rows.groupby("book_id")["book_id"].transform("size") >= 5]
+    rows = rows[rows.groupby("book_id")["book_id"].transform("size") >= 20]
     genres = _table(folder / "book_genres.parquet").merge(_table(folder / "genres.parquet"), on="genre_id")
     items = _table(folder / "books.parquet")
     labels = genres.groupby("book_id")["genre"].agg(list)
