@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ranking,
         scenarios,
         sharding,
+        sources,
         train,
         transfer,
     )
@@ -50,6 +51,7 @@ __all__ = [
     "save",
     "scenarios",
     "sharding",
+    "sources",
     "train",
     "transfer",
 ]

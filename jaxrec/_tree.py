@@ -5,6 +5,7 @@ that starts with ``!`` takes paths out again: ``("*", "!*bias")`` is everything 
 Everything that selects, splits, copies or prints parameters by name goes through this file.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -112,3 +113,35 @@ def drop(params: Params, paths: Iterable[str]) -> Params:
 def map_with_path(function: Callable[[str, Any], Any], params: Params) -> Params:
     """``function(path, leaf)`` at every leaf."""
     return unflatten({path: function(path, leaf) for path, leaf in flatten(params).items()})
+
+
+def rename(paths: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
+    """New paths by old: of those that a rule covers, the rule's right side with what its ``*`` stood for.
+
+    A rule has as many ``*`` on the right as on the left, each of which stands for as few characters as will do. Paths
+    that no rule covers keep their name, unless a rule gives it to another one; then they are left out. Two rules for
+    one path, rules that give two paths one name and a rule that covers nothing are errors.
+    """
+    paths, found = tuple(paths), {}
+    for old, new in rules.items():
+        if any(mark in old + new for mark in "?[]!") or old.count("*") != new.count("*"):
+            raise ValueError(
+                f"Expected a rule with no wildcard but '*', as many on the right as on the left, got {old!r} to "
+                f"{new!r}."
+            )
+        left = re.compile("(.*?)".join(map(re.escape, old.split("*"))))
+        pieces = new.split("*")
+        covered = {path: matched for path in paths if (matched := left.fullmatch(path))}
+        if not covered:
+            raise ValueError(f"The rule {old!r} to {new!r} renames nothing. Parameter paths: {', '.join(paths)}.")
+        for path, matched in covered.items():
+            if path in found:
+                raise ValueError(f"Two rules rename {path!r}, one of them {old!r} to {new!r}. Narrow one.")
+            stood = [*matched.groups(), ""]
+            found[path] = "".join(piece + part for piece, part in zip(pieces, stood, strict=True))
+    taken: dict[str, str] = {}
+    for path, name in found.items():
+        if name in taken:
+            raise ValueError(f"Both {taken[name]!r} and {path!r} would become {name!r}. Narrow one of the rules.")
+        taken[name] = path
+    return {path: found.get(path, path) for path in paths if path in found or path not in taken}

@@ -14,6 +14,7 @@ from jaxrec._types import Array, Batch
 
 __all__ = [
     "bpr",
+    "distillation",
     "in_batch_softmax",
     "mse",
     "on_batch",
@@ -356,6 +357,42 @@ def _need_same_shape(scores: Array, targets: Array) -> None:
             f"Expected one target per score, got shapes {scores.shape} and {targets.shape}, which would broadcast. "
             "Reshape one of them."
         )
+
+
+def distillation(
+    scores: Float[Array, "batch columns"],
+    teacher: Float[Array, "batch columns"],
+    *,
+    temperature: float = 1.0,
+    weight: Float[Array, " batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    r"""How far a student's distribution over a row's columns is from a teacher's.
+
+    .. math:: \mathrm{KL}(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s))
+
+    Args:
+      scores: of the student, :math:`s`.
+      teacher: of the teacher, :math:`t`; no gradient is passed on to it.
+      temperature: :math:`T`, positive, in the units of the teacher's scores: factorizations of 0 and 1 need a small
+        one, such as 0.1.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar >= 0 in nats; 0 for an empty batch or zero weights, and for a single column.
+
+    Raises:
+      ValueError: shapes differ or the temperature is not positive.
+
+    References:
+      Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, 2015 (of scores over items instead of
+      classes; the student's own temperature is 1, since its scores have units of their own).
+    """
+    if scores.shape != teacher.shape:
+        raise ValueError(f"Expected a teacher's score for each of the student's, got {teacher.shape}, {scores.shape}.")
+    if not temperature > 0:
+        raise ValueError(f"Expected temperature > 0, got {temperature}.")
+    wanted = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(teacher)) / temperature, axis=1)
+    return _mean((jnp.exp(wanted) * (wanted - jax.nn.log_softmax(_float32(scores), axis=1))).sum(axis=1), weight)
 
 
 def _need_negatives(scores: Array) -> None:

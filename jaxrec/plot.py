@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxrec._metrics import lower_is_better
+from jaxrec.transfer import CopyReport
 
-__all__ = ["cold_start", "gains", "learning_curves"]
+__all__ = ["cold_start", "copied", "gains", "learning_curves"]
 
 _COLOURS = ("#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito
+_BEGUN = {"content": "predicted from content", "neighbours": "mean of neighbours", "unknown": "mean of those copied"}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -66,6 +68,47 @@ def cold_start(table: pd.DataFrame, *, metric: str, known: str = "interactions k
     return figure
 
 
+def copied(report: CopyReport) -> Figure:
+    """What ``transfer.copy`` and ``adapt`` carried over: a bar per leaf of the target, by share of its rows.
+
+    Rows that were copied, of several sources each by itself, those that were given a start by ``unmatched=``, and the
+    rest, which is as the model initialised it (spare rows of tables among them). Beside each bar stands how many of how
+    many rows were copied.
+
+    Raises:
+      ValueError: the report has no leaf of the target.
+    """
+    entries = [entry for entry in report.entries if entry.outcome != "left over"]
+    if not entries:
+        raise ValueError("Expected a report of at least one leaf of the target, got none.")
+    figure, axes = _figure("share of rows", "", height=1.2 + 0.32 * len(entries))
+    shares: list[dict[str, float]] = []
+    for entry in entries:
+        given = sum(count for _, count in entry.sources)  # under a mean a row counts for each that has it
+        parts = {f"copied from {name}": entry.rows * count / given for name, count in entry.sources if count}
+        share = parts or {"copied": entry.rows}
+        shares.append(
+            {label: rows for label, rows in share.items() if rows} | {_BEGUN[how]: n for how, n in entry.filled}
+        )
+    labels = list(dict.fromkeys(label for share in shares for label in share))
+    labels.sort(key=list(_BEGUN.values()).count)  # what was copied first
+    size = np.array([max(entry.of, 1) for entry in entries], np.float64)
+    left = np.zeros(len(entries))
+    for number, label in enumerate(labels):
+        width = np.array([share.get(label, 0) for share in shares]) / size
+        axes.barh(range(len(entries)), width, left=left, color=_COLOURS[(number + 1) % len(_COLOURS)], label=label)
+        left += width
+    axes.barh(range(len(entries)), 1.0 - left, left=left, color="#dddddd", label="as initialised")
+    for at, entry in enumerate(entries):
+        axes.text(1.01, at, f"{entry.rows:,} of {entry.of:,}", va="center", fontsize=9)
+    axes.set_yticks(range(len(entries)), [entry.path for entry in entries])
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.set_xlim(0, 1)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    return figure
+
+
 def gains(table: pd.DataFrame, *, metric: str) -> Figure:
     """A bar per segment with its interval: how far one method is ahead of another (right) or behind it (left).
 
@@ -78,8 +121,7 @@ def gains(table: pd.DataFrame, *, metric: str) -> Figure:
       ValueError: a column is missing or there is no row.
     """
     _need(table, ("segment", "gain", "low", "high"))
-    figure, axes = _figure(f"gain in {metric}", "")
-    figure.set_figheight(1.2 + 0.36 * len(table))
+    figure, axes = _figure(f"gain in {metric}", "", height=1.2 + 0.36 * len(table))
     gain, place = table["gain"].to_numpy(), np.arange(len(table))
     ends = np.stack([gain - table["low"].to_numpy(), table["high"].to_numpy() - gain])
     colours = [_COLOURS[1] if value >= 0 else _COLOURS[4] for value in gain]
@@ -107,9 +149,9 @@ def _need(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise ValueError(f"Expected rows with {listed}; missing: {missing or 'any row'}.")
 
 
-def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+def _figure(x: str, y: str, *, height: float = 4.5) -> tuple[Figure, Axes]:
     with matplotlib.rc_context({"font.size": 11}):
-        figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
+        figure = Figure(figsize=(7.5, height), dpi=120, layout="constrained")
         axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -188,8 +188,19 @@ class TestBridges:
         touched = rows["item"][rows["user"] == user].unique()
         items = np.asarray(item_vectors(source, source.encoder.items.encode(touched)))
         np.testing.assert_allclose(frame["source taste"].iloc[3], items.mean(axis=0), rtol=1e-5, atol=1e-6)
+        frame = transfer.carry(source, side="item", taste=True)
+        assert set(frame["item"]) == set(rows["item"])
+        item = frame["item"].iloc[3]
+        known = np.asarray(item_vectors(source, source.encoder.items.encode([item])))
+        np.testing.assert_allclose(frame["source"].iloc[3], known[0], rtol=1e-6)
+        touching = rows["user"][rows["item"] == item].unique()
+        np.testing.assert_allclose(
+            frame["source taste"].iloc[3], vectors(source, touching).mean(axis=0), rtol=1e-5, atol=1e-6
+        )
 
     def test_errors(self, source, target, domains):
+        with refuses(ValueError, "side to be 'user', 'item'"):
+            transfer.carry(source, side="both")  # pyright: ignore[reportArgumentType]
         neighbours = train.fit_item_knn(encoded(domains["books"]))
         with refuses(ValueError, "a source whose scores are inner products"):
             transfer.emcdr(neighbours, target)

@@ -98,6 +98,24 @@ def test_ease_is_its_closed_form(dataset, l2):
     np.testing.assert_allclose(scores_of(train.fit_ease(dataset, l2=l2)), touched @ weights, rtol=1e-4, atol=1e-5)
 
 
+def test_ease_trusts_some_items_less(dataset):
+    """Column by column: a ridge regression on the other items, each with a penalty of its own."""
+    touched = touched_by()[:USERS, :ITEMS].astype(float)
+    ids = dataset.encoder.items.ids
+    l2 = pd.Series(np.linspace(0.5, 30.0, len(ids)), index=ids)
+    weights = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS):
+        others = np.delete(np.arange(ITEMS), item)
+        x, penalty = touched[:, others], np.diag(l2.to_numpy()[others])
+        weights[others, item] = np.linalg.solve(x.T @ x + penalty, x.T @ touched[:, item])
+    found = scores_of(train.fit_ease(dataset, l2=l2.sample(frac=1.0, random_state=0)))
+    np.testing.assert_allclose(found, touched @ weights, rtol=1e-4, atol=1e-5)
+    with refuses(ValueError, "l2 for each of 10 items .* missing: 2, such as 0, 1"):
+        train.fit_ease(dataset, l2=l2.iloc[2:])
+    with pytest.raises(ValueError, match="l2 > 0, got -1"):
+        train.fit_ease(dataset, l2=l2 * 0.0 - 1.0)
+
+
 def test_ease_of_users_in_several_blocks_is_that_of_one(dataset, monkeypatch):
     whole = train.fit_ease(dataset, l2=2.0)
     monkeypatch.setattr("jaxrec.train._ease._NUMBERS", 40)

@@ -16,7 +16,7 @@ from jaxrec import plot
 
 ROOMS = [
     "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios",
-    "sharding", "train", "transfer",
+    "sharding", "sources", "train", "transfer",
 ]  # fmt: skip
 # Explained once, at models.Model.
 PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}

@@ -178,3 +178,40 @@ def test_folds_of_unlike_shapes_are_refused():
     model = models.MatrixFactorization.for_data(parts[0], dim=2)
     with refuses(ValueError, "features of run 1 have other shapes.*cross_validate"):
         train.sweep(model, parts, [{}])
+
+
+def test_optuna_proposes_settings_and_prunes(line):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    model = models.Linear.for_data(line.train)
+    options = {"optimizer": SGD, "batch_size": 16, "validation": line.validation, "progress": False}
+
+    def train_one(setting, callbacks):
+        rate = {"learning_rate": setting["learning_rate"]}
+        return jaxrec.fit(model, line.train, epochs=setting["epochs"], hyperparams=rate, callbacks=callbacks, **options)
+
+    class Second(optuna.pruners.BasePruner):
+        """Gives up the second trial after its first epoch."""
+
+        def prune(self, study, trial):
+            return trial.number == 1
+
+    space = {"learning_rate": (1e-3, 0.1), "epochs": lambda trial: trial.suggest_int("epochs", 2, 3)}
+    objective = train.optuna_objective(train_one, space, metric="rmse")
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(direction="minimize", sampler=sampler, pruner=Second())
+    study.optimize(objective, n_trials=3)
+    first, second, _ = study.trials
+    assert second.state.name == "PRUNED" and list(second.intermediate_values) == [1]
+    assert 1e-3 <= first.params["learning_rate"] <= 0.1 and first.params["epochs"] in (2, 3)
+    history = train_one(first.params, []).history["rmse"]
+    assert first.value == pytest.approx(history.min())
+    assert list(first.intermediate_values.values()) == pytest.approx(history.tolist())
+    with refuses(ValueError, "direction='minimize' for 'rmse'"):
+        optuna.create_study(direction="maximize").optimize(objective, n_trials=1)
+    with refuses(ValueError, "history has no 'recall@10', it has epoch, loss"):
+        optuna.create_study(direction="maximize").optimize(
+            train.optuna_objective(train_one, space, metric="recall@10"), n_trials=1
+        )
+    with refuses(ValueError, "0 < low <= high for 'rate'.*suggest_float"):
+        train.optuna_objective(train_one, {"rate": (0.0, 1.0)})

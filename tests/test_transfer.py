@@ -146,6 +146,20 @@ def test_copying_nothing_is_refused():
         transfer.copy(ours, theirs, rows=outside)
 
 
+def test_leaves_are_renamed_on_the_way():
+    ours, theirs, rows = trees()
+    theirs = {"customer": theirs["user"], "new": theirs["head"]}
+    rows = {"customer/embedding": rows["user/embedding"]}
+    params, report = transfer.copy(ours, theirs, rows=rows, rename={"user/*": "customer/*", "head/*": "new/*"})
+    assert params["customer"]["embedding"].tolist() == [[-1.0, -1.0], [6.0, 7.0], [2.0, 3.0]]
+    assert params["new"]["kernel"].tolist() == [[1.0, 1.0], [1.0, 1.0]] and report.paths("left over") == ("old",)
+    assert "from user/embedding, aligned by raw id" in str(report) and "from head/kernel" in str(report)
+    with pytest.raises(
+        ValueError, match="'head/\\*' to 'tail/\\*' leads to no leaf of the target. Its paths: customer/"
+    ):
+        transfer.copy(ours, theirs, rows=rows, rename={"user/*": "customer/*", "head/*": "tail/*"})
+
+
 # Freezing
 
 
@@ -229,6 +243,23 @@ def test_the_target_keeps_the_sources_options(source, target):
         transfer.adapt(source, target.train, model=wider, epochs=1)
 
 
+def test_a_subtree_is_copied_into_a_model_of_another_class_or_depth(world, source, target):
+    deeper = models.TwoTower.for_data(target.train, dim=8, hidden=(16, 16), code_dim=4)
+    adapted = transfer.adapt(
+        source, target.train, model=deeper, patterns=("item/mlp/0/*", "item/mlp/2/*"), freeze="*",
+        rename={"item/mlp/1/*": "item/mlp/2/*"},
+    )  # fmt: skip
+    ours, theirs = source.params["item"]["mlp"], adapted.recommender.params["item"]["mlp"]
+    np.testing.assert_array_equal(theirs["2"]["kernel"], ours["1"]["kernel"])
+    np.testing.assert_array_equal(theirs["0"]["kernel"], ours["0"]["kernel"])
+    other = models.MatrixFactorization.for_data(target.train, dim=8, bias=False)
+    moved = transfer.adapt(source, target.train, model=other, patterns="user/embedding", freeze="*")
+    rows = moved.alignment.rows["user"]
+    np.testing.assert_array_equal(
+        moved.recommender.params["user"]["embedding"][rows.target], source.params["user"]["embedding"][rows.source]
+    )
+
+
 def test_domains_that_share_a_feature_space_alone_transfer_their_towers(world, source):
     frames = world.target
     renamed = frames.interactions.assign(user="u" + frames.interactions["user"].astype(str))
@@ -301,7 +332,18 @@ def test_verdicts_are_in_words(comparison, low, high, verdict, words):
 
     columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
     table = pd.DataFrame([("all", 50, 0.1, 0.12, 0.02, low, high, 0.5)], columns=columns)
-    assert re.search(words, str(dataclasses.replace(comparison, table=table, verdict=verdict)))
+    told = dataclasses.replace(comparison, table=table, verdict=verdict)
+    assert re.search(words, str(told))
+    assert told.recommender is (told.scratch if verdict == "hurt" else told.adapted.recommender)
+
+
+def test_negative_transfer_is_a_warning(source, target):
+    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(0), leaf.shape), source.params)
+    with pytest.warns(transfer.NegativeTransfer, match="Transfer hurt: ndcg@10 .* train from scratch"):
+        found = transfer.compare(
+            source.replace(params=noise), target.train, target.test, freeze="*", epochs=4, batch_size=64
+        )
+    assert found.verdict == "hurt" and found.recommender is found.scratch
 
 
 def gains(share, seeds):

@@ -76,3 +76,34 @@ def test_get_replace_and_drop():
 def test_map_with_path_sees_every_leaf():
     shapes = _tree.map_with_path(lambda path, leaf: (path, np.shape(leaf)), PARAMS)
     assert shapes["user"]["mlp"]["0"]["bias"] == ("user/mlp/0/bias", (2,))
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, PATHS),
+        ({"user/*": "customer/*"}, ["customer/embedding", "customer/mlp/0/kernel", "customer/mlp/0/bias", *PATHS[3:]]),
+        ({"bias": "offset"}, [*PATHS[:4], "offset"]),
+        ({"*/mlp/*/bias": "*/layers/*/b"}, ["user/embedding", PATHS[1], "user/layers/0/b", *PATHS[3:]]),
+        ({"user/embedding": "item/embedding", "item/embedding": "user/embedding"},
+         ["item/embedding", *PATHS[1:3], "user/embedding", "bias"]),
+        ({"user/embedding": "item/embedding"}, ["item/embedding", *PATHS[1:3], "bias"]),
+    ],
+)  # fmt: skip
+def test_rules_rename_paths(rules, expected):
+    assert list(_tree.rename(PATHS, rules).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"users/*": "x/*"}, "The rule 'users/\\*' to 'x/\\*' renames nothing. Parameter paths: user/embedding"),
+        ({"user/*": "x/*", "item/*": "x/*"}, "Both 'user/embedding' and 'item/embedding' would become 'x/embedding'"),
+        ({"user/*": "a/*", "*/embedding": "b/*"}, "Two rules rename 'user/embedding', one of them '\\*/embedding'"),
+        ({"user/*": "all"}, "as many on the right as on the left, got 'user/\\*' to 'all'"),
+        ({"user/mlp/?/bias": "b"}, "no wildcard but '\\*'"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(rules, message):
+    with pytest.raises(ValueError, match=message):
+        _tree.rename(PATHS, rules)

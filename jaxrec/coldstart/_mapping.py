@@ -115,7 +115,7 @@ def _map_by_ridge(backbone: Recommender, train: Dataset, side: Side, l2: float |
     entities = entities[with_content]
     of_side = params["backbone"][side]
     row = np.asarray(train.features.user_row if side == "user" else train.features.item_row)
-    inputs = _inputs(train, side, entities)
+    inputs = content_inputs(train, side, entities)
     found = ridge(np.concatenate(list(inputs.values()), axis=1), np.asarray(of_side["embedding"])[row[entities]], l2=l2)
     # The map is linear in labels because each feature's embedding is as wide as the vectors and added as it is.
     mean, deviation = (np.asarray(of_side[name], np.float64) for name in ("mean", "deviation"))
@@ -134,7 +134,7 @@ def _map_by_ridge(backbone: Recommender, train: Dataset, side: Side, l2: float |
     return Recommender(model, params, train.encoder, seen, len(seen), link=backbone.link, log=(row_of_log,))
 
 
-def _inputs(train: Dataset, side: Side, entities: np.ndarray) -> dict[str, np.ndarray]:
+def content_inputs(train: Dataset, side: Side, entities: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of the regression, float32: dense ones under an empty name, then shares of labels by feature."""
     features = train.features._asdict()
     dense, inputs = features[f"{side}_dense"], {}

@@ -10,6 +10,7 @@ from jaxrec.data._features import FittedFeature, side_arrays
 from jaxrec.data._schema import Feature, need_columns
 
 Side = Literal["user", "item"]
+SIDES: dict[str, Side] = {"user": "user", "item": "item"}
 
 
 def capacity_for(entries: int) -> int:

@@ -5,6 +5,7 @@ from jaxrec.train._als import fit_als
 from jaxrec.train._ease import fit_ease
 from jaxrec.train._fit import Diverged, Progress, fit
 from jaxrec.train._knn import fit_content_knn, fit_item_knn
+from jaxrec.train._optuna import optuna_objective
 from jaxrec.train._phases import refreeze
 from jaxrec.train._step import EpochInfo, StepInfo, TrainState, init_state, train_epoch, train_step
 from jaxrec.train._sweep import Sweep, random_settings, sweep
@@ -23,6 +24,7 @@ __all__ = [
     "fit_ease",
     "fit_item_knn",
     "init_state",
+    "optuna_objective",
     "random_settings",
     "refreeze",
     "sweep",

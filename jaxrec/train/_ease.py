@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
+from jaxrec._types import Array
 from jaxrec.data import Dataset
 from jaxrec.models import ItemWeights
 from jaxrec.train._fit import check_rows
@@ -17,14 +19,15 @@ from jaxrec.train._implicit import history_length, need_plain
 _NUMBERS = 2**24  # of the users x items array that is multiplied at once
 
 
-def fit_ease(train: Dataset, *, l2: float = 500.0, history: int | None = None) -> Recommender:
+def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | None = None) -> Recommender:
     r"""Weights between all pairs of items by ridge regression with a zero diagonal (EASE).
 
     With :math:`X` the users x items matrix of ones where a user touched an item, minimises
 
-    .. math:: \lVert X - X B \rVert^2 + \lambda \lVert B \rVert^2 \quad \text{with} \quad B_{ii} = 0
+    .. math:: \lVert X - X B \rVert^2 + \sum_{ij} \lambda_i B_{ij}^2 \quad \text{with} \quad B_{ii} = 0
 
-    which is solved by :math:`B = I - P \,\mathrm{diag}(1 / \mathrm{diag} P)`, :math:`P = (X^\top X + \lambda I)^{-1}`.
+    which is solved by :math:`B = I - P \,\mathrm{diag}(1 / \mathrm{diag} P)`,
+    :math:`P = (X^\top X + \mathrm{diag} \lambda)^{-1}`.
     There are no users in it: whoever has a history is scored from it, so nobody needs training. An item of which there
     was no interaction scores 0, and so does everything for a user without any; use a method with content for those.
 
@@ -33,7 +36,9 @@ def fit_ease(train: Dataset, *, l2: float = 500.0, history: int | None = None) -
 
     Args:
       train: implicit feedback. A pair counts once however often it occurs.
-      l2: :math:`\lambda`, positive; larger with more users.
+      l2: :math:`\lambda`, positive; larger with more users. Or one for each item, by raw id: that of the weights from
+        this item to others. On stacked domains (``transfer.stack``) a larger one for the source's items says how far
+        they are to be trusted: ``stacked.items.set_index("item")["domain"].map({"books": 3000.0, "films": 300.0})``.
       history: longest history that is read when scoring, by default the longest in training; of a longer one the
         latest. Training reads everything.
 
@@ -50,11 +55,10 @@ def fit_ease(train: Dataset, *, l2: float = 500.0, history: int | None = None) -
     """
     expect(train, Dataset, "train")
     need_plain(train)
-    if not 0 < l2 < np.inf:
-        raise ValueError(f"Expected l2 > 0, got {l2}. Without it the matrix may have no inverse.")
     row = np.asarray(train.features.item_row)
     model = ItemWeights(item_rows=int(row.max()) + 1, history=history_length(train, history))
     check_rows(model, train)
+    penalty = _penalties(l2, train, model.item_rows)
     gram = jnp.zeros((model.item_rows, model.item_rows), jnp.float32)
     seen = train.interactions
     users = np.flatnonzero(seen.user_count)
@@ -64,7 +68,28 @@ def fit_ease(train: Dataset, *, l2: float = 500.0, history: int | None = None) -
         touched = np.zeros((min(step, len(users)), model.item_rows), np.float32)
         touched[position, row[seen.item[rows]]] = 1.0
         gram = _with_products(gram, touched)
-    return Recommender(model, {"item": {"weights": _solved(gram, jnp.float32(l2))}}, train.encoder, seen, len(seen))
+    return Recommender(model, {"item": {"weights": _solved(gram, penalty)}}, train.encoder, seen, len(seen))
+
+
+def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
+    """Float32 by table row."""
+    if isinstance(l2, pd.Series):
+        row = np.asarray(train.features.item_row)
+        trained = np.flatnonzero(row)
+        values = l2.reindex(pd.Index(train.encoder.items.decode(trained))).to_numpy(np.float64)
+        if np.isnan(values).any():
+            missing = train.encoder.items.decode(trained[np.isnan(values)][:3])
+            raise ValueError(
+                f"Expected l2 for each of {len(trained)} items that were trained, by raw id; missing: "
+                f"{int(np.isnan(values).sum())}, such as {', '.join(map(repr, missing.tolist()))}."
+            )
+        found = np.ones(rows, np.float32)  # the unknown's row is zero whatever its penalty
+        found[row[trained]] = values
+    else:
+        values = found = np.full(rows, l2, np.float32)
+    if not ((values > 0) & np.isfinite(values)).all():
+        raise ValueError(f"Expected l2 > 0, got {values.min()}. Without it the matrix may have no inverse.")
+    return found
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -73,10 +98,10 @@ def _with_products(gram: jax.Array, touched: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _solved(gram: Float[jax.Array, "rows rows"], l2: jax.Array) -> Float[jax.Array, "rows rows"]:
+def _solved(gram: Float[jax.Array, "rows rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
     """Row i: the weights of the items to item i. The unknown's row and column are zero and stay so."""
     size = gram.shape[0]
-    matrix = gram + l2 * jnp.eye(size, dtype=gram.dtype)
+    matrix = gram + jnp.diag(jnp.asarray(l2))
     # A popular item's row is thousands of times larger than a rare one's, which would cost as many digits.
     scale = jax.lax.rsqrt(jnp.diag(matrix))
     lower = jnp.linalg.cholesky(matrix * scale[:, None] * scale[None, :])

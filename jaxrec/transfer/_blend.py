@@ -9,9 +9,7 @@ import numpy as np
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.models import MatrixFactorization
-from jaxrec.ranking._vectors import item_vectors, user_vectors
-
-_ROWS = 2**14  # entities whose vectors are computed at once
+from jaxrec.transfer._carry import vectors_of
 
 
 def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
@@ -66,8 +64,8 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
                 "Blend recommenders of one training part of the target."
             )
         ids = encoder.users.decode(np.arange(1, len(encoder.users) + 1))
-        user = _vectors(part, np.concatenate([[0], part.encoder.users.encode(ids)]), "user")
-        item = _vectors(part, there, "item")
+        user = vectors_of(part, np.concatenate([[0], part.encoder.users.encode(ids)]), "user").astype(np.float64)
+        item = vectors_of(part, there, "item").astype(np.float64)
         of_users.append(user * (factor / _spread(user[cold] if not cold[0] else user, item)))
         of_items.append(item)
     user, item = np.concatenate(of_users, axis=1), np.concatenate(of_items, axis=1)
@@ -79,13 +77,6 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     params = {side: {"embedding": jnp.asarray(table, jnp.float32)} for side, table in tables.items()}
     seen = dataclasses.replace(first.seen, num_users=len(features.user_row))
     return Recommender(model, params, encoder, seen, first.num_trained)
-
-
-def _vectors(part: Recommender, index: np.ndarray, side: str) -> np.ndarray:
-    of = user_vectors if side == "user" else item_vectors
-    index = index.astype(np.int32)
-    blocks = [np.asarray(of(part, index[start : start + _ROWS])) for start in range(0, len(index), _ROWS)]
-    return np.concatenate(blocks).astype(np.float64)
 
 
 def _spread(user: np.ndarray, item: np.ndarray) -> float:

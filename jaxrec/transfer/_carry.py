@@ -1,55 +1,74 @@
-"""What a recommender of one domain knows of users, as features of the same users in another."""
+"""What a recommender of one domain knows of users or items, as features of the same ones in another."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from jaxrec._add import add
-from jaxrec._expect import expect
+from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart._backbone import check
 from jaxrec.data import Dataset, Vector
-from jaxrec.data._sides import blank, fit_features, write
+from jaxrec.data._interactions import Interactions
+from jaxrec.data._sides import Side, blank, fit_features, write
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 VECTOR, TASTE = "source", "source taste"
-_ROWS = 2**14  # users whose histories are pooled at once
+_ROWS = 2**14  # entities whose vectors or histories are read at once
 
 
-def carry(source: Recommender, *, taste: bool = False) -> pd.DataFrame:
-    """The users whom a recommender has met, each with their vector: a frame of users for another domain.
+def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste: bool = False) -> pd.DataFrame:
+    """The users (items) that a recommender has met, each with its vector: a frame of users (items) for another domain.
 
     With ``Schema(user_features=(Vector("source", scale="rms"),))`` and ``users=`` this frame, anything that reads
     features of users in the target reads what the source knows: ``TwoTower``, ``fit_als(content=True)``, DropoutNet,
-    Heater. ``transfer.emcdr`` and ``ptupcdr`` do so by themselves.
+    Heater. ``transfer.emcdr`` and ``ptupcdr`` do so by themselves. Where the domains share items and not users, items
+    are carried likewise.
 
     Args:
-      source: whose scores are inner products. Users who were added since the training are folded in.
-      taste: whether to add ``"source taste"``, the mean vector of the items that the user touched.
+      source: whose scores are inner products. Users and items that were added since the training are folded in.
+      side: which of the two is shared.
+      taste: whether to add ``"source taste"``, the mean vector of the items that the user (the users who) touched.
 
     Returns:
-      A frame with the source's user column, ``"source"`` and ``"source taste"``: float32 vectors as wide as the
+      A frame with the source's column of ids, ``"source"`` and ``"source taste"``: float32 vectors as wide as the
       source's.
 
     Raises:
       ValueError: the source does not factorise.
     """
+    one_of(side, ("user", "item"), "side")
     expect(source, Recommender, "source")
     if not source.factorises:
         raise ValueError(
             "Expected a source whose scores are inner products of user and item vectors, such as fit_als returns, got "
             f"a {type(source.model).__name__}."
         )
-    known = np.flatnonzero(source.seen.user_count).astype(np.int32)
-    vectors, tastes = [], []
-    for start in range(0, len(known), _ROWS):
-        users = known[start : start + _ROWS]
-        vectors.append(np.asarray(user_vectors(source, users), np.float32))
-        if taste:
-            tastes.append(_pooled(source, users))
-    columns = {VECTOR: list(np.concatenate(vectors))} | ({TASTE: list(np.concatenate(tastes))} if taste else {})
-    return pd.DataFrame({source.encoder.schema.user: source.encoder.users.decode(known), **columns})
+    encoder, seen = source.encoder, source.seen
+    if side == "item":  # the same rows, read from the items' side
+        seen = Interactions(seen.item, seen.user, seen.num_items, seen.num_users)
+    column = encoder.schema.user if side == "user" else encoder.schema.item
+    known = np.flatnonzero(seen.user_count)
+    columns = {VECTOR: list(vectors_of(source, known, side))}
+    if taste:
+        tastes = []
+        for start in range(0, len(known), _ROWS):
+            position, rows = seen.rows_of(known[start : start + _ROWS])
+            touched, place = np.unique(seen.item[rows], return_inverse=True)
+            other = vectors_of(source, touched, "item" if side == "user" else "user")
+            tastes.append(_pooled(other[place], position))
+        columns[TASTE] = list(np.concatenate(tastes))
+    return pd.DataFrame({column: encoder.vocabulary(side).decode(known), **columns})
+
+
+def vectors_of(recommender: Recommender, index: np.ndarray, side: Side) -> np.ndarray:
+    """Float32 vectors of entities, some at a time."""
+    of = user_vectors if side == "user" else item_vectors
+    index = index.astype(np.int32)
+    blocks = [np.asarray(of(recommender, index[start : start + _ROWS])) for start in range(0, len(index), _ROWS)]
+    return np.concatenate(blocks).astype(np.float32)
 
 
 def carried(source: Recommender, target: Recommender, *, taste: bool = False) -> tuple[Recommender, Dataset]:
@@ -102,11 +121,8 @@ def of_shared(train: Dataset) -> Dataset:
     return train.subset(np.all(present, axis=1)[train.user])
 
 
-def _pooled(source: Recommender, users: np.ndarray) -> np.ndarray:
-    """Mean vector of each user's items."""
-    position, rows = source.seen.rows_of(users)
-    items, place = np.unique(source.seen.item[rows], return_inverse=True)
-    vectors = np.asarray(item_vectors(source, items.astype(np.int32)), np.float32)
-    total = np.zeros((len(users), vectors.shape[1]), np.float32)
-    np.add.at(total, position, vectors[place])
-    return total / np.bincount(position, minlength=len(users)).astype(np.float32)[:, None]
+def _pooled(vectors: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Mean vector of each position; every position occurs."""
+    total = np.zeros((position.max() + 1, vectors.shape[1]), np.float32)
+    np.add.at(total, position, vectors)
+    return total / np.bincount(position).astype(np.float32)[:, None]

@@ -12,7 +12,7 @@ from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset, TfidfSVD
 from jaxrec.models import MatrixFactorization
 
-_TOUCHED = "touched"
+TOUCHED = "touched"
 
 
 def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | None = None) -> Recommender:
@@ -53,7 +53,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
             raise ValueError(f"The {name} has no users or no items. Name both columns in its schema.")
     if l2 is not None and not l2 > 0:
         raise ValueError(f"Expected l2 > 0, or None to choose it, got {l2}.")
-    frame = _histories(source)
+    frame = histories(source)
     if source.encoder.users.kind != target.encoder.users.kind:
         raise ValueError("No user is shared: ids of the two domains are of different types. Convert one column.")
     encoder = target.encoder.extend(users=frame["user"].to_numpy())
@@ -66,7 +66,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
         raise ValueError(
             f"Expected 1 <= dim < {int(shared.sum())}, the number of users trained in both domains, got {dim}."
         )
-    reduced = TfidfSVD.fit(frame[shared], _TOUCHED, dim=dim, min_items=1)
+    reduced = TfidfSVD.fit(frame[shared], TOUCHED, dim=dim, min_items=1)
     vectors = np.zeros((len(frame), dim), np.float32)
     known = reduced.transform(frame, into="vector")["vector"]
     described = known.notna().to_numpy()
@@ -94,9 +94,9 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
     return Recommender(model, params, encoder, seen, len(seen), log=log)
 
 
-def _histories(source: Dataset) -> pd.DataFrame:
+def histories(source: Dataset) -> pd.DataFrame:
     """A row per user with the indices of the items touched, each once."""
     touched = source.interactions
-    pairs = pd.DataFrame({"user": touched.user, _TOUCHED: touched.item}).drop_duplicates()
-    frame = pairs.groupby("user")[_TOUCHED].agg(list).reset_index()
+    pairs = pd.DataFrame({"user": touched.user, TOUCHED: touched.item}).drop_duplicates()
+    frame = pairs.groupby("user")[TOUCHED].agg(list).reset_index()
     return frame.assign(user=source.encoder.users.decode(frame["user"].to_numpy()))

@@ -1,0 +1,351 @@
+"""Ways of transfer for the benchmark: each a function of a pair of domains, a seed and a setting, with its settings."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+import pandas as pd
+from domains import Pair
+
+import jaxrec
+from jaxrec import coldstart, data, models, optim, train, transfer
+from jaxrec.train import Recommender
+
+Setting = dict[str, Any]
+
+
+class Fitted(NamedTuple):
+    """A recommender, the seconds that training it took, and under which name of a stacked domain it knows the rows."""
+
+    recommender: Recommender
+    seconds: float
+    stacked: str | None = None
+
+    def named(self, rows: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+        if self.stacked is None:
+            return rows
+        stacked = transfer.stack({self.stacked: data.Frames(rows, None, None, data.Schema())}, side=own_side(pair))
+        weight = self.recommender.encoder.schema.weight
+        return stacked.interactions if weight is None else stacked.interactions.assign(**{weight: 1.0})
+
+
+class Method(NamedTuple):
+    fit: Callable[..., Fitted]
+    settings: list[Setting]
+
+
+def own_side(pair: Pair) -> Any:
+    """Whose ids belong to one domain."""
+    return "item" if pair.shared == "user" else "user"
+
+
+_KEPT: dict[Any, tuple[Any, float]] = {}
+
+
+def _once(key: tuple[Any, ...], make: Callable[[], Any]) -> tuple[Any, float]:
+    """What was made for a pair before, with the seconds it took: methods share their parts."""
+    if key not in _KEPT:
+        start = time.perf_counter()
+        made = make()
+        _KEPT[key] = made, time.perf_counter() - start
+    return _KEPT[key]
+
+
+def forget() -> None:
+    _KEPT.clear()
+
+
+def _of(pair: Pair, what: str, seed: int, setting: Setting) -> tuple[Any, ...]:
+    return pair.source, pair.target, pair.shots, what, seed, tuple(sorted(setting.items()))
+
+
+def _encoded(pair: Pair, domain: str | None, weight: float | None = None) -> data.Dataset:
+    """Of one domain, or of both stacked, with the features that users or items have of their own."""
+
+    def make() -> data.Dataset:
+        if domain is not None:
+            frames = pair.domains[domain]
+            schema = frames.schema
+        else:
+            weights = None if weight is None else {pair.source: weight, pair.target: 1.0}
+            frames = transfer.stack(pair.domains, side=own_side(pair), weight=weights)
+            own = pair.domains[pair.target].schema
+            schema = dataclasses.replace(own, weight=frames.schema.weight)  # without the domain as a feature
+        parts = data.Parts(frames.interactions, None, None)
+        users = frames.users if schema.user_features else None
+        return data.encode(parts, schema, users=users).train
+
+    return _once((pair.source, pair.target, pair.shots, domain, weight), make)[0]
+
+
+def _factorised(pair: Pair, domain: str | None, seed: int, setting: Setting) -> tuple[Recommender, float]:
+    def make() -> Recommender:
+        options = dict(setting)
+        rows = _encoded(pair, domain, options.pop("weight", None))
+        content = bool(rows.encoder.user_features)
+        return train.fit_als(rows, epochs=10, seed=seed, content=content, **options)
+
+    return _once(_of(pair, f"als {domain}", seed, setting), make)
+
+
+def _timed(make: Callable[[], Recommender], stacked: str | None = None) -> Fitted:
+    start = time.perf_counter()
+    return Fitted(make(), time.perf_counter() - start, stacked)
+
+
+def popularity(pair: Pair, seed: int) -> Fitted:
+    return _timed(lambda: coldstart.popularity(_encoded(pair, pair.target)))
+
+
+def popular_with_shared(pair: Pair, seed: int) -> Fitted:
+    """What is popular among the users of both domains."""
+    rows = _encoded(pair, pair.target)
+    assert rows.user is not None
+    shared = pair.domains[pair.source].interactions["user"].unique()
+    known = pd.Index(shared).get_indexer(pd.Index(rows.encoder.users.decode(rows.user))) >= 0
+    return _timed(lambda: coldstart.popularity(rows.subset(known)))
+
+
+def alone(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    return Fitted(*_factorised(pair, pair.target, seed, setting))
+
+
+def alone_ease(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    return _timed(lambda: train.fit_ease(_encoded(pair, pair.target), **setting))
+
+
+def alone_knn(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    return _timed(lambda: train.fit_item_knn(_encoded(pair, pair.target), **setting))
+
+
+def stacked_als(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    return Fitted(*_factorised(pair, None, seed, setting), pair.target)
+
+
+def stacked_knn(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    return _timed(lambda: train.fit_item_knn(_encoded(pair, None), **setting), pair.target)
+
+
+def stacked_ease(pair: Pair, seed: int, *, l2: float, source: float = 1.0) -> Fitted:
+    """Weights from items of the source are penalised ``source`` times as much, where users are shared."""
+    if source == 1.0:
+        return _timed(lambda: train.fit_ease(_encoded(pair, None), l2=l2), pair.target)
+    return Fitted(*_by_domain(pair, l2 * source, l2), pair.target)
+
+
+def _by_domain(pair: Pair, l2_source: float, l2_target: float) -> tuple[Recommender, float]:
+    rows = _encoded(pair, None)
+    ids = rows.encoder.items.ids.tolist()
+    l2 = pd.Series([l2_source if each.startswith(f"{pair.source}/") else l2_target for each in ids], index=ids)
+    return _once(_of(pair, f"ease {l2_source} {l2_target}", 0, {}), lambda: train.fit_ease(rows, l2=l2))
+
+
+def mixed_ease(pair: Pair, seed: int, *, l2_source: float, l2_target: float, weight: float) -> Fitted:
+    """What the history in the target says, and ``weight`` times what the one in the source says, each by itself."""
+    nothing = 1e9  # no weights from that domain
+    parts = [_by_domain(pair, nothing, l2_target), _by_domain(pair, l2_source, nothing)]
+    mixed = _timed(lambda: coldstart.mix([part for part, _ in parts], [[1.0] * 3, [weight] * 3]), pair.target)
+    return mixed._replace(seconds=mixed.seconds + sum(seconds for _, seconds in parts))
+
+
+def _both(pair: Pair, seed: int, setting: Setting) -> tuple[list[Recommender], float]:
+    found = [_factorised(pair, name, seed, setting) for name in (pair.source, pair.target)]
+    return [each for each, _ in found], sum(seconds for _, seconds in found)
+
+
+def emcdr(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    """A linear map; users with rows in the target keep the vector that they have there."""
+    l2 = setting.pop("map_l2", None)
+    found, seconds = _both(pair, seed, setting)
+    bridge = _timed(lambda: transfer.emcdr(*found, l2=l2, seed=seed))
+    return bridge._replace(seconds=bridge.seconds + seconds)
+
+
+def _bpr(pair: Pair, domain: str, seed: int, setting: Setting) -> tuple[Recommender, float]:
+    def make() -> Recommender:
+        rows, options = _encoded(pair, domain), dict(setting)
+        decay, rate = options.pop("decay"), options.pop("rate")
+        optimizer = optim.row_sparse(optax.adamw(rate, weight_decay=decay))
+        model = models.MatrixFactorization.for_data(rows, dim=options.pop("dim"))
+        return jaxrec.fit(
+            model, rows, loss="bpr", optimizer=optimizer, batch_size=1024, seed=seed, progress=False, **options
+        )
+
+    return _once(_of(pair, f"bpr {domain}", seed, setting), make)
+
+
+def emcdr_bpr(pair: Pair, seed: int, *, kind: Any, **setting: Any) -> Fitted:
+    """As its paper has it: factorisations trained by BPR, a linear or a perceptron's map of squared error."""
+    found, seconds = zip(*(_bpr(pair, name, seed, setting) for name in (pair.source, pair.target)), strict=True)
+    bridge = _timed(lambda: transfer.emcdr(*found, seed=seed, kind=kind))
+    return bridge._replace(seconds=bridge.seconds + sum(seconds))
+
+
+def ptupcdr(pair: Pair, seed: int, *, rate: float, **setting: Any) -> Fitted:
+    setting.pop("map_l2", None)
+    found, seconds = _both(pair, seed, setting)
+    options: dict[str, Any] = {"optimizer": optim.row_sparse(optax.adam(rate)), "epochs": 5, "batch_size": 256}
+    negatives = data.Negatives(shared=512)
+    bridge = _timed(
+        lambda: transfer.ptupcdr(
+            *found, hidden=(16,), loss="sampled_softmax", negatives=negatives, seed=seed, progress=False, **options
+        )
+    )
+    return bridge._replace(seconds=bridge.seconds + seconds)
+
+
+def carried(pair: Pair, seed: int, *, content_l2: float, **setting: Any) -> Fitted:
+    """The source's vectors as features in the target's factorisation: a prior for whoever is new or little known."""
+    source, seconds = _factorised(pair, pair.source, seed, setting)
+
+    def make() -> Recommender:
+        frames, side = pair.domains[pair.target], pair.shared
+        vectors = transfer.carry(source, side=side)
+        specs = data.Vector("source", scale="rms")
+        known = frames.users if side == "user" else frames.items
+        merged = vectors if known is None else known.merge(vectors, how="outer", on=side)
+        changed = {f"{side}_features": (*getattr(frames.schema, f"{side}_features"), specs)}
+        schema = dataclasses.replace(frames.schema, **changed)
+        sides = {"users": frames.users, "items": frames.items, f"{side}s": merged}
+        sides = {name: frame for name, frame in sides.items() if getattr(schema, f"{name[:-1]}_features")}
+        rows = data.encode(data.Parts(frames.interactions, None, None), schema, **sides).train
+        options = {"content": True, "content_l2": content_l2, "joint": (side,), "epochs": 10, "seed": seed}
+        return train.fit_als(rows, **options, **setting)
+
+    def once() -> Fitted:
+        found = _timed(make)
+        return found._replace(seconds=found.seconds + seconds)
+
+    return _once(_of(pair, f"carried {content_l2}", seed, setting), once)[0]
+
+
+def joint(pair: Pair, seed: int, *, decay: float, **setting: Any) -> Fitted:
+    """Both domains in one training, users shared; items compete with those of their own domain."""
+
+    def make() -> Recommender:
+        stacked = transfer.stack(pair.domains)
+        parts = data.Parts(stacked.interactions, None, None)
+        rows = data.encode(parts, stacked.schema, items=stacked.items).train
+        return jaxrec.fit(
+            models.SharedSpecific.for_data(rows, dim=64, **setting),
+            rows,
+            loss="sampled_softmax",
+            negatives=data.Negatives(shared=1024),
+            optimizer=optim.row_sparse(optax.adamw(0.01, weight_decay=decay)),
+            epochs=8,
+            seed=seed,
+            progress=False,
+        )
+
+    return Fitted(*_once(_of(pair, f"joint {decay}", seed, setting), make), pair.target)
+
+
+def regress(pair: Pair, seed: int, **setting: Any) -> Fitted:
+    source, target = (_encoded(pair, name) for name in (pair.source, pair.target))
+    return Fitted(*_once(_of(pair, "regress", 0, setting), lambda: transfer.regress(source, target, **setting)))
+
+
+def blend(bridge: Callable[..., Fitted], pair: Pair, seed: int, *, weight: float, **parts: Any) -> Fitted:
+    found = bridge(pair, seed, **parts["first"]), regress(pair, seed, **parts["regression"])
+    joined = _timed(lambda: transfer.blend([part.recommender for part in found], [1.0, weight]))
+    return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
+
+
+def _grid(**options: tuple) -> list[Setting]:
+    found: list[Setting] = [{}]
+    for name, values in options.items():
+        found = [{**each, name: value} for each in found for value in values]
+    return found
+
+
+_SPARSE = [
+    {"dim": 128, "unobserved": 0.003, "l2": 0.03},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.05},
+    {"dim": 128, "unobserved": 0.001, "l2": 0.05},
+    {"dim": 256, "unobserved": 0.003, "l2": 0.05},
+]
+_MORE = [  # for stacked iALS, which others are measured by
+    {"dim": 256, "unobserved": 0.003, "l2": 0.03},
+    {"dim": 256, "unobserved": 0.001, "l2": 0.05},
+    {"dim": 128, "unobserved": 0.01, "l2": 0.01},
+    {"dim": 128, "unobserved": 0.3, "l2": 0.01},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.5, "exponent": 0.5},
+    {"dim": 256, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.04},
+    {"dim": 128, "unobserved": 0.003, "l2": 0.07},
+    {"dim": 128, "unobserved": 0.005, "l2": 0.03},
+    {"dim": 128, "unobserved": 0.002, "l2": 0.04},
+    {"dim": 256, "unobserved": 0.005, "l2": 0.03},
+    {"dim": 64, "unobserved": 0.003, "l2": 0.03},
+    {"dim": 64, "unobserved": 0.003, "l2": 0.05},
+    {"dim": 64, "unobserved": 0.001, "l2": 0.05},
+]
+_DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
+_BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
+_KINDS = ("linear", "mlp")
+_DECAYS = (1.0, 3.0, 10.0, 30.0)
+_EASE = _grid(l2=(100.0, 300.0, 1000.0, 3000.0))
+_KNN = _grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
+
+
+def methods_for(pair: Pair) -> dict[str, Method]:
+    """What can be done with a pair; those named ``... alone`` know nothing of the source."""
+    grid = _SPARSE if pair.negatives else _DENSE
+    found = {
+        "popularity alone": Method(popularity, [{}]),
+        "iALS alone": Method(alone, grid),
+        "EASE alone": Method(alone_ease, _EASE),
+        "item k-NN alone": Method(alone_knn, _KNN),
+        "stacked iALS": Method(stacked_als, [*grid, *_MORE] if pair.negatives else grid),
+        "stacked EASE": Method(stacked_ease, _EASE),
+        "stacked item k-NN": Method(stacked_knn, _KNN),
+        "stacked iALS, source weighed": Method(stacked_als, []),
+        "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in (0.1, 1.0)]),
+    }
+    if pair.shared == "user":
+        found["stacked EASE, source weighed"] = Method(stacked_ease, [])
+        found["EASE of each domain, mixed"] = Method(mixed_ease, [])
+    if pair.negatives:  # inverting matrices of 20,000 items takes minutes
+        found = {name: method for name, method in found.items() if "EASE" not in name}
+    maps = (20.0, 100.0) if pair.negatives else (100.0,)
+    if pair.shared == "user":
+        found |= {
+            "popularity among shared users": Method(popular_with_shared, [{}]),
+            "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
+            "regression": Method(regress, _grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
+            "carried iALS and regression": Method(functools.partial(blend, carried), []),
+        }
+    if pair.negatives and pair.shots == 0:
+        found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
+    if {pair.source, pair.target} == {"game", "video"} and pair.shots == 0:
+        found |= {
+            "EMCDR and regression": Method(functools.partial(blend, emcdr), []),
+            "PTUPCDR over iALS": Method(ptupcdr, []),
+            "CMF": Method(joint, _grid(decay=_DECAYS, specific=(False,))),
+            "shared and specific": Method(joint, _grid(decay=_DECAYS, orthogonality=(0.1,))),
+            "domain-adversarial": Method(joint, _grid(decay=_DECAYS, specific=(False,), adversarial=(0.1,))),
+        }
+    return found
+
+
+def settings_of(name: str, method: Method, chosen: dict[str, Setting]) -> list[Setting]:
+    """What is tried; a method over others takes those as they were chosen on validation."""
+    if name == "stacked iALS, source weighed":
+        return [{**chosen["stacked iALS"], "weight": weight} for weight in (0.1, 0.3)]
+    if name == "stacked EASE, source weighed":
+        settings = (chosen["EASE alone"], chosen["stacked EASE"])
+        return [{**each, "source": source} for each in settings for source in (3.0, 10.0, 30.0)]
+    if name == "EASE of each domain, mixed":
+        l2 = chosen["EASE alone"]["l2"]
+        return _grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3))
+    if name in ("carried iALS and regression", "EMCDR and regression"):
+        first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
+        parts = {"first": first, "regression": chosen["regression"]}
+        return [{**parts, "weight": weight} for weight in (0.125, 0.25, 0.5, 1.0)]
+    if name == "PTUPCDR over iALS":
+        return [{**chosen["EMCDR over iALS"], "rate": rate} for rate in (1e-4, 1e-3)]
+    return method.settings

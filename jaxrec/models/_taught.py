@@ -1,0 +1,86 @@
+"""A model that is trained beside a teacher: what its scores should look like, for distillation."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Key
+
+from jaxrec import losses
+from jaxrec._types import Batch, Features, Params
+from jaxrec.models import _base
+from jaxrec.models._base import Gathered, Lookup, Scored
+
+_STUDENT, _TEACHER = "student", "teacher"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taught:
+    r"""A student with a teacher's vectors of users and items, which stay as they are.
+
+    To the student's own loss it adds, with :math:`t` the teacher's scores of an example's columns and :math:`s` the
+    student's, :math:`w \, \mathrm{KL}(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s))`, or where an example has one
+    column (targets) :math:`w (t - s)^2`; means over the examples of the batch.
+
+    Parameters are ``student/...`` and ``teacher/user``, ``teacher/item``: float32 ``[rows, dim]``, by table row.
+    """
+
+    student: Any
+    user_rows: int
+    item_rows: int
+    dim: int
+    weight: float
+    temperature: float
+
+    def __getattr__(self, name: str) -> Any:
+        """What the student says of itself (``history``, ``link``), and its vectors if it has them."""
+        student = self.__dict__.get("student")
+        value = None if student is None or name.startswith("_") else getattr(student, name, None)
+        if value is not None and name in ("user_vectors", "item_vectors"):
+            return lambda params, *arguments: value(params[_STUDENT], *arguments)
+        if value is None or callable(value):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return value
+
+    @property
+    def tables(self) -> dict[str, str]:
+        of_student = {f"{_STUDENT}/{path}": numbering for path, numbering in self.student.tables.items()}
+        return of_student | {f"{_TEACHER}/user": "user", f"{_TEACHER}/item": "item"}
+
+    @property
+    def unknown(self) -> Literal["mean", "zero"]:
+        return self.student.unknown
+
+    def init(self, key: Key[jax.Array, ""]) -> Params:
+        tables = {"user": jnp.zeros((self.user_rows, self.dim)), "item": jnp.zeros((self.item_rows, self.dim))}
+        return {_STUDENT: self.student.init(key), _TEACHER: tables}
+
+    def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
+        found = {
+            f"{_STUDENT}/{name}": Lookup(f"{_STUDENT}/{lookup.path}", lookup.rows)
+            for name, lookup in self.student.lookups(batch, features).items()
+        }
+        users = _base.take(features.user_row, _base.users_of(batch))
+        found[f"{_TEACHER}/user"] = Lookup(f"{_TEACHER}/user", users)
+        for name, items in _base.item_fields(batch).items():
+            found[f"{_TEACHER}/{name}"] = Lookup(f"{_TEACHER}/item", _base.take(features.item_row, items))
+        return found
+
+    def score(self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None) -> Scored:
+        own = {name.removeprefix(f"{_STUDENT}/"): rows for name, rows in gathered.items() if name.startswith(_STUDENT)}
+        found = _base.scored(self.student.score(params.get(_STUDENT, {}), own, batch, features, key=key))
+        theirs = [gathered.get(f"{_TEACHER}/{name}") for name in ("item", "shared")]
+        wanted = jax.lax.stop_gradient(_base.pair_scores(gathered[f"{_TEACHER}/user"], *theirs))
+        if wanted.shape != found.scores.shape:
+            raise ValueError(
+                f"Expected a student with a score for each of the batch's columns, {wanted.shape}, got "
+                f"{found.scores.shape}. A model that is trained on all positions at once cannot be taught this way."
+            )
+        if wanted.shape[1] == 1:
+            distance = losses.mse(found.scores[:, 0], wanted[:, 0], weight=batch.weight)
+        else:
+            distance = losses.distillation(found.scores, wanted, temperature=self.temperature, weight=batch.weight)
+        return Scored(found.scores, found.penalty + self.weight * distance, found.warmup)
+
+    apply = _base.apply
