@@ -349,6 +349,14 @@ def test_the_page_says_what_was_found(page, results):
     assert f"jaxrec {jaxrec.__version__}" in page and "Seed 0." in page and "Run on 20" in page
 
 
+def test_a_price_elsewhere_is_marked_where_the_strategy_was_kept(results, tmp_path):
+    kept = results["cross_domain"]
+    kept = dataclasses.replace(kept, differences=kept.differences.assign(high=-0.1), segments=kept.segments[:1])
+    for result, marked in ((kept, True), (dataclasses.replace(kept, chosen=kept.baseline), False)):
+        scenarios.write_html([result], tmp_path / "report.html")
+        assert ("costs elsewhere" in (tmp_path / "report.html").read_text()) == marked
+
+
 def test_names_are_escaped(page):
     assert EVIL not in page and "<script" not in page
     assert (

@@ -188,13 +188,13 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
 
 def _verdict(result: Scenario) -> str:
     word = f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
-    if result.differences["high"].iloc[-1] < 0:
+    if result.chosen == result.strategy and result.differences["high"].iloc[-1] < 0:
         word += ' <span class="verdict hurt">− costs elsewhere</span>'
     return word
 
 
 def _sentence(text: str) -> str:
-    return escape(text.replace("->", "→").replace(" -", " −").replace("[-", "[−"))
+    return escape(text.replace("->", "→").replace(" -", " −").replace("(-", "(−").replace("[-", "[−"))
 
 
 def _difference(row: Any) -> str:
