@@ -1,13 +1,17 @@
-# `make demo` and `make test` need nothing but make and Python >= 3.11; each makes its environment first.
+# `make demo`, `make scenarios` and `make test` need nothing but make and Python >= 3.11; each makes its environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OUT ?= demo-output
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test doctest lint types check bench clean
+.PHONY: demo scenarios test doctest lint types check bench clean
 
 demo: .venv/.run  ## pretrain, transfer, evaluate, export; DATA=FOLDER for real data
 	$(BIN)/python examples/demo.py --out $(OUT) $(if $(DATA),--data $(DATA))
+
+scenarios: OUT = scenarios.html
+scenarios: .venv/.run  ## five cases of transfer as one page, OUT=scenarios.html; DATA=FOLDER of data sets for real data
+	$(BIN)/python -m jaxrec.scenarios --out $(OUT) $(if $(DATA),--data $(DATA))
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -28,7 +32,7 @@ bench: .venv/.bench  ## the quick form, about 10 minutes on two cores
 check: lint types doctest test
 
 clean:
-	rm -rf .venv $(OUT) build dist .pytest_cache .ruff_cache
+	rm -rf .venv $(OUT) scenarios.html build dist .pytest_cache .ruff_cache
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed" if sys.version_info < (3, 11) else 0)'

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jaxrec._metrics import lower_is_better
 from jaxrec.transfer import CopyReport
 
-__all__ = ["cold_start", "copied", "learning_curves"]
+__all__ = ["cold_start", "copied", "gains", "learning_curves"]
 
 _COLOURS = ("#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito
 _BEGUN = {"content": "predicted from content", "neighbours": "mean of neighbours", "unknown": "mean of those copied"}
@@ -43,20 +43,19 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], *, metric: str) -> Fi
     return figure
 
 
-def cold_start(table: pd.DataFrame, *, metric: str) -> Figure:
+def cold_start(table: pd.DataFrame, *, metric: str, known: str = "interactions known of a new user") -> Figure:
     """A metric by the number of interactions that are known of a new user, a line per method with its interval.
 
     Args:
       table: columns ``method``, ``shots``, ``mean``, ``low``, ``high``; methods are drawn in their order of appearance.
       metric: label of the vertical axis.
+      known: label of the horizontal axis.
 
     Raises:
       ValueError: a column is missing or there is no row.
     """
-    missing = [name for name in ("method", "shots", "mean", "low", "high") if name not in table]
-    if missing or not len(table):
-        raise ValueError(f"Expected rows with method, shots, mean, low and high; missing: {missing or 'any row'}.")
-    figure, axes = _figure("interactions known of a new user", metric)
+    _need(table, ("method", "shots", "mean", "low", "high"))
+    figure, axes = _figure(known, metric)
     shots = sorted(table["shots"].unique())
     place = {shot: number for number, shot in enumerate(shots)}  # evenly spaced: 0, 1, 2, 5, 10 bunch up otherwise
     for number, (method, rows) in enumerate(table.groupby("method", sort=False)):
@@ -65,7 +64,7 @@ def cold_start(table: pd.DataFrame, *, metric: str) -> Figure:
         axes.fill_between(x, rows["low"].to_numpy(), rows["high"].to_numpy(), color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, rows["mean"].to_numpy(), color=colour, marker=_MARKERS[number % len(_MARKERS)], label=str(method))
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -108,6 +107,46 @@ def copied(report: CopyReport) -> Figure:
     axes.set_xlim(0, 1)
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     return figure
+
+
+def gains(table: pd.DataFrame, *, metric: str) -> Figure:
+    """A bar per segment with its interval: how far one method is ahead of another (right) or behind it (left).
+
+    Args:
+      table: columns ``segment``, ``gain``, ``low``, ``high``, and ``users`` if their number is to be told; segments are
+        drawn from top to bottom.
+      metric: that the gain is in.
+
+    Raises:
+      ValueError: a column is missing or there is no row.
+    """
+    _need(table, ("segment", "gain", "low", "high"))
+    figure, axes = _figure(f"gain in {metric}", "", height=1.2 + 0.36 * len(table))
+    gain, place = table["gain"].to_numpy(), np.arange(len(table))
+    ends = np.stack([gain - table["low"].to_numpy(), table["high"].to_numpy() - gain])
+    colours = [_COLOURS[1] if value >= 0 else _COLOURS[4] for value in gain]
+    axes.barh(place, gain, height=0.62, color=colours, alpha=0.75)
+    axes.errorbar(gain, place, xerr=np.maximum(ends, 0.0), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3)
+    axes.use_sticky_edges = False  # room on both sides of zero
+    axes.autoscale_view()
+    axes.locator_params(axis="x", nbins=5)
+    axes.axvline(0.0, color="#333333", linewidth=1.0)
+    names = table["segment"].astype(str)
+    if "users" in table:
+        names = [f"{name}  (n = {count:,})" for name, count in zip(names, table["users"], strict=True)]
+    axes.set_yticks(place, list(names), parse_math=False)  # a name is the user's: '$' is no formula
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _need(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing or not len(table):
+        listed = f"{', '.join(columns[:-1])} and {columns[-1]}"
+        raise ValueError(f"Expected rows with {listed}; missing: {missing or 'any row'}.")
 
 
 def _figure(x: str, y: str, *, height: float = 4.5) -> tuple[Figure, Axes]:

@@ -15,8 +15,8 @@ import jaxrec
 from jaxrec import plot
 
 ROOMS = [
-    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "sharding", "sources",
-    "train", "transfer",
+    "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios",
+    "sharding", "sources", "train", "transfer",
 ]  # fmt: skip
 # Explained once, at models.Model.
 PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}
@@ -27,6 +27,7 @@ PROTOCOL = {"apply", "init", "item_vectors", "lookups", "score", "user_vectors"}
     [
         ("jaxrec", ("jax", "pandas", "orbax", "matplotlib", "flax")),
         ("jaxrec.fit, jaxrec.evaluate, jaxrec.save, jaxrec.transfer", ("orbax", "matplotlib")),
+        ("jaxrec.scenarios", ("orbax", "matplotlib")),
     ],
 )
 def test_importing_loads_nothing_that_is_not_needed(code, heavy):
@@ -110,3 +111,25 @@ def test_cold_start_curves_have_a_line_and_a_band_per_method(tmp_path):
         plot.cold_start(table.drop(columns="low"), metric="ndcg@10")
     with pytest.raises(ValueError, match="missing: any row"):
         plot.cold_start(table.iloc[:0], metric="ndcg@10")
+
+
+def test_labels_of_curves_are_the_callers():
+    table = pd.DataFrame([("a", 0, 0.1, 0.05, 0.15)], columns=["method", "shots", "mean", "low", "high"])
+    assert plot.cold_start(table, metric="hit@5").axes[0].get_xlabel() == "interactions known of a new user"
+    assert plot.cold_start(table, metric="hit@5", known="rows of an item").axes[0].get_xlabel() == "rows of an item"
+
+
+def test_gains_have_a_bar_and_an_interval_per_segment():
+    rows = [("few $x$", 12, 0.1, 0.05, 0.2), ("many", 3000, -0.05, -0.1, 0.02)]
+    table = pd.DataFrame(rows, columns=["segment", "users", "gain", "low", "high"])
+    axes = plot.gains(table, metric="ndcg@10").axes[0]
+    assert [round(bar.get_width(), 3) for bar in axes.patches] == [0.1, -0.05]
+    assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor()
+    ends = axes.collections[0].get_segments()
+    assert np.allclose([segment[:, 0] for segment in ends], [[0.05, 0.2], [-0.1, 0.02]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["few $x$  (n = 12)", "many  (n = 3,000)"]
+    assert axes.yaxis_inverted() and axes.get_xlabel() == "gain in ndcg@10"
+    plain = plot.gains(table.drop(columns="users"), metric="ndcg@10").axes[0]
+    assert plain.get_yticklabels()[1].get_text() == "many"
+    with pytest.raises(ValueError, match="segment, gain, low and high; missing: \\['gain'\\]"):
+        plot.gains(table.drop(columns="gain"), metric="ndcg@10")

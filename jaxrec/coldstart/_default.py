@@ -290,7 +290,7 @@ class _Search:
 
         ``which`` says in words whose neighbours they are.
         """
-        scale = [1.0 / max(_spread(part, self.seed), 1e-12) for part in (factors, neighbours)]
+        scale = [1.0 / max(spread(part, self.seed), 1e-12) for part in (factors, neighbours)]
         by_name = {task.name: task for task in self.tasks}
 
         def weight(cold: float, warm: float, factor: float = 1.0) -> np.ndarray:
@@ -338,7 +338,7 @@ def _within(rows: pd.DataFrame, allowed: dict[str, Any]) -> pd.DataFrame:
     return rows
 
 
-def _spread(recommender: Recommender, seed: int) -> float:
+def spread(recommender: Recommender, seed: int) -> float:
     """Standard deviation of the scores of trained users and items."""
     users = np.flatnonzero(recommender.trained.user_count)
     chosen = np.random.default_rng(seed).permutation(users)[:_SAMPLE]

@@ -344,6 +344,7 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
     }
     tables, per_user = [], []
     place = np.searchsorted(lists.user, lists.relevant.user)
+    size = 1 << (max(len(lists.user), 1) - 1).bit_length()  # parts of about as many users share a compiled function
     for name, (chosen, items) in slices.items():
         relevant = np.bincount(place[items[lists.relevant.item]], minlength=len(lists.user))
         same = chosen.all() and relevant.sum() == len(lists.relevant)
@@ -352,8 +353,12 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
             continue
         hit = lists.hit & items[lists.item]
         # Of everybody, so that all slices share one compiled function.
-        found = {k: _from_hits(hit, relevant.astype(np.int32), k=k) for k in ks}
-        values = {f"{metric}@{k}": np.asarray(found[k][metric], np.float64)[chosen] for k in ks for metric in NAMES}
+        found = {k: _from_hits(padded(hit, size), padded(relevant.astype(np.int32), size), k=k) for k in ks}
+        values = {
+            f"{metric}@{k}": np.asarray(found[k][metric], np.float64)[: len(chosen)][chosen]
+            for k in ks
+            for metric in NAMES
+        }
         names = list(values)
         matrix = np.stack([values[metric] for metric in names], axis=1)
         means = bootstrap_means(matrix, draws=draws, seed=seed)

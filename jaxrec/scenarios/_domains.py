@@ -1,0 +1,184 @@
+"""Scenarios of two domains: users shared and items not, or nothing shared but what features say."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxrec._recommender import Recommender
+from jaxrec.coldstart import popularity
+from jaxrec.data import Frames, Parts, Schema, encode
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._question import (
+    SHRINKS,
+    SQUARES,
+    Fitted,
+    Method,
+    One,
+    Question,
+    Squares,
+    baselines,
+    factoriser,
+    folding,
+)
+from jaxrec.scenarios._scenario import Scenario
+from jaxrec.scenarios._settle import Told, settle
+from jaxrec.scenarios._splits import as_parts, hold_out
+from jaxrec.train import fit_item_knn
+from jaxrec.transfer import blend, emcdr, regress, stack
+
+_BARE = Schema()
+_SHARES = (0.25, 0.5)  # of the regression in a blend
+
+
+def cross_domain(
+    source: Frames,
+    target: Frames,
+    *,
+    strategies: Sequence[str] | None = None,
+    metric: str = "ndcg@10",
+    shots: Sequence[int] = SHOTS,
+    dim: int = 64,
+    validation: float = 0.15,
+    test: float = 0.25,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Scenario:
+    """Users who are known in one domain and new in another; items are others, and features are not read.
+
+    Shared users are held out whole in the target, and shown and judged as in ``new_user``. Strategies: ``"stacked
+    iALS"`` and ``"stacked item k-NN"`` (both domains as one matrix, ``transfer.stack``), ``"EMCDR"``
+    (``transfer.emcdr`` over iALS), ``"regression"`` (``transfer.regress``) and ``"EMCDR + regression"``
+    (``transfer.blend``). Baselines: popularity, popularity among the target's users who are in the source too, and
+    iALS of the target alone.
+
+    Args:
+      source: interactions without target. Users are the same by raw id, items never.
+      target: likewise; categories of its users make segments.
+      strategies: as for ``new_user``, likewise the others; shares are of the shared users.
+      metric: see ``strategies``.
+      shots: see ``strategies``.
+      dim: see ``strategies``.
+      validation: see ``strategies``.
+      test: see ``strategies``.
+      level: see ``strategies``.
+      seed: see ``strategies``.
+
+    Returns:
+      See ``new_user``. A stacked recommender knows items as ``"target/..."``; a note says so.
+
+    Raises:
+      ValueError: as for ``new_user``, or too few users are shared.
+    """
+    options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
+    options.check(source, "source")
+    options.check(target, "target")
+    theirs, ours = source.schema, target.schema
+    shared = np.intersect1d(source.interactions[theirs.user].unique(), target.interactions[ours.user].unique())
+    if len(shared) < 10:
+        raise ValueError(
+            f"{len(shared)} users are in both domains by raw id, and at least 10 are needed. Are ids of one kind and "
+            "from one system? Without shared users, see cross_platform."
+        )
+    splits = hold_out(
+        target.interactions, ours, side="user", among=pd.Series(shared), most=max(options.shots),
+        validation=validation, test=test, seed=seed,
+    )  # fmt: skip
+    question = Question(
+        schema=ours, splits=splits, side="user", who="users new to the target", shots=options.shots, metric=metric,
+        level=level, seed=seed,
+    )  # fmt: skip
+    there = source.interactions[[theirs.user, theirs.item]].set_axis(["user", "item"], axis=1)
+    activity = there["user"].value_counts()
+    told = Told(
+        name="cross_domain",
+        title="Cross-domain",
+        data=(
+            f"target: {counted(target.interactions, ours)}; source: "
+            f"{counted(source.interactions, theirs)}; {len(shared):,} users in both"
+        ),
+        scratch="iALS",
+        known="target interactions known of a user who is new there",
+        activity={"activity: interactions in the source": activity},
+        groups=groups_of(target),
+        popularity=splits.train[ours.item].value_counts(),
+        notes=("Recommenders of stacked domains know the target's items as 'target/...'.",),
+    )
+    domains = _Domains(there, target, splits, options)
+    return settle(question, options.picked(domains.methods()), told)
+
+
+class _Domains:
+    """What is fitted to two domains; backbones are shared by methods."""
+
+    def __init__(self, there: pd.DataFrame, target: Frames, splits: Any, options: Options) -> None:
+        self.schema, self.splits, self.options = target.schema, splits, options
+        self.there = encode(Parts(there, None, None), _BARE).train
+        self.here = encode(as_parts(splits), target.schema, users=target.users, items=target.items).train
+        sizes = {"dim": options.dim, "seed": options.seed}
+        self.of_source, self.of_target = factoriser(self.there, **sizes), factoriser(self.here, **sizes)
+        both = {
+            "source": Frames(there, None, None, _BARE),
+            "target": Frames(self._bare(splits.train), None, None, _BARE),
+        }
+        known = self.here.encoder
+        catalogue = self.named(pd.DataFrame({self.schema.user: known.users.ids[0], self.schema.item: known.items.ids}))
+        self.candidates = catalogue["item"].to_numpy()
+        # The catalogue stands for held-out rows: every item of the target is known, whatever the training part has.
+        self.both = encode(Parts(stack(both).interactions, catalogue, None), _BARE).train
+        self.of_both = factoriser(self.both, **sizes)
+
+    def _bare(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[[self.schema.user, self.schema.item]].set_axis(["user", "item"], axis=1)
+
+    def named(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the target as they are named in the stack."""
+        return stack({"target": Frames(self._bare(rows), None, None, _BARE)}).interactions
+
+    def stacked(self, recommender: Recommender) -> Fitted:
+        return Fitted(recommender, self.named, self.candidates)
+
+    def methods(self) -> list[Method]:
+        of_shared = self.there.encoder.users.encode(self.here.encoder.users.decode(self.here.user)) > 0
+        among = Method(
+            "popularity among shared users", "what those users of the target took who are in the source too",
+            lambda _: popularity(self.here.subset(of_shared)), strategy=False,
+        )  # fmt: skip
+        shared = np.unique(self.here.user[of_shared])
+        width = min(128, max(len(shared) // 2, 1))
+
+        @functools.cache
+        def regression(setting: One | None) -> Recommender:
+            return regress(self.there, self.here, dim=width, l2=None if setting is None else setting.value)
+
+        @functools.cache
+        def bridge(setting: Squares) -> Recommender:
+            return folding(emcdr(self.of_source(setting), self.of_target(setting)), setting)
+
+        def blended(setting: _Blend) -> Recommender:
+            return blend([bridge(setting.bridge), regression(None)], [1.0 - setting.share, setting.share])
+
+        softmax = [setting for setting in SQUARES if setting.softmax]
+        blends = tuple(_Blend(setting, share) for setting in softmax for share in _SHARES)
+        return [
+            *baselines(self.here, self.of_target)[:2],
+            among,
+            Method("stacked iALS", "one factorisation of both domains' interactions, users shared",
+                   lambda setting: self.stacked(self.of_both(setting)), SQUARES),
+            Method("stacked item k-NN", "items that share users with what a user touched in either domain",
+                   lambda setting: self.stacked(fit_item_knn(self.both, shrink=setting.value)), SHRINKS),
+            Method("EMCDR", "a linear map from users' vectors in the source to theirs in the target", bridge, SQUARES),
+            Method("regression", "a ridge regression from what users touched in the source to what they touch here",
+                   regression, (None, One("l2", 100.0))),
+            Method("EMCDR + regression", "the two blended", blended, blends),
+        ]  # fmt: skip
+
+
+class _Blend(NamedTuple):
+    bridge: Squares
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.bridge}, regression {self.share:g}"

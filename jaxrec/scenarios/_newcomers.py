@@ -1,0 +1,165 @@
+"""Scenarios within one domain whose newcomers are held out: new users, new items."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from jaxrec._recommender import Recommender
+from jaxrec.coldstart import map_content
+from jaxrec.data import Dataset, Frames, encode
+from jaxrec.scenarios._mixed import mixtures
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._question import SHRINKS, SQUARES, Method, One, Question, Squares, baselines, factoriser, folding
+from jaxrec.scenarios._scenario import Scenario
+from jaxrec.scenarios._settle import Told, settle
+from jaxrec.scenarios._splits import as_parts, hold_out
+from jaxrec.train import fit_ease, fit_item_knn
+
+
+def new_user(
+    frames: Frames,
+    *,
+    strategies: Sequence[str] | None = None,
+    metric: str = "ndcg@10",
+    shots: Sequence[int] = SHOTS,
+    dim: int = 64,
+    validation: float = 0.15,
+    test: float = 0.25,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Scenario:
+    """Users of whom nothing but features is known, and then a few interactions. Nothing is retrained for them.
+
+    Whole users are held out. Of each the first 0, 1, 2, 5 and 10 interactions are shown (at most half of what there
+    is), and the rest has to be ranked, in the full catalogue. Settings and strategy are chosen by the mean over these
+    numbers on validation users, a thousand at most; test users are read once, by the baselines and the best strategy.
+
+    Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"iALS, features mapped"`` (``map_content``),
+    ``"EASE"`` and ``"item k-NN"``, which read what a user touched. Those that the data has no features for are left
+    out. Baselines: popularity, iALS without features and, where items have features, their nearest neighbours.
+
+    Args:
+      frames: interactions without target, users and items with the schema's features, if there are any.
+      strategies: names of those that are tried; by default all.
+      metric: by which is chosen: recall, precision, hit, ndcg, mrr or map at a number.
+      shots: numbers of interactions known.
+      dim: width of factorisations.
+      validation: share of the newcomers.
+      test: likewise.
+      level: of the intervals.
+      seed: of splits, training and bootstrap.
+
+    Returns:
+      The verdict, the tables behind it, the splits and the chosen recommender.
+
+    Raises:
+      ValueError: the data has a target, too few users or items, a strategy is unknown, an option is out of range.
+    """
+    options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
+    return _newcomers(frames, options, side="user")
+
+
+def new_item(
+    frames: Frames,
+    *,
+    strategies: Sequence[str] | None = None,
+    metric: str = "ndcg@10",
+    shots: Sequence[int] = SHOTS,
+    dim: int = 64,
+    validation: float = 0.15,
+    test: float = 0.25,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Scenario:
+    """Items of which nothing but features is known, and then a few interactions.
+
+    As ``new_user``, with whole items held out, ranked for the users who touched them among all items, known ones
+    included. Strategies: ``"iALS with features"``, ``"iALS, features mapped"``, ``"iALS, features mapped by a
+    perceptron"`` and ``"features and neighbours"`` (``coldstart.mix``).
+
+    Args:
+      frames: as for ``new_user``; items need features, or there is nothing to tell new ones apart by.
+      strategies: as for ``new_user``, likewise the others; shares are of items.
+      metric: see ``strategies``.
+      shots: see ``strategies``.
+      dim: see ``strategies``.
+      validation: see ``strategies``.
+      test: see ``strategies``.
+      level: see ``strategies``.
+      seed: see ``strategies``.
+
+    Raises:
+      ValueError: as for ``new_user``, or items have no features.
+    """
+    options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
+    options.check(frames)
+    options.need_item_features(frames)
+    return _newcomers(frames, options, side="item")
+
+
+def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"]) -> Scenario:
+    options.check(frames)
+    schema, rows = frames.schema, frames.interactions
+    splits = hold_out(
+        rows, schema, side=side, most=max(options.shots), validation=options.validation, test=options.test,
+        seed=options.seed,
+    )  # fmt: skip
+    train: Dataset = encode(as_parts(splits), schema, users=frames.users, items=frames.items).train
+    question = Question(
+        schema=schema, splits=splits, side=side, who=f"new {side}s", shots=options.shots, metric=options.metric,
+        level=options.level, seed=options.seed,
+    )  # fmt: skip
+    popularity = (splits.train if side == "user" else rows)[schema.item].value_counts()
+    held_back = rows if side == "user" else splits.train
+    told = Told(
+        name=f"new_{side}",
+        title=f"New {side}s",
+        data=counted(rows, schema),
+        scratch="iALS",
+        known=f"interactions known of a new {side}",
+        activity={"activity: interactions of the user": held_back[schema.user].value_counts()},
+        groups=groups_of(frames),
+        popularity=popularity,
+    )
+    als = factoriser(train, dim=options.dim, seed=options.seed)
+    content = factoriser(train, dim=options.dim, seed=options.seed, content=True)
+    methods = baselines(train, als)
+    features = train.encoder.user_features if side == "user" else train.encoder.item_features
+    if train.encoder.user_features or train.encoder.item_features:
+        words = "a factorisation with features as prior, newcomers folded in from it"
+        methods.append(Method("iALS with features", words, content, SQUARES))
+    if features:
+        words = "a factorisation, and a ridge from features to its vectors, newcomers folded in"
+        methods.append(Method("iALS, features mapped", words, mapped(train, als, side), SQUARES))
+    if side == "user":
+        methods += of_history(train)
+    else:
+        words = "a factorisation, and a perceptron from features to its vectors, newcomers folded in"
+        name = "iALS, features mapped by a perceptron"
+        methods.append(Method(name, words, mapped(train, als, side, kind="mlp", seed=options.seed), SQUARES))
+        methods.append(mixtures(train, content, SQUARES[::2]))
+    return settle(question, options.picked(methods), told)
+
+
+def of_history(train: Dataset) -> list[Method]:
+    """Item-to-item methods, which need no training for a new user."""
+    return [
+        Method("EASE", "weights between items by ridge regression, read from what the user touched",
+               lambda setting: fit_ease(train, l2=setting.value), (One("l2", 100.0), One("l2", 500.0))),
+        Method("item k-NN", "items that share users with what the user touched",
+               lambda setting: fit_item_knn(train, shrink=setting.value), SHRINKS),
+    ]  # fmt: skip
+
+
+def mapped(
+    train: Dataset,
+    als: Callable[[Squares], Recommender],
+    side: Literal["user", "item"],
+    *,
+    kind: Literal["ridge", "mlp"] = "ridge",
+    seed: int = 0,
+) -> Callable[[Squares], Recommender]:
+    """``map_content`` over ``fit_als``."""
+    options: dict[str, Any] = {"progress": False} if kind == "mlp" else {}
+    return lambda setting: folding(
+        map_content(als(setting), train, side=side, kind=kind, seed=seed, **options), setting
+    )

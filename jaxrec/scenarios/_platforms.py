@@ -1,0 +1,150 @@
+"""Scenario of two platforms that share no id: what is learned of features in one is carried to the other."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from jaxrec._recommender import Recommender
+from jaxrec.data import Dataset, Frames, encode, split_random
+from jaxrec.models import TwoTower
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser
+from jaxrec.scenarios._scenario import Scenario
+from jaxrec.scenarios._settle import Told, settle
+from jaxrec.scenarios._splits import as_parts, hold_out
+from jaxrec.train import fit
+from jaxrec.transfer import adapt
+
+_TOWERS = {"hidden": (64,), "code_dim": 8, "history": 10}
+
+
+def cross_platform(
+    source: Frames,
+    target: Frames,
+    *,
+    strategies: Sequence[str] | None = None,
+    metric: str = "ndcg@10",
+    shots: Sequence[int] = SHOTS,
+    dim: int = 32,
+    epochs: int = 15,
+    validation: float = 0.15,
+    test: float = 0.25,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Scenario:
+    """Two platforms without a shared id: features that both name alike are all that connects them.
+
+    A two-tower model that reads features and histories is pretrained on the source and carried to the target
+    (``transfer.adapt``). Ids are taken as different even where they look the same. Users of the target are held out,
+    shown and judged as in ``new_user``. Strategies: ``"towers, fine-tuned"`` (all copied, all trained on), ``"towers,
+    frozen"`` (what was copied stays) and ``"item tower, fine-tuned"``. The baseline ``"towers from scratch"`` has the
+    same model and budget; the others are those of ``new_user``, and iALS with features.
+
+    Args:
+      source: interactions without target, items with features.
+      target: likewise. Features that are not in both schemas, with the same column and settings, are not read.
+      strategies: as for ``new_user``, likewise the others.
+      metric: see ``strategies``.
+      shots: see ``strategies``.
+      dim: width of the towers' vectors and of the factorisations.
+      epochs: of each training, at most: it stops on validation users.
+      validation: see ``strategies``.
+      test: see ``strategies``.
+      level: see ``strategies``.
+      seed: see ``strategies``.
+
+    Raises:
+      ValueError: as for ``new_user``, or the schemas share no feature of items.
+    """
+    options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
+    options.check(source, "source")
+    options.check(target, "target")
+    if epochs < 1:
+        raise ValueError(f"Expected epochs >= 1, got {epochs}.")
+    source, target = _alike(source, target)
+    schema = target.schema
+    splits = hold_out(
+        target.interactions, schema, side="user", most=max(shots), validation=validation, test=test, seed=seed
+    )
+    training: dict[str, Any] = {"epochs": epochs, "seed": seed, "progress": False}
+    rows = split_random(source.interactions, validation=0.1, test=0.0, seed=seed)
+    rich = encode(rows, source.schema, users=source.users, items=source.items)
+    model = TwoTower.for_data(rich.train, dim=dim, **_TOWERS)
+    pretrained = fit(model, rich.train, validation=rich.validation, batch_size=1024, **training)
+    poor = encode(as_parts(splits), schema, users=target.users, items=target.items, like=pretrained.encoder)
+    question = Question(
+        schema=schema,
+        splits=splits,
+        side="user",
+        who="new users",
+        shots=options.shots,
+        metric=metric,
+        level=level,
+        seed=seed,
+    )
+    features = [feature.column for feature in (*schema.user_features, *schema.item_features)]
+    told = Told(
+        name="cross_platform",
+        title="Cross-platform",
+        data=(
+            f"target: {counted(target.interactions, schema)}; source: "
+            f"{counted(source.interactions, source.schema)}; in common: {', '.join(features)}"
+        ),
+        scratch="towers from scratch",
+        known="target interactions known of a new user",
+        activity={"activity: interactions of the user": target.interactions[schema.user].value_counts()},
+        groups=groups_of(target),
+        popularity=splits.train[schema.item].value_counts(),
+    )
+    tuning = {**training, "validation": poor.validation, "batch_size": 256}
+    return settle(question, options.picked(_methods(pretrained, poor.train, options, tuning)), told)
+
+
+def _methods(pretrained: Recommender, train: Dataset, options: Options, tuning: dict[str, Any]) -> list[Method]:
+    sizes = {"dim": options.dim, "seed": options.seed}
+    content = factoriser(train, content=True, **sizes)
+
+    def scratch(_: None) -> Recommender:
+        return fit(TwoTower.for_data(train, dim=options.dim, **_TOWERS), train, **tuning)
+
+    def adapted(**how: Any) -> Any:
+        return lambda _: adapt(pretrained, train, **how, **tuning).recommender
+
+    return [
+        *baselines(train, factoriser(train, **sizes)),
+        Method("iALS with features", "a factorisation of the target alone with features as prior", content, SQUARES,
+               strategy=False),
+        Method("towers from scratch", "the same model, trained on the target alone", scratch, strategy=False),
+        Method("towers, fine-tuned", "both towers copied from the source and trained on", adapted()),
+        Method("towers, frozen", "both towers as the source left them, ids learned", adapted(freeze="copied")),
+        Method("item tower, fine-tuned", "the items' tower copied and trained on", adapted(patterns="item/*")),
+    ]  # fmt: skip
+
+
+def _alike(source: Frames, target: Frames) -> tuple[Frames, Frames]:
+    """Both with the features that they share, and without a shared id."""
+    shared: dict[str, Any] = {}
+    for side in ("user", "item"):
+        theirs, ours = (getattr(frames.schema, f"{side}_features") for frames in (source, target))
+        described = all(getattr(frames, f"{side}s") is not None for frames in (source, target))
+        shared[f"{side}_features"] = tuple(feature for feature in ours if feature in theirs) if described else ()
+    if not shared["item_features"]:
+        raise ValueError(
+            f"The schemas share no feature of items: {source.schema.item_features} and {target.schema.item_features}. "
+            "Give both frames of items a column of one name, type and scale. Domains with shared users need none: see "
+            "cross_domain."
+        )
+    schema = dataclasses.replace(source.schema, **shared)
+    apart = Frames(
+        _renamed(source.interactions, schema.user, schema.item), _renamed(source.users, schema.user),
+        _renamed(source.items, schema.item), schema,
+    )  # fmt: skip
+    return apart, target._replace(schema=dataclasses.replace(target.schema, **shared))
+
+
+def _renamed(frame: pd.DataFrame | None, *columns: str | None) -> Any:
+    if frame is None:
+        return None
+    return frame.assign(**{str(column): "source/" + frame[column].astype(str) for column in columns})

@@ -1,0 +1,468 @@
+"""Scenarios: no leaks, the choice is validation's, verdicts follow planted truth, and the page stands alone."""
+
+import base64
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import refuses
+
+import jaxrec
+from jaxrec import data, scenarios
+from jaxrec.scenarios import __main__ as command
+from jaxrec.scenarios import _domains, _newcomers, _platforms, _tail
+from jaxrec.scenarios._folders import real
+from jaxrec.scenarios._question import SQUARES, Fitted
+from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles
+
+EVIL = "<script>alert('$x')"
+NAMES = ("cross_domain", "cross_platform", "long_tail", "new_item", "new_user")
+SHOTS, SMALL = (0, 2), {"shots": (0, 2), "dim": 8}
+
+
+@pytest.fixture(scope="session")
+def planted() -> data.World:
+    """Two small domains in which everything carries over, and a category of users that is no friend of HTML."""
+    world = data.generate(
+        seed=0, transferable=1.0, content=0.9, source_users=260, target_users=220, source_items=60, target_items=60,
+        source_interactions=25.0, shared_users=1.0,
+    )  # fmt: skip
+    domains = []
+    for frames in (world.source, world.target):
+        schema = dataclasses.replace(frames.schema, user_features=(data.Numeric("age"), data.Categorical(EVIL)))
+        users = frames.users.rename(columns={"group": EVIL}).replace({EVIL: {"A": f"{EVIL}A"}})
+        domains.append(frames._replace(users=users, schema=schema))
+    return world._replace(source=domains[0], target=domains[1])
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """One setting of each factorisation, and three classes of popularity instead of ten."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_question", "_newcomers", "_domains", "_platforms"):
+            patch.setattr(f"jaxrec.scenarios.{name}.SQUARES", SQUARES[3:4])
+        patch.setattr("jaxrec.scenarios._tail._SQUARES", SQUARES[2:3])
+        patch.setattr("jaxrec.scenarios._settle._DECILES", 3)
+        yield
+
+
+@pytest.fixture(scope="session")
+def results(planted) -> dict[str, scenarios.Scenario]:
+    """All five, each with one strategy."""
+    source, target = planted.source, planted.target
+    with quick():
+        return {
+            "cross_domain": scenarios.cross_domain(source, target, strategies=["EMCDR"], **SMALL),
+            "cross_platform": scenarios.cross_platform(
+                source, target, strategies=["towers, fine-tuned"], epochs=3, **SMALL
+            ),
+            "long_tail": scenarios.long_tail(target, strategies=["iALS with features"], **SMALL),
+            "new_item": scenarios.new_item(target, strategies=["iALS, features mapped"], **SMALL),
+            "new_user": scenarios.new_user(target, strategies=["iALS, features mapped"], **SMALL),
+        }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_finite_and_of_test_users(results, name):
+    result = results[name]
+    assert result.name == name and result.verdict in ("helped", "hurt", "no difference")
+    for frame, columns in (
+        (result.table, ["mean", "low", "high"]), (result.curve, ["mean", "low", "high"]), (result.trials, ["value"]),
+        (result.segments, ["strategy", "baseline"]), (result.differences, ["difference", "p_value"]),
+    ):  # fmt: skip
+        assert len(frame) and np.isfinite(frame[columns].to_numpy(np.float64)).all()
+    assert result.table[["mean", "low", "high"]].apply(lambda row: row.low <= row["mean"] <= row.high, axis=1).all()
+    assert result.table["mean"].between(0, 1).all() and (result.segments["users"] > 0).all()
+    first = result.table[result.table["slice"] == result.who]
+    assert set(first["users"]) == {result.splits.test["user"].nunique()}
+    assert set(first["metric"]) == {"ndcg@10", "recall@20", "mrr@10"}
+    assert {result.strategy, result.baseline, result.scratch, "popularity"} == set(result.curve["method"])
+    assert set(result.curve["shots"]) == set(SHOTS)
+    gain = result.segments["strategy"] - result.segments["baseline"]
+    np.testing.assert_allclose(gain.to_numpy(), result.segments["gain"].to_numpy(), atol=1e-12)
+    kinds = set(result.segments["by"])
+    assert {"slice: cold and warm", f"user's {EVIL}"} <= kinds and len(kinds) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_splits_lose_no_row_and_do_not_leak(results, planted, name):
+    splits = results[name].splits
+    rows = pd.concat(splits)
+    assert sorted(rows.index) == sorted(planted.target.interactions.index)  # every row once
+    column = {"new_item": "item", "long_tail": None}.get(name, "user")
+    if column is not None:
+        cold = [set(pd.concat([part, splits.shown])[column]) - set(splits.train[column]) for part in splits[1:3]]
+        assert (
+            set(splits.validation[column]) | set(splits.test[column]) | set(splits.shown[column]) <= cold[0] | cold[1]
+        )
+        assert not set(splits.validation[column]) & set(splits.test[column])
+        counts = splits.shown.groupby(column).size()
+        assert (
+            counts.max() <= max(SHOTS)
+            and (counts <= splits.test.groupby(column).size().reindex(counts.index, fill_value=99)).all()
+        )
+    for column in ("user", "item"):
+        assert set(splits.warm[column]) <= set(splits.train[column])
+    trained = results[name].recommender.trained
+    assert trained.user_count.sum() <= len(splits.train) + len(planted.source.interactions)
+
+
+def test_rare_items_are_the_tail(results):
+    splits = results["long_tail"].splits
+    popularity = splits.train["item"].value_counts()
+    assert popularity[splits.test["item"].unique()].max() <= popularity[splits.warm["item"].unique()].min() + 3
+    assert set(splits.test["item"]).isdisjoint(splits.warm["item"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_choice_is_the_best_on_validation(results, name):
+    result = results[name]
+    best = result.trials.groupby("method", sort=False)["value"].max()
+    assert result.chosen == best.idxmax() and result.chosen in (result.strategy, result.baseline)
+    of_role = {role: rows.groupby("method", sort=False)["value"].max().idxmax()
+               for role, rows in result.trials.groupby("role")}  # fmt: skip
+    assert of_role == {"strategy": result.strategy, "baseline": result.baseline}
+    printed = str(result)
+    assert result.chosen in result.why and printed.startswith(f"{result.strategy} ")
+    assert result.elsewhere in printed and all(method in printed for method in result.table["method"])
+
+
+def test_shared_users_help_and_an_unrelated_source_does_not(results, planted):
+    assert results["cross_domain"].verdict == "helped"
+    assert results["cross_domain"].chosen == "EMCDR"
+    assert results["cross_domain"].differences["low"].iloc[0] > 0
+    rng = np.random.default_rng(0)
+    source = planted.source
+    users = source.interactions["user"].unique()
+    mixed_up = dict(zip(users, rng.permutation(users), strict=True))
+    strangers = source._replace(interactions=source.interactions.assign(user=source.interactions["user"].map(mixed_up)))
+    with quick():
+        unrelated = scenarios.cross_domain(strangers, planted.target, strategies=["EMCDR"], **SMALL)
+    assert unrelated.verdict != "helped"
+    assert unrelated.chosen == unrelated.baseline and unrelated.why.startswith("Kept")
+    assert "nothing is transferred" in str(unrelated)
+    assert unrelated.differences["difference"].iloc[0] < results["cross_domain"].differences["difference"].iloc[0]
+
+
+def test_content_serves_new_items_that_factors_alone_cannot(results):
+    result = results["new_item"]
+    nothing = result.table[(result.table["slice"] == "nothing known") & (result.table["metric"] == "ndcg@10")]
+    by_method = nothing.set_index("method")["mean"]
+    assert by_method["iALS, features mapped"] > by_method["iALS"]
+
+
+def test_a_verdict_needs_the_interval_the_test_and_for_help_validation():
+    def row(difference, low, high, p):
+        return pd.Series({"difference": difference, "low": low, "high": high, "p_value": p})
+
+    assert _verdict(row(0.1, 0.05, 0.15, 0.001), 0.95, True) == "helped"
+    assert _verdict(row(0.1, 0.05, 0.15, 0.001), 0.95, False) == "no difference"
+    assert _verdict(row(-0.1, -0.15, -0.05, 0.001), 0.95, True) == "hurt"
+    assert _verdict(row(-0.1, -0.15, -0.05, 0.001), 0.95, False) == "hurt"
+    assert _verdict(row(0.1, -0.05, 0.15, 0.001), 0.95, True) == "no difference"
+    assert _verdict(row(0.1, 0.05, 0.15, 0.06), 0.95, True) == "no difference"
+
+
+def test_words_follow_the_verdict(results):
+    result = results["cross_domain"]
+    hurt = dataclasses.replace(result, verdict="hurt", chosen=result.baseline)
+    assert "hurt" in hurt.summary and "it was kept out" in hurt.summary
+    assert "validation had chosen it" in dataclasses.replace(hurt, chosen=hurt.strategy).summary
+    assert "can be told from chance" in dataclasses.replace(result, verdict="no difference").summary
+
+
+def test_segments_are_told_apart_by_number():
+    numbers = pd.Series([1, 1, 2, 3, 5, 8, 13, np.nan], index=list("abcdefgh"))
+    labels = quartiles(numbers)
+    assert labels["a"] == labels["b"] and labels.notna().all() and labels["g"] != labels["c"]
+    assert quartiles(pd.Series([4, 4, 4])).tolist() == ["4"] * 3
+    popularity = pd.Series(np.arange(20), index=np.arange(20))
+    assert deciles(popularity, popularity).value_counts().eq(2).all() and deciles(popularity, popularity)[19] == 0
+    assert deciles(pd.Series([0, 0]), pd.Series([9, 0, 0])).nunique() == 1
+    groups = _largest(pd.Series(list("aabbccddeeffg") + [None]))
+    assert groups.iloc[-1] == groups.iloc[-2] == "others" and groups.iloc[0] == "a"
+
+
+def test_of_many_validation_users_some_decide(asked, planted, monkeypatch):
+    question = asked("new_user", planted.target)[0]
+    assert len(_some(question)) == len(question.splits.validation)
+    monkeypatch.setattr("jaxrec.scenarios._settle._USERS", 5)
+    some = _some(question)
+    assert some["user"].nunique() == 5 and some["user"].isin(question.splits.validation["user"]).all()
+
+
+# Options
+
+
+class Asked(Exception):
+    """Carries what a scenario would have settled."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The question, methods and words of a scenario, without anything being fitted."""
+
+    def stop(question, methods, told, **_):
+        raise Asked(question, methods, told)
+
+    for module in (_domains, _newcomers, _platforms, _tail):
+        monkeypatch.setattr(module, "settle", stop)
+
+    def ask(name, *frames, **options):
+        with pytest.raises(Asked) as caught:
+            getattr(scenarios, name)(*frames, **options)
+        return caught.value.args
+
+    return ask
+
+
+def test_options_reach_the_question(asked, planted):
+    target = planted.target
+    question, methods, _ = asked("new_user", target)
+    assert question.shots == (0, 1, 2, 5, 10) and question.metric == "ndcg@10" and question.level == 0.95
+    assert [method.name for method in methods if method.strategy] == [
+        "iALS with features", "iALS, features mapped", "EASE", "item k-NN",
+    ]  # fmt: skip
+    other, fewer, _ = asked(
+        "new_user", target, strategies=["EASE"], metric="recall@5", shots=[0, 3], level=0.8, seed=1, test=0.5, dim=4
+    )
+    assert (
+        other.metric == "recall@5" and other.metrics[0] == "recall@5" and other.shots == (0, 3) and other.level == 0.8
+    )
+    assert [method.name for method in fewer if method.strategy] == ["EASE"]
+    assert other.splits.test["user"].nunique() == 110 and question.splits.test["user"].nunique() == 55
+    assert asked("new_user", target, validation=0.3)[0].splits.validation["user"].nunique() == 66
+    assert set(asked("new_user", target, seed=1)[0].splits.test["user"]) != set(question.splits.test["user"])
+    assert fewer[1].fit(SQUARES[0]).model.dim == 4
+
+
+def test_options_of_one_scenario_matter(asked, planted, monkeypatch):
+    half, most = (asked("long_tail", planted.target, tail=share)[0] for share in (0.5, 0.9))
+    assert half.splits.test["item"].nunique() < most.splits.test["item"].nunique()
+
+    def pretraining(model, train, **options):
+        raise Asked(model.dim, options["epochs"])
+
+    monkeypatch.setattr(_platforms, "fit", pretraining)
+    assert asked("cross_platform", planted.source, planted.target, epochs=1, dim=4) == (4, 1)
+
+
+def test_folding_by_squares_and_by_softmax_differ(asked, planted):
+    question, methods, _ = asked("new_user", planted.target, **SMALL)
+    als = next(method for method in methods if method.name == "iALS")
+    one, other = (question.report(Fitted(als.fit(setting)), question.splits.validation, 2) for setting in SQUARES[:2])
+    assert "squares" in str(SQUARES[0]) and "softmax" in str(SQUARES[1])
+    assert not one.users("ndcg@10").equals(other.users("ndcg@10"))
+
+
+def test_the_same_candidates_are_ranked_whatever_is_known(asked, planted):
+    question, methods, _ = asked("new_user", planted.target, **SMALL)
+    popular = Fitted(methods[0].fit(None))
+    none, some = (question.report(popular, question.splits.validation, shot) for shot in SHOTS)
+    pd.testing.assert_frame_equal(none.per_user, some.per_user)  # popularity learns nothing of a user
+
+
+def test_without_features_what_needs_them_is_left_out(asked, planted):
+    bare = data.Frames(planted.target.interactions, None, None, data.Schema(time="time"))
+    _, methods, told = asked("new_user", bare)
+    assert [method.name for method in methods] == ["popularity", "iALS", "EASE", "item k-NN"] and not told.groups
+
+
+# Errors
+
+
+def test_bad_calls_are_refused(planted, rated_world):
+    source, target = planted.source, planted.target
+    with pytest.raises(ValueError, match="Expected choices without target.*rated|Keep the rows"):
+        scenarios.new_user(rated_world.target)
+    with refuses(TypeError, "Expected a Frames for frames, got DataFrame"):
+        scenarios.new_user(target.interactions)
+    with pytest.raises(ValueError, match="strategies among 'iALS with features'.*got \\['magic'\\]"):
+        scenarios.new_user(target, strategies=["magic"])
+    with pytest.raises(ValueError, match="metric such as 'ndcg@10'"):
+        scenarios.new_user(target, metric="rmse")
+    with pytest.raises(ValueError, match="metric at 1 .. 60"):
+        scenarios.new_user(target, metric="ndcg@100")
+    with pytest.raises(ValueError, match="shots that ascend"):
+        scenarios.new_user(target, shots=(2, 1))
+    with pytest.raises(ValueError, match="dim >= 1"):
+        scenarios.new_user(target, dim=0)
+    with pytest.raises(ValueError, match="level in \\(0, 1\\)"):
+        scenarios.new_user(target, level=95)
+    with pytest.raises(ValueError, match="repeated index labels"):
+        scenarios.new_user(target._replace(interactions=pd.concat([target.interactions] * 2)))
+    with pytest.raises(ValueError, match="no users or no items"):
+        scenarios.new_user(target._replace(schema=data.Schema(item=None)))
+    bare = target._replace(items=None, schema=data.Schema())
+    for scenario in (scenarios.new_item, scenarios.long_tail):
+        with pytest.raises(ValueError, match="Items have no features"):
+            scenario(bare)
+    with pytest.raises(ValueError, match="tail in \\(0, 1\\)"):
+        scenarios.long_tail(target, tail=1.0)
+    with pytest.raises(ValueError, match="shares above 0"):
+        scenarios.long_tail(target, validation=0.0)
+    with pytest.raises(ValueError, match="The tail or the head has no"):
+        scenarios.long_tail(target, tail=0.001)
+    with pytest.raises(ValueError, match="share no feature of items"):
+        scenarios.cross_platform(source, bare)
+    with pytest.raises(ValueError, match="epochs >= 1"):
+        scenarios.cross_platform(source, target, epochs=0)
+    others = source._replace(interactions=source.interactions.assign(user=source.interactions["user"] + 10**9))
+    with pytest.raises(ValueError, match="0 users are in both domains"):
+        scenarios.cross_domain(others, target)
+
+
+# The page
+
+
+@pytest.fixture(scope="session")
+def page(results, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("page") / "new" / "report.html"
+    scenarios.write_html([results[name] for name in NAMES], path, title=f"{EVIL} & more", about=f"About {EVIL}")
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_loads_nothing(page):
+    leads = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]+)", page)
+    assert leads and all(lead.startswith(("data:image/svg+xml;base64,", "#")) for lead in leads)
+    assert not re.search(r"<(script|link|iframe|object|embed)\b|@import|url\(", page)
+    images = re.findall(r'<img alt="([^"]+)" src="data:image/svg\+xml;base64,([^"]+)">', page)
+    assert len(images) == page.count("<img") == 5 * len(NAMES) and all(alt.strip() for alt, _ in images)
+    plots = [base64.b64decode(code).decode() for _, code in images]
+    assert all(plot.rstrip().endswith("</svg>") and "<script" not in plot for plot in plots)
+    assert not any(re.search(r'(href|src)="(?!#)', plot) for plot in plots)
+    assert any("&lt;script" in plot for plot in plots)  # the category's name is drawn as it is, formula or not
+
+
+def test_the_page_says_what_was_found(page, results):
+    for number, name in enumerate(NAMES):
+        result = results[name]
+        assert page.count(f'href="#case-{number}"') == page.count(f'id="case-{number}"') == 1
+        assert f">{result.title}</h2>" in page and result.verdict in page
+        assert result.summary.split(":")[0] in page
+    assert f"jaxrec {jaxrec.__version__}" in page and "Seed 0." in page and "Run on 20" in page
+
+
+def test_a_price_elsewhere_is_marked_where_the_strategy_was_kept(results, tmp_path):
+    kept = results["cross_domain"]
+    kept = dataclasses.replace(kept, differences=kept.differences.assign(high=-0.1), segments=kept.segments[:1])
+    for result, marked in ((kept, True), (dataclasses.replace(kept, chosen=kept.baseline), False)):
+        scenarios.write_html([result], tmp_path / "report.html")
+        assert ("costs elsewhere" in (tmp_path / "report.html").read_text()) == marked
+
+
+def test_names_are_escaped(page):
+    assert EVIL not in page and "<script" not in page
+    assert (
+        "<title>&lt;script&gt;" in page
+        and "About &lt;script&gt;" in page
+        and "Gain by user&#x27;s &lt;script&gt;" in page
+    )
+
+
+def test_a_page_that_cannot_be_written_leaves_the_older_one(results, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("older")
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        scenarios.write_html([results["new_user"]], path)
+    monkeypatch.undo()
+    assert path.read_text() == "older" and [each.name for each in tmp_path.iterdir()] == ["report.html"]
+    scenarios.write_html([results["new_user"]], path)
+    assert path.read_text().startswith("<!DOCTYPE html>") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_pages_of_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one result"):
+        scenarios.write_html([], tmp_path / "report.html")
+    with refuses(TypeError, "Expected a Scenario for results\\[0\\], got str"):
+        scenarios.write_html(["new_user"], tmp_path / "report.html")
+
+
+def test_plots_without_matplotlib_say_what_to_install(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "jaxrec.plot")
+    monkeypatch.delattr(jaxrec, "plot", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="pip install 'jaxrec\\[plot\\]'"):
+        results["new_user"].figures()
+
+
+# The command
+
+
+@pytest.fixture
+def ready(results, monkeypatch):
+    """The command's scenarios, measured already."""
+    for name in NAMES:
+        monkeypatch.setattr(scenarios, name, lambda *_, name=name, seed: results[name])
+
+
+def test_the_command_runs_all_five_on_generated_data(ready, results, monkeypatch, capsys):
+    written = {}
+
+    def write(found, path, *, about):
+        written[path] = found, about
+
+    monkeypatch.setattr(scenarios, "write_html", write)
+    command.main(["--out", "report.html"])
+    found, about = written["report.html"]
+    assert {result.name for result in found} == set(NAMES) and "generated worlds (seed 0)" in about
+    printed = capsys.readouterr().out
+    assert all(f"{name}: generated worlds" in printed for name in NAMES) and printed.endswith("report.html\n")
+    command.main(["--out", "one.html", "--only", "new_item", "--seed", "1"])
+    assert written["one.html"][0] == [results["new_item"]] and "(seed 1)" in written["one.html"][1]
+
+
+def test_the_command_takes_what_a_folder_has(ready, planted, tmp_path, capsys):
+    folder = tmp_path / "sets" / "ml-100k"
+    folder.mkdir(parents=True)
+    items = pd.DataFrame({"item_id": [1, 2], "title": ["A (1990)", "B"], "genres": ["Art|Drama", ""]})
+    rows = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 1], "rating": [5, 3, 4], "timestamp": [1, 2, 3]})
+    users = pd.DataFrame({"user_id": [1, 2], "age": [20, 30], "gender": ["F", "M"]})
+    for name, frame in (("items", items), ("ratings", rows), ("users", users)):
+        frame.astype({frame.columns[0]: "uint16"}).to_parquet(folder / f"{name}.parquet")
+    cases, missing = real(tmp_path / "sets")
+    assert [case.name for case in cases] == ["new_user", "new_item", "long_tail"]
+    assert missing["cross_platform"] == "it needs ml-1m and ml-100k in sets"
+    frames = cases[0].frames[0]
+    assert frames.interactions["rating"].tolist() == [5, 4] and frames.schema.target is None
+    assert frames.items["year"].tolist() == [1990.0] and frames.interactions["user_id"].dtype == "int64"
+    command.main(["--out", str(tmp_path / "report.html"), "--data", str(tmp_path / "sets")])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section") == 3 and "cross_domain was left out: it needs amazon" in page
+    assert "cross_platform is left out" in capsys.readouterr().out
+
+
+def test_folders_without_data_are_refused(ready, tmp_path, capsys):
+    for folder, message in (
+        (tmp_path, "has no data set that a scenario knows"),
+        (tmp_path / "no", "There is no folder"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(["--out", str(tmp_path / "report.html"), "--data", str(folder)])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--only", "everything"])
+    assert "expected names among new_user" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="No scenario was run"):
+        (tmp_path / "ml-100k").mkdir()
+        for name in ("items", "ratings", "users"):
+            pd.DataFrame(
+                {f"{name[:4]}_id": [1], "item_id": [1], "user_id": [1], "rating": [5], "title": ["A"]}
+            ).to_parquet(tmp_path / "ml-100k" / f"{name}.parquet")
+        command.main(["--data", str(tmp_path), "--only", "cross_domain", "--out", str(tmp_path / "report.html")])
+
+
+def test_real_data_suits_every_scenario(real_data, asked):
+    cases, missing = real(real_data)
+    assert not missing and len(cases) == 5
+    for case in cases:
+        if case.name != "cross_platform":  # it would pretrain
+            question, methods, told = asked(case.name, *case.frames)
+            assert len(question.splits.test) > 300 and len(methods) > 3 and told.data
