@@ -351,10 +351,13 @@ def methods_for(pair: Pair) -> dict[str, Method]:
     return found
 
 
-def settings_of(name: str, method: Method, chosen: dict[str, Setting]) -> list[Setting]:
+def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pair) -> list[Setting]:
     """What is tried; a method over others takes those as they were chosen on validation."""
     if name == "stacked iALS, source weighed":
-        return [{**chosen["stacked iALS"], "weight": weight} for weight in (0.1, 0.3)]
+        weights = (
+            (0.1, 0.3) if pair.shared == "user" else (0.01, 0.03, 0.1, 0.3)
+        )  # there the source has 20 times the rows
+        return [{**chosen["stacked iALS"], "weight": weight} for weight in weights]
     if name == "stacked EASE, source weighed":
         settings = (chosen["EASE alone"], chosen["stacked EASE"])
         return [{**each, "source": source} for each in settings for source in (3.0, 10.0, 30.0)]

@@ -172,8 +172,8 @@ def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, 
         if setting is None:
             if tuning_at != shots:
                 raise ValueError(f"{name} has no setting of {what!r} at {tuning_at} shots. Run those first.")
-            chosen = {each: _setting(rows, name, label, each) for each in methods}
-            setting = tuned(pair, method, settings_of(what, method, {k: v for k, v in chosen.items() if v is not None}))
+            chosen = {each: found for each in methods if (found := _setting(rows, name, label, each)) is not None}
+            setting = tuned(pair, method, settings_of(what, method, chosen, pair))
         for seed in missing:
             fitted = method.fit(pair, seed, **setting)
             validation = answers(fitted, pair, pair.validation).chosen_by()
