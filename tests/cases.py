@@ -167,6 +167,16 @@ MODELS: dict[str, Case] = {
         ),
         ("parts/0/item/*", "gate/*"), "parts/0/user/embedding",
     ),
+    "mixture by users": Case(
+        models.Mixture(
+            parts=(
+                models.MatrixFactorization(user_rows=9, item_rows=7, dim=2, bias=False),
+                models.SequenceTransformer(item_rows=7, dim=DIM, layers=1, heads=2, history=2, dropout=0.0),
+            ),
+            item_rows=7, few=3,
+        ),
+        ("parts/1/item/*", "gate/*"), "parts/0/user/embedding",
+    ),
     "autoencoder": Case(
         models.VariationalAutoencoder(item_rows=7, dim=DIM, latent=3, history=3, beta=0.1, anneal=20),
         ("item/decoder/*", "autoencoder/mean/kernel"), "item/encoder/embedding",
