@@ -95,7 +95,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
         return vectors
     if items.ndim > 1:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
-    turned = Interactions(added.item, added.user, added.num_items, added.num_users, added.value)
+    turned = added.turned()
     untrained = np.where(recommender.encoder.features.item_row[items] == 0, items, 0)
     touched = _touched(turned, untrained)
     if touched is None:
