@@ -24,6 +24,7 @@ FEATURES = Features(
     item_codes={
         "tags": jnp.asarray(np.stack([np.arange(ITEMS) % 4, np.arange(ITEMS) % 2], axis=1), jnp.int32),
         "domain": jnp.asarray(np.arange(ITEMS)[:, None] % 3, jnp.int32),
+        "personal row": jnp.asarray(np.arange(ITEMS)[:, None] % 4, jnp.int32),
     },
     user_present=jnp.asarray(np.arange(USERS)[:, None] % 4 > 0),
     item_present=jnp.asarray(np.stack([np.arange(ITEMS) % 3 > 0, np.arange(ITEMS) % 4 > 0], axis=1)),
@@ -167,6 +168,16 @@ MODELS: dict[str, Case] = {
         ),
         ("parts/0/item/*", "gate/*"), "parts/0/user/embedding",
     ),
+    "mixture by users": Case(
+        models.Mixture(
+            parts=(
+                models.MatrixFactorization(user_rows=9, item_rows=7, dim=2, bias=False),
+                models.SequenceTransformer(item_rows=7, dim=DIM, layers=1, heads=2, history=2, dropout=0.0),
+            ),
+            item_rows=7, few=3,
+        ),
+        ("parts/1/item/*", "gate/*"), "parts/0/user/embedding",
+    ),
     "autoencoder": Case(
         models.VariationalAutoencoder(item_rows=7, dim=DIM, latent=3, history=3, beta=0.1, anneal=20),
         ("item/decoder/*", "autoencoder/mean/kernel"), "item/encoder/embedding",
@@ -209,6 +220,13 @@ MODELS: dict[str, Case] = {
             personal=("user/bias", "user/mlp/*"), rows=4,
         ),
         ("item/mlp/*", "personal/user/bias"), "user/embedding",
+    ),
+    "personalised items": Case(
+        models.Personalised(
+            base=models.TwoTower(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_SIDES),
+            personal=("item/bias", "item/mlp/1/*"), rows=4, side="item",
+        ),
+        ("user/mlp/*", "personal/item/bias"), "item/embedding",
     ),
     "adapters": Case(
         models.LoRA(base=models.MatrixFactorization(user_rows=9, item_rows=7, dim=DIM, bias=False), rank=2, alpha=3.0,

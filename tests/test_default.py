@@ -62,17 +62,83 @@ def test_new_users_are_folded_in_as_the_part_alone_does(two, tmp_path):
         np.testing.assert_allclose(other.score, lists[0].score, rtol=1e-5)
 
 
+BY_USER = np.arange(1.0, 19.0).reshape(2, 3, 3) * [[[1.0]], [[-0.3]]]
+
+
+def test_a_gate_looks_at_how_much_is_known_of_the_user(two, world, tmp_path):
+    """Somebody new, one with two interactions and a trained one, each with weights of their own; as added, so known."""
+    item, user, time = world.target.schema.item, world.target.schema.user, world.target.schema.time
+    mixed = coldstart.mix(two, BY_USER, few=3)
+    twin = world.target.items.head(1).assign(**{item: "new"})
+    known = two[0].encoder.items.ids
+    touched = pd.DataFrame({user: [-1, -1, -2, -2, -2], item: known[[0, 1, 0, 1, 2]], time: range(5)})
+    first, second, ready = (coldstart.add(each, items=twin, interactions=touched) for each in (*two, mixed))
+    trained = two[0].encoder.users.ids[int(np.argmax(two[0].trained.user_count[1:]))]
+    users = [trained, -9, -1, -2]
+    pairs = pd.DataFrame([(each, one) for each in users for one in ready.encoder.items.ids], columns=[user, item])
+    count = np.append(two[0].trained.item_count[1 : len(known) + 1], 0)  # the new item comes last
+    of_item = np.where(count == 0, 0, np.where(count < 3, 1, 2))
+    weight = BY_USER[:, np.repeat([2, 0, 1, 2], len(of_item)), np.tile(of_item, len(users))]
+    expected = weight[0] * jaxrec.predict(first, pairs) + weight[1] * jaxrec.predict(second, pairs)
+    np.testing.assert_allclose(jaxrec.predict(ready, pairs), expected, rtol=1e-4, atol=1e-4)
+    frame = pairs.assign(expected=expected).rename(columns={user: "user", item: "item"})
+    lists = jaxrec.recommend(ready, users, k=5, exclude_seen=False).merge(frame, on=["user", "item"])
+    assert len(lists) == 20
+    np.testing.assert_allclose(lists.score, lists.expected, rtol=1e-4, atol=1e-4)
+    # What is given for one call counts as what is added, and a file keeps the gate.
+    jaxrec.save(mixed, tmp_path / "mixed")
+    again = jaxrec.recommend(jaxrec.load(tmp_path / "mixed"), [-1, -2], interactions=touched, new_items=twin, k=5)
+    pd.testing.assert_frame_equal(again, jaxrec.recommend(ready, [-1, -2], k=5))
+    # An evaluation ranks as recommend does.
+    best = frame[~ready.seen.contains(*(side.encode(frame[name]) for side, name in (
+        (ready.encoder.users, "user"), (ready.encoder.items, "item"))))]  # fmt: skip
+    best = best.loc[best.groupby("user").expected.idxmax()]
+    rows = best.rename(columns={"user": user, "item": item})[[user, item]].assign(**{time: 9})
+    report = jaxrec.evaluate(ready, rows, ks=(1,), draws=1)
+    assert report["ndcg@1"] == 1.0
+
+
+def test_the_gate_alone_reads_what_the_whole_reads_of_a_user(two):
+    """``apply`` on histories, which an artefact serves: the third interaction moves a user to the last weights."""
+    mixed = coldstart.mix([two[0]], BY_USER[:1], few=3)
+    model, plain = mixed.model, two[0].model
+    assert model.history == 3 and plain.history == 0 and coldstart.mix(two, WEIGHT).model.few == 0
+    history = np.zeros((4, 3), np.int32)
+    for row in range(4):
+        history[row, :row] = np.arange(1, row + 1)
+    batch = data.Batch(user=np.zeros(4, np.int32), item=np.full((4, 1), 5, np.int32), history=history)
+    bucket = int(mixed.params["gate"]["bucket"][mixed.encoder.features.item_row[5], 0])
+    expected = BY_USER[0, [0, 1, 1, 2], bucket] * np.asarray(plain.apply(two[0].params, batch, mixed.features))[:, 0]
+    assert np.abs(expected).min() > 0
+    np.testing.assert_allclose(model.apply(mixed.params, batch, mixed.features)[:, 0], expected, rtol=1e-5)
+
+
+def test_a_part_is_given_the_latest_that_it_reads():
+    case = MODELS["mixture by users"].model
+    params = case.init(jax.random.key(0))
+    long = batch_of(length=5)._replace(history=np.tile(np.array([1, 2, 3, 4, 0], np.int32), (8, 1)))
+    short = long._replace(history=np.tile(np.array([3, 4, 0, 0, 0], np.int32), (8, 1)))
+    other = long._replace(history=np.tile(np.array([1, 2, 3, 5, 0], np.int32), (8, 1)))
+    found, same, changed = (case.apply(params, each, FEATURES) for each in (long, short, other))
+    np.testing.assert_array_equal(found, same)  # weights are all one
+    assert (found != changed).all()
+
+
 def test_what_cannot_be_mixed_is_refused(two, factorization):
     for parts, weight, options, message in (
         ([], [], {}, "at least one recommender"),
         (two, [[1.0, 1.0, 1.0]], {}, r"shape \(2, 3\)"),
         (two, [[1.0, 1.0, 1.0], [1.0, float("nan"), 1.0]], {}, "finite weights"),
+        (two, [[[1.0] * 3] * 2] * 2, {}, r"or of shape \(2, 3, 3\), by users and by items"),
         (two, WEIGHT, {"few": 0}, "few >= 1"),
+        (two, BY_USER, {"few": 0}, "few >= 1"),
         ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
         ((two[0], two[1].replace(num_trained=1)), WEIGHT, {}, "same training data"),
     ):
         with pytest.raises(ValueError, match=message):
             coldstart.mix(parts, weight, **options)
+    with refuses(ValueError, "Expected few >= 0, got -1"):
+        models.Mixture(parts=(two[0].model,), item_rows=2, few=-1)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Meta-learning: gradients by hand and by finite differences, what moves and what does not, and that it helps."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -15,12 +16,12 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, coldstart, data, models
-from jaxrec.coldstart._episodes import Episodes
+from jaxrec.coldstart._episodes import Episodes, pool_of
 from jaxrec.coldstart._inner import TaskLoss, Tasks
 from jaxrec.coldstart._meta import _losses
 from jaxrec.data import Batch
-from jaxrec.data._negatives import Sampler
 from jaxrec.models import _base
+from jaxrec.ranking._vectors import apply
 
 RATE = 0.3
 TOWERS = models.TwoTower(
@@ -91,6 +92,29 @@ def meta_gradient(method, params, batch, *, steps=1, support=2):
 def query_loss(w, u, steps, support=2):
     w = slope_after(w, u, ITEM[:support], TARGET[:support], steps)
     return np.mean(((w + u) * C[ITEM[support:]] - TARGET[support:]) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSlope(Slope):
+    """score = (w + u) * c_user."""
+
+    def score(self, params, gathered, batch, features, *, key=None):
+        slope = _base.take(features.user_dense, batch.user)[:, :1]
+        return (params["own"]["w"] + params["all"]["u"]) * jnp.broadcast_to(slope, batch.item.shape)
+
+
+def test_an_items_inner_step_compares_the_users_who_touched_it_with_others():
+    """BPR by hand: each row has a user who touched the item and one drawn; the item itself is the same in all."""
+    model, c = UserSlope(), np.asarray(FEATURES.user_dense, np.float64)[:, 0]
+    params = model.init(jax.random.key(0))
+    users = np.array([[1, 4], [2, 5], [3, 6]])
+    support = Batch(user=np.full(3, 5, np.int32), item=users.astype(np.int32), weight=np.ones(3, np.float32))
+    inner = inner_of(loss="bpr", support=4, side="item")
+    adapted = inner.adapt(model, params, support, FEATURES)
+    gap = c[users[:, 0]] - c[users[:, 1]]
+    gradient = np.sum(-gap / (1 + np.exp(0.75 * gap))) / 4
+    assert float(adapted["own"]["w"]) == pytest.approx(0.5 - RATE * gradient, rel=1e-5)
+    assert abs(gradient) > 0.01 and adapted["all"]["u"] is params["all"]["u"]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -168,8 +192,7 @@ def test_padding_of_the_support_changes_nothing_and_none_keeps_the_initialisatio
 
 def test_every_user_is_a_task_of_rows_that_do_not_overlap(parts):
     dataset = parts.train
-    sampler = Sampler(dataset, data.Negatives(num=1), 1)
-    episodes = Episodes(dataset, sampler, support=4, query=3, negatives=2, batch_size=32, seed=0)
+    episodes = Episodes(dataset, pool_of(dataset, "user"), support=4, query=3, negatives=2, batch_size=32, seed=0)
     count = np.bincount(dataset.user)
     sizes, users = [], []
     for stack, steps in episodes.epoch(1):
@@ -192,6 +215,30 @@ def test_every_user_is_a_task_of_rows_that_do_not_overlap(parts):
     first, again, other = (next(episodes.epoch(number))[0].item for number in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_an_items_support_are_its_first_users(parts):
+    dataset = parts.train
+    pool = pool_of(dataset, "item")
+    episodes = Episodes(dataset, pool, support=4, query=3, negatives=2, batch_size=16, seed=0, side="item")
+    order = np.argsort(dataset.time, kind="stable")
+    items, drawn = [], set()
+    for number in range(2):
+        for stack, _ in episodes.epoch(number):
+            item, users, weight = (
+                np.asarray(each).reshape(-1, 7, *each.shape[2:]) for each in stack[:2] + (stack.weight,)
+            )
+            for one in np.flatnonzero(weight.any(axis=1)):
+                (owner,) = set(item[one][weight[one] > 0].tolist())
+                touched = dataset.user[order][dataset.item[order] == owner]
+                known = int((weight[one, :4] > 0).sum())
+                np.testing.assert_array_equal(users[one, :known, 0], touched[:known])
+                asked = users[one, 4:, 0][weight[one, 4:] > 0]
+                assert len(asked) == min(3, len(touched) - known) and np.isin(asked, touched[known:]).all()
+                items.append(owner)
+                drawn |= set(users[one, 4:, 1][weight[one, 4:] > 0].tolist())
+    assert sorted(items) == np.repeat(np.unique(dataset.item), 2).tolist()
+    assert len(drawn) > len(np.unique(dataset.item)) and drawn <= set(pool.tolist())  # users, not items
 
 
 # Whole trainings, on the generated world
@@ -220,9 +267,15 @@ def decisions(tastes):
 def query_losses(recommender, dataset) -> np.ndarray:
     """Without and with one inner step on five interactions, of users who have more; a mean over several cuts."""
     inner, _ = LAYERS.chosen(recommender.model, dataset)
-    sampler = Sampler(dataset, data.Negatives(num=1), 1)
     episodes = Episodes(
-        dataset, sampler, support=5, query=10, negatives=16, batch_size=len(dataset), seed=5, whole=True
+        dataset,
+        pool_of(dataset, "user"),
+        support=5,
+        query=10,
+        negatives=16,
+        batch_size=len(dataset),
+        seed=5,
+        whole=True,
     )
     tasks = Tasks(recommender.model, inner, 10, "first_order")
     found = []
@@ -315,6 +368,85 @@ def test_ratings_are_adapted_to_without_negatives_block_by_block(rated_parts, mo
     assert 0 < report["rmse"] < 2
 
 
+ITEM_LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=8, side="item")
+
+
+@pytest.fixture(scope="module")
+def shelf():
+    """Many items and few users, with cold items held out; and layers that have learned to adapt to an item's users."""
+    rich = data.generate(
+        seed=4, source_users=20, shared_users=0.0, source_items=20, target_users=80, target_items=300,
+        target_interactions=60.0, taste=4.0, zipf=0.2, factors=4,
+    )  # fmt: skip
+    frames = data.split_cold_items(rich.target.interactions, rich.target.schema, validation=0.1, test=0.2, seed=0)
+    found = data.encode(frames, rich.target.schema, users=rich.target.users, items=rich.target.items)
+    model = models.NeuMF.for_data(found.train, dim=0, mlp_dim=8, hidden=(16,), link="identity")
+    recommender = coldstart.meta_learn(
+        model, found.train, ITEM_LAYERS, epochs=25, optimizer=optax.adam(1e-2), validation=found.validation
+    )
+    return frames, recommender
+
+
+def test_a_new_item_is_scored_better_after_its_first_users(shelf, tmp_path):
+    """Area under the curve of those who touch it later among all others; and it is the inner loop's own step."""
+    frames, recommender = shelf
+    assert not recommender.encoder.features.item_row.any() and recommender.encoder.features.user_row.any()
+    start = recommender.model.init(jax.random.split(jax.random.key(0))[0])
+    np.testing.assert_array_equal(recommender.params["item"]["mlp"]["embedding"], start["item"]["mlp"]["embedding"])
+    assert (recommender.params["user"]["mlp"]["embedding"] != start["user"]["mlp"]["embedding"]).any()
+    rows = frames.test.sort_values("time", kind="stable")
+    place = rows.groupby("item").cumcount()
+    first, later = rows[place < 8], rows[place >= 8]
+    mine = coldstart.personalise(recommender, ITEM_LAYERS, first)
+    users, items = recommender.encoder.users.ids, later["item"].unique()
+    pairs = pd.DataFrame([(user, item) for item in items for user in users], columns=["user", "item"])
+    shape = len(items), len(users)
+    before, after = (jaxrec.predict(each, pairs).reshape(shape) for each in (recommender, mine))
+
+    def area(scores):
+        found = []
+        for row, item in zip(scores, items, strict=True):
+            known, hit = (np.isin(users, each.user[each.item == item]) for each in (first, later))
+            found.append((row[hit][:, None] > row[~known & ~hit][None, :]).mean())
+        return np.mean(found)
+
+    assert len(items) > 30 and area(after) > area(before) + 0.05
+    untouched = pd.DataFrame({"user": users, "item": frames.train["item"].iloc[0]})
+    np.testing.assert_allclose(jaxrec.predict(mine, untouched), jaxrec.predict(recommender, untouched), rtol=1e-4)
+    best = jaxrec.recommend(mine, users[:3], k=4)
+    np.testing.assert_allclose(best.score, jaxrec.predict(mine, best), rtol=1e-4, atol=1e-5)
+    jaxrec.save(mine, tmp_path / "mine")
+    again = jaxrec.load(tmp_path / "mine")
+    np.testing.assert_array_equal(jaxrec.predict(again, pairs).reshape(shape), after)
+    with refuses(ValueError, "by item, got .* by user"):
+        coldstart.personalise(mine, dataclasses.replace(ITEM_LAYERS, side="user"))
+
+
+def test_an_items_ratings_are_adapted_to_as_a_loop_over_items_gives_it(rated_parts):
+    train = rated_parts.train
+    inner = coldstart.InnerLoop(
+        personal=("item/bias", "item/mlp/*"), rate=0.1, steps=2, support=4, side="item", loss="mse"
+    )
+    model = models.TwoTower.for_data(train, dim=4, hidden=(), code_dim=2)
+    recommender = coldstart.meta_learn(model, train, inner, method="reptile", query=2, epochs=1)
+    mine = coldstart.personalise(recommender, inner)
+    seen, adapt = train.interactions, jax.jit(functools.partial(inner.adapt, model))
+    for item in np.unique(train.item)[[0, 5, -1]]:
+        rows = np.flatnonzero(seen.item == item)[-4:]
+        support = Batch(
+            user=seen.item[rows], item=seen.user[rows][:, None], target=seen.value[rows],
+            weight=np.ones(len(rows), np.float32),
+        )  # fmt: skip
+        support = jax.tree.map(lambda leaf: np.pad(leaf, [(0, 4 - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)), support)
+        adapted = adapt(recommender.params, support, recommender.features)
+        pairs = Batch(user=np.arange(1, 9, dtype=np.int32), item=np.full((8, 1), item, np.int32))
+        expected = apply(model, adapted, pairs, recommender.features)
+        for batch in (pairs, pairs._replace(item=None, shared_negatives=np.array([item], np.int32))):
+            found = apply(mine.model, mine.params, batch, mine.features)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(np.asarray(expected) - apply(model, recommender.params, pairs, recommender.features)).max() > 1e-3
+
+
 OPTIONS = {
     "method": {"method": "first_order"},
     "reptile": {"method": "reptile", "steps": 2},
@@ -330,6 +462,7 @@ OPTIONS = {
     "loss": {"loss": "bpr"},
     "negatives": {"negatives": 3},
     "support": {"support": 3},
+    "side": {"side": "item"},
 }
 
 
@@ -372,8 +505,9 @@ def test_inner_loops_that_cannot_be_are_refused():
         ({"steps": 0}, "Expected steps >= 1"),
         ({"negatives": 0}, "Expected negatives >= 1"),
         ({"support": 0}, "Expected support >= 1"),
+        ({"side": "items"}, "Expected side to be 'user', 'item'"),
         ({"loss": "nothing"}, "Expected a loss among"),
-        ({"loss": "in_batch_softmax"}, "no other users to take negatives from"),
+        ({"loss": "in_batch_softmax"}, "no other tasks to take negatives from"),
     ]:
         with refuses(ValueError, message):
             coldstart.InnerLoop(**{"personal": "own/*", **options})

@@ -1,39 +1,55 @@
-"""Tasks on the host: each user's interactions cut into a support and a query, a chunk of steps at a time."""
+"""Tasks on the host: interactions of one user or item each, cut into a support and a query, in chunks of steps."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 
 from jaxrec._types import Batch
-from jaxrec.data import Dataset
+from jaxrec.data import Dataset, Interactions
 from jaxrec.data._interactions import counted
-from jaxrec.data._negatives import Sampler
+from jaxrec.data._sides import Side
 
 _CHUNK = 2**22  # bytes handed to the device at once
 
 
+def whose(rows: Dataset | Interactions, side: Side) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the index of the task's user or item, and the index of the other side."""
+    assert rows.user is not None and rows.item is not None
+    return (rows.user, rows.item) if side == "user" else (rows.item, rows.user)
+
+
+def pool_of(rows: Dataset | Interactions, side: Side) -> np.ndarray:
+    """What negatives of such tasks are drawn from: whatever of the other side has a row."""
+    return np.flatnonzero(counted(whose(rows, side)[1])).astype(np.int32)
+
+
 class Episodes:
-    """Batches of tasks, epoch by epoch; every user is one task an epoch, cut anew each time.
+    """Batches of tasks, epoch by epoch; every user (or item) is one task an epoch, cut anew each time.
 
     The rows of a task are ``support`` and then ``query`` ones, of which those in use come first and the others have
     weight 0. The size of the support is drawn uniformly from 0 to ``support``, less where the user has fewer other
-    interactions; as many of the others as there is room for are the query.
+    interactions; as many of the others as there is room for are the query. A user's support is any of the rows; an
+    item's are its first ones in time, as when it was new.
+
+    Batches of items are mirrored (``Mirrored``): ``Batch.user`` has the item and ``Batch.item`` the users.
 
     Args:
       dataset: known users and items.
-      sampler: of the negatives.
+      pool: what negatives are drawn from, uniformly: ``pool_of`` the training part.
       support: most interactions of the support.
       query: most interactions of the query, at least 1.
       negatives: of each interaction.
       batch_size: tasks of a step.
       seed: of everything drawn.
       whole: the support is as large as it can be; for a method that does not tell it from the query.
+      side: whose the tasks are.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        sampler: Sampler,
+        pool: np.ndarray,
         *,
         support: int,
         query: int,
@@ -41,37 +57,50 @@ class Episodes:
         batch_size: int,
         seed: int,
         whole: bool = False,
+        side: Side = "user",
     ) -> None:
-        assert dataset.user is not None and dataset.item is not None
-        self._data, self._sampler, self._seed, self._whole = dataset, sampler, seed, whole
+        self._data, self._pool, self._seed, self._whole = dataset, pool, seed, whole
+        self._side: Side = side
         self._support, self._query, self._negatives = support, query, negatives
-        self._count = counted(dataset.user)
+        self._of, _ = whose(dataset, side)
+        self._count = counted(self._of)
         self._first = np.cumsum(self._count) - self._count
-        self._users = np.flatnonzero(self._count)
-        self._size = min(batch_size, len(self._users))
-        self.steps = -(-len(self._users) // self._size)
+        self._entities = np.flatnonzero(self._count)
+        self._size = min(batch_size, len(self._entities))
+        self.steps = -(-len(self._entities) // self._size)
         most = _CHUNK // (self._size * (support + query) * 4 * (4 + negatives))
         self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
 
     def epoch(self, number: int) -> Iterator[tuple[Batch, int]]:
         """Chunks of stacked batches, each with its number of steps; the last chunk is padded with empty tasks."""
-        assert self._data.user is not None
         rng = np.random.default_rng([self._seed, number])
         rows = rng.permutation(len(self._data))
-        rows = rows[np.argsort(self._data.user[rows], kind="stable")]  # by user, in random order within each
-        users = rng.permutation(self._users)
+        # By task, in random order within each, but for the rows that come first.
+        rows = rows[np.lexsort((self._place[rows], self._of[rows]))]
+        entities = rng.permutation(self._entities)
         chunk = self._per_chunk * self._size
-        for start in range(0, len(users), chunk):
-            chosen = users[start : start + chunk]
+        for start in range(0, len(entities), chunk):
+            chosen = entities[start : start + chunk]
             yield self._stack(chosen, rows, rng), -(-len(chosen) // self._size)
+
+    @functools.cached_property
+    def _place(self) -> np.ndarray:
+        """Of each row its place among those that are first in time, all others being alike."""
+        if self._side == "user":
+            return np.zeros(len(self._data), np.int64)
+        time = self._data.time
+        order = np.lexsort((np.arange(len(self._data)) if time is None else time, self._of))
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order)) - self._first[self._of[order]]
+        return np.minimum(place, self._support)
 
     def example(self) -> Batch:
         """One batch, for shapes."""
         stack, _ = next(self.epoch(0))
         return Batch(*(None if values is None else values[0] for values in stack))
 
-    def _stack(self, users: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        count = self._count[users]
+    def _stack(self, entities: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        count = self._count[entities]
         known = np.minimum(count if self._whole else count - 1, self._support)
         if not self._whole:
             known = rng.integers(0, known + 1)
@@ -79,23 +108,30 @@ class Episodes:
         asked = column >= self._support
         place = np.where(asked, column - self._support + known[:, None], column)
         used = place < np.where(asked, count[:, None], known[:, None])
-        row = rows[self._first[users][:, None] + np.where(used, place, 0)]
-        missing = self._per_chunk * self._size - len(users)
+        row = rows[self._first[entities][:, None] + np.where(used, place, 0)]
+        missing = self._per_chunk * self._size - len(entities)
         row, used = (np.pad(values, ((0, missing), (0, 0))).reshape(-1) for values in (row, used))
-        examples = with_negatives(self._data, row, used, self._sampler, self._negatives, rng)
+        examples = with_negatives(self._data, row, used, self._pool, self._negatives, rng, side=self._side)
         shape = self._per_chunk, self._size * column.shape[1]
         return Batch(*(None if values is None else values.reshape(*shape, *values.shape[1:]) for values in examples))
 
 
 def with_negatives(
-    data: Dataset, row: np.ndarray, used: np.ndarray, sampler: Sampler, negatives: int, rng: np.random.Generator
+    data: Dataset,
+    row: np.ndarray,
+    used: np.ndarray,
+    pool: np.ndarray,
+    negatives: int,
+    rng: np.random.Generator,
+    *,
+    side: Side,
 ) -> Batch:
     """Some rows of a dataset as examples, each with its own negatives; those not in use have weight 0."""
-    assert data.user is not None and data.item is not None
-    item = np.zeros((len(row), 1 + negatives), np.int32)
-    item[:, 0] = data.item[row]
-    item[:, 1:] = sampler.draw(rng, (len(row), negatives))
-    item[~used] = 0
+    of, other = whose(data, side)
+    columns = np.zeros((len(row), 1 + negatives), np.int32)
+    columns[:, 0] = other[row]
+    columns[:, 1:] = pool.take(rng.integers(0, len(pool), (len(row), negatives), dtype=np.int32))
+    columns[~used] = 0
     weight = used.astype(np.float32) if data.weight is None else np.where(used, data.weight[row], np.float32(0))
     target = None if data.target is None else np.where(used, data.target[row], np.float32(0))
-    return Batch(user=np.where(used, data.user[row], 0), item=item, weight=weight, target=target)
+    return Batch(user=np.where(used, of[row], 0), item=columns, weight=weight, target=target)

@@ -1,4 +1,4 @@
-"""The inner loop of meta-learning, pure functions: a few gradient steps of some parameters on one user's support."""
+"""The inner loop of meta-learning, pure functions: a few gradient steps of some parameters on one task's support."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Float, Key
 
 from jaxrec import _tree, losses
+from jaxrec._expect import one_of
 from jaxrec._types import Batch, Features, Params
+from jaxrec.coldstart._mirrored import mirrored
 from jaxrec.data import Dataset
+from jaxrec.data._sides import Side
 from jaxrec.models import Lookup, Model, Scored
 from jaxrec.models._base import Gathered, gather, scored
 from jaxrec.models._personalised import check_personal
@@ -21,7 +24,7 @@ Method = Literal["maml", "first_order", "reptile"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InnerLoop:
-    r"""How one user's own parameters come from a few interactions: gradient descent from a shared initialisation.
+    r"""How a user's (or item's) own parameters come from a few interactions: gradient descent from shared ones.
 
     .. math:: \phi_0 = \theta, \quad \phi_{t+1} = \phi_t
         - \eta \nabla_\phi \tfrac{1}{n} \textstyle\sum_{i=1}^{m} w_i \ell(\phi_t, i)
@@ -39,10 +42,14 @@ class InnerLoop:
         sigmoid link) where there is a target; else ``"sampled_softmax"`` (likewise).
       negatives: drawn for each interaction, uniformly from trained items; none where the target says what is negative.
       support: most interactions that a user is adapted to, the latest where there are more.
+      side: ``"item"``: the parameters become an item's own, such as ``("item/bias", "item/mlp/*")`` of ``TwoTower``,
+        adapted to the users who touched it, and negatives are other users.
 
     References:
       Lee et al., MeLU: meta-learned user preference estimator for cold-start recommendation, KDD 2019 (decision layers
-      are personal, embeddings are not; there a step is by the mean over the support, however small).
+      are personal, embeddings are not; there a step is by the mean over the support, however small). For items: Pan et
+      al., Warm up cold-start advertisements: improving CTR predictions via learning to learn ID embeddings, SIGIR 2019
+      (an item is a task; there its embedding is what a gradient step moves).
     """
 
     personal: _tree.Patterns
@@ -51,6 +58,7 @@ class InnerLoop:
     loss: str | None = None
     negatives: int = 16
     support: int = 10
+    side: Side = "user"
 
     def __post_init__(self) -> None:
         personal = (self.personal,) if isinstance(self.personal, str) else tuple(self.personal)
@@ -62,21 +70,23 @@ class InnerLoop:
         for name, value in (("steps", self.steps), ("negatives", self.negatives), ("support", self.support)):
             if value < 1:
                 raise ValueError(f"Expected {name} >= 1, got {value}.")
+        one_of(self.side, ("user", "item"), "side")
         if self.loss is not None:
             losses.on_batch(self.loss)
         if self.loss == "in_batch_softmax":
             raise ValueError(
-                "A user's support has no other users to take negatives from. Use loss='sampled_softmax', whose "
+                "A task's support has no other tasks to take negatives from. Use loss='sampled_softmax', whose "
                 "negatives are drawn."
             )
 
     def adapt(self, model: Model, params: Params, support: Batch, features: Features) -> Params:
-        """Parameters of one user.
+        """Parameters of one user or item.
 
         Args:
           model: any whose ``personal`` part is dense.
           params: the whole tree.
-          support: the user's interactions as a batch, each with its negatives; weight 0 for padding.
+          support: the user's interactions as a batch, each with its negatives; weight 0 for padding. An item's batch
+            is mirrored: ``user`` has the item, ``item`` the users, of whom the first touched it.
           features: arrays by entity.
 
         Returns:
@@ -86,6 +96,7 @@ class InnerLoop:
           ValueError: ``loss`` is None, a pattern matches nothing or a table.
         """
         check_personal(model, _tree.flatten(params), self.personal)
+        model = mirrored(model, self.side)
         gathered = gather(params, model.lookups(support, features))
         shared, own = _tree.split(params, self.personal)
         return _tree.merge(shared, self.descend(model, shared, own, gathered, support, features))
@@ -159,7 +170,7 @@ class InnerLoop:
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """The base model trained on tasks: its batch is users one after the other, ``support + query`` rows of each.
+    """The base model trained on tasks: its batch is tasks one after the other, ``support + query`` rows of each.
 
     The gradient of its loss with respect to the base's parameters is the meta-gradient.
     """

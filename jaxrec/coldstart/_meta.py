@@ -1,4 +1,4 @@
-"""Meta-learning: an initialisation from which a few gradient steps on a few interactions fit a new user."""
+"""Meta-learning: an initialisation from which a few gradient steps on a few interactions fit a new user or item."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from jaxrec import _tree, optim
 from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
-from jaxrec.coldstart._episodes import Episodes
+from jaxrec.coldstart._episodes import Episodes, pool_of
 from jaxrec.coldstart._inner import InnerLoop, Method, TaskLoss, Tasks
-from jaxrec.data import Dataset, Negatives
-from jaxrec.data._negatives import Sampler
+from jaxrec.coldstart._mirrored import mirrored
+from jaxrec.data import Dataset
 from jaxrec.models import Model
 from jaxrec.models._personalised import check_personal
 from jaxrec.train._fit import Progress, check_rows, chosen_optimizer, run_epochs
@@ -42,7 +42,7 @@ def meta_learn(
     progress: bool | None = None,
     seed: int = 0,
 ) -> Recommender:
-    r"""Trains a model so that the inner loop, from its parameters, fits a new user well.
+    r"""Trains a model so that the inner loop, from its parameters, fits a new user (or item) well.
 
     Every user of the training part is a task, once an epoch: some of the interactions, 0 to ``inner.support`` of them,
     are the support that the inner loop adapts the personal parameters :math:`\theta` to; others are the query, and the
@@ -57,6 +57,9 @@ def meta_learn(
     content and what the inner loop makes of their interactions, in the recommender returned too. Tables of users are
     not trained.
 
+    With ``inner.side="item"`` every item is a task in the same way: the support are the first users who touched it, and
+    items have no rows.
+
     Args:
       model: whose personal parameters are dense, for example ``TwoTower.for_data(train)``. ``NeuMF`` needs no ``dim``:
         the inner product of an unknown user is the same for all.
@@ -64,10 +67,10 @@ def meta_learn(
       inner: what is personal, and how it adapts.
       method: of the outer gradient.
       query: most interactions of a task's query, at least 1.
-      epochs: passes over the users, at most.
-      batch_size: users of a step.
+      epochs: passes over the tasks, at most.
+      batch_size: tasks of a step.
       optimizer: of the outer loop, as for ``fit``.
-      validation: held-out interactions of the same encoder. Each user in it is a task, cut once.
+      validation: held-out interactions of the same encoder. Each user (or item) in it is a task, cut once.
       patience: stop after so many epochs in which the loss on the query of ``validation`` did not fall; None for never.
         The best epoch's parameters are returned.
       params: where to start from, for example those of an ordinary ``fit``; by default ``model.init``. They are copied,
@@ -114,19 +117,22 @@ def meta_learn(
         check_data(data)
     check_rows(model, train)
     inner, link = inner.chosen(model, train)
-    blank = Recommender(model, {}, train.encoder.without_rows("user"), train.interactions, len(train), link=link)
+    side = inner.side
+    blank = Recommender(model, {}, train.encoder.without_rows(side), train.interactions, len(train), link=link)
     check_model(blank, inner)
-    tasks = Tasks(model, inner, query, method)
-    sampler = Sampler(train, Negatives(num=1), 1)
-    options: dict[str, Any] = {"support": inner.support, "query": query, "batch_size": batch_size, "seed": seed}
-    episodes = Episodes(train, sampler, negatives=inner.drawn(train), whole=method == "reptile", **options)
+    tasks = Tasks(mirrored(model, side), inner, query, method)
+    pool = pool_of(train, side)
+    options: dict[str, Any] = {
+        "support": inner.support, "query": query, "batch_size": batch_size, "seed": seed, "side": side,
+    }  # fmt: skip
+    episodes = Episodes(train, pool, negatives=inner.drawn(train), whole=method == "reptile", **options)
     judged = None
     if validation is not None:
         train.encoder.check(validation.encoder)
-        judged = _query_loss(Episodes(validation, sampler, negatives=inner.drawn(train), **options), tasks)
+        judged = _query_loss(Episodes(validation, pool, negatives=inner.drawn(train), **options), tasks)
     key_init, key_train = jax.random.split(jax.random.key(seed))
     optimizer = chosen_optimizer(model, optimizer)
-    of_users = tuple(path for path, numbering in model.tables.items() if numbering == "user")
+    of_tasks = tuple(path for path, numbering in model.tables.items() if numbering == side)
     state = init_state(
         tasks,
         model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
@@ -134,7 +140,7 @@ def meta_learn(
         episodes.example(),
         blank.features,
         key=key_train,
-        freeze=((freeze,) if isinstance(freeze, str) else tuple(freeze)) + of_users,
+        freeze=((freeze,) if isinstance(freeze, str) else tuple(freeze)) + of_tasks,
     )
     return run_epochs(
         blank,
@@ -152,9 +158,9 @@ def meta_learn(
 
 
 def check_data(data: Dataset) -> None:
-    """Raises unless the rows can be cut into users' tasks."""
+    """Raises unless the rows can be cut into tasks."""
     if data.user is None or data.item is None:
-        raise ValueError("Users are the tasks and items what they prefer. Name both columns in the schema.")
+        raise ValueError("Tasks are users and the items that they prefer. Name both columns in the schema.")
     if not len(data):
         raise ValueError("There is no interaction to make tasks of. Expected at least one row.")
     for name, index in (("users", data.user), ("items", data.item)):
@@ -166,7 +172,7 @@ def check_data(data: Dataset) -> None:
 
 
 def check_model(recommender: Recommender, inner: InnerLoop) -> None:
-    """Raises unless users of this model can be adapted."""
+    """Raises unless users or items of this model can be adapted."""
     model = recommender.model
     check_personal(model, _tree.flatten(jax.eval_shape(model.init, jax.random.key(0))), inner.personal)
     if recommender.pooled_history:
@@ -183,7 +189,7 @@ def check_model(recommender: Recommender, inner: InnerLoop) -> None:
 
 def _query_loss(episodes: Episodes, tasks: Tasks) -> Callable[[Recommender], float]:
     stacks = [stack for stack, _ in episodes.epoch(0)]
-    # Whatever the outer gradient, what counts is how well a user is fitted by the whole support.
+    # Whatever the outer gradient, what counts is how well a task is fitted by the whole support.
     tasks = Tasks(tasks.base, tasks.inner, tasks.query, "first_order")
 
     def query_loss(recommender: Recommender) -> float:

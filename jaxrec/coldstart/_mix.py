@@ -1,6 +1,7 @@
 """Several recommenders as one: their scores added by a gate, whose weights are given or found on held-out rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +10,20 @@ from jaxrec._recommender import Recommender
 from jaxrec.models import Mixture
 
 
-def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Sequence[float]], *, few: int = 5) -> Recommender:
+def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few: int = 5) -> Recommender:
     """A recommender whose score is the weighted sum of several recommenders' scores.
 
     Args:
       parts: trained on the same interactions with the same encoder.
       weight: float ``[len(parts), 3]``: what each part's score is multiplied by for an item that was not trained, for
-        one with fewer than ``few`` interactions, and for the others. A part with weight 0 has no say.
-      few: below which an item is little known, at least 1.
+        one with fewer than ``few`` interactions, and for the others. Or float ``[len(parts), 3, 3]``, first by user:
+        without any interaction, with fewer than ``few``, others; then by item. A part with weight 0 has no say.
+      few: below which a user or item is little known, at least 1.
 
     Returns:
-      A recommender of a ``models.Mixture``. New users and items are scored by each part in its own way.
+      A recommender of a ``models.Mixture``. New users and items are scored by each part in its own way. What is known
+      of an item is what training met; of a user all that has been seen, so that interactions that ``coldstart.add``
+      adds count, and a user's first ones move the user to the next weights.
 
     Raises:
       ValueError: there is no part, the parts are not of the same data, weights are not finite or of another shape, or
@@ -37,11 +41,14 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Sequence[flo
                 f"Expected recommenders of the same training data and link, got {first!r} and {other!r}. Train each "
                 "on the same dataset, and mix them before anything is added."
             )
-    if weight.shape != (len(parts), 3) or not np.isfinite(weight).all():
+    if weight.shape not in ((len(parts), 3), (len(parts), 3, 3)) or not np.isfinite(weight).all():
         raise ValueError(
             f"Expected finite weights of shape ({len(parts)}, 3): a row per recommender, for items that are cold, "
-            f"little known and well known. Got {weight.tolist()}."
+            f"little known and well known; or of shape ({len(parts)}, 3, 3), by users and by items. "
+            f"Got {weight.tolist()}."
         )
+    if weight.ndim == 3 and first.encoder.schema.user is None:
+        raise ValueError("Expected users for a gate that looks at them. Name the user column in the schema.")
     if few < 1:
         raise ValueError(f"Expected few >= 1, got {few}.")
     objectives = {part.objective for part in parts if part.factorises and not part.derived and not part.pooled_history}
@@ -56,7 +63,7 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Sequence[flo
     known = np.flatnonzero(row)
     bucket[row[known], 0] = np.where(first.trained.item_count[known] < few, 1, 2)
     return first.replace(
-        model=Mixture(parts=tuple(part.model for part in parts), item_rows=size),
+        model=Mixture(parts=tuple(part.model for part in parts), item_rows=size, few=few if weight.ndim == 3 else 0),
         params={
             "parts": {str(number): part.params for number, part in enumerate(parts)},
             "gate": {"weight": jnp.asarray(weight), "bucket": jnp.asarray(bucket)},

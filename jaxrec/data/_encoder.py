@@ -238,10 +238,11 @@ class Encoder:
         row = np.zeros_like(getattr(self.features, name))
         return dataclasses.replace(self, features=self.features._replace(**{name: row}))
 
-    def with_user_code(self, name: str, code: np.ndarray) -> "Encoder":
-        """An encoder with one more code of users, which no frame gives: 0 for users who are added."""
-        codes = {**self.features.user_codes, name: code}
-        return dataclasses.replace(self, features=self.features._replace(user_codes=codes))
+    def with_code(self, side: Side, name: str, code: np.ndarray) -> "Encoder":
+        """An encoder with one more code of this side, which no frame gives: 0 for entities that are added."""
+        field = f"{side}_codes"
+        codes = {**getattr(self.features, field), name: code}
+        return dataclasses.replace(self, features=self.features._replace(**{field: codes}))
 
     def vocabulary(self, side: Side) -> Vocabulary:
         """The numbering of users or of items."""

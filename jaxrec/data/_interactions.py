@@ -62,6 +62,10 @@ class Interactions:
         value = None if self.value is None else self.value[rows]
         return Interactions(self.user[rows], self.item[rows], self.num_users, self.num_items, value)
 
+    def turned(self) -> "Interactions":
+        """The same rows with users and items in each other's place."""
+        return Interactions(self.item, self.user, self.num_items, self.num_users, self.value)
+
     @functools.cached_property
     def user_count(self) -> np.ndarray:
         """Rows by user index."""

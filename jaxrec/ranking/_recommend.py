@@ -18,7 +18,7 @@ from jaxrec.data import Dataset, Encoder
 from jaxrec.models import Mixture
 from jaxrec.ranking._search import ranker
 from jaxrec.ranking._top_k import Pairs, padded
-from jaxrec.ranking._vectors import apply, everything, item_vectors, user_vectors
+from jaxrec.ranking._vectors import apply, everything, gated, item_vectors, user_vectors
 
 _ROWS = 4096
 
@@ -181,8 +181,7 @@ def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame 
 def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     """The model's score of each row, float32."""
     if isinstance(recommender.model, Mixture):
-        weights = recommender.model.weights(recommender.params, _items_of(data), recommender.features)
-        return np.einsum("kr,kr->r", weights, np.stack([row_scores(part, data) for part in recommender.parts]))
+        return _mixed_scores(recommender, recommender.model, data)
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
@@ -199,6 +198,15 @@ def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
             scores = apply(recommender.model, recommender.params, batch, recommender.features)[:, 0]
         parts.append(np.asarray(scores)[: min(_ROWS, len(data) - start)])
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _mixed_scores(recommender: Recommender, mixture: Mixture, data: Dataset) -> np.ndarray:
+    weights = np.asarray(mixture.weights(recommender.params, _items_of(data), recommender.features))
+    bucket = np.zeros(len(data), np.int32)
+    if mixture.few and data.user is not None:
+        bucket = np.asarray(mixture.user_buckets(gated(recommender, data.user, len(data))))
+    scores = np.stack([row_scores(part, data) for part in recommender.parts])
+    return np.einsum("kr,kr->r", weights[:, bucket, np.arange(len(data))], scores)
 
 
 def _items_of(data: Dataset) -> np.ndarray:

@@ -41,14 +41,23 @@ def _mixed(recommender: Recommender, candidates: np.ndarray) -> Scorer:
     weights = model.weights(recommender.params, candidates, recommender.features)
 
     def score(users: np.ndarray, size: int) -> jax.Array:
-        return _weighted([each(users, size) for each in scorers], weights)
+        return _weighted([each(users, size) for each in scorers], weights, gated(recommender, users, size), model=model)
 
     return score
 
 
-@jax.jit
-def _weighted(scores: list[jax.Array], weights: jax.Array) -> jax.Array:
-    return jnp.einsum("ki,kbi->bi", weights, jnp.stack(scores))
+def gated(recommender: Recommender, users: np.ndarray, size: int) -> Batch:
+    """As much of these users as a mixture's gate looks at."""
+    model: Any = recommender.model
+    users = padded(users, size).astype(np.int32)
+    return Batch(user=users, history=recommender.seen.latest(users, model.few))
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _weighted(scores: list[jax.Array], weights: jax.Array, batch: Batch, *, model: Any) -> jax.Array:
+    if not model.few:  # the same for all users
+        return jnp.einsum("ki,kbi->bi", weights[:, 0], jnp.stack(scores))
+    return jnp.einsum("kbi,kbi->bi", weights[:, model.user_buckets(batch)], jnp.stack(scores))
 
 
 def candidate_vectors(recommender: Recommender, candidates: np.ndarray) -> jax.Array:
@@ -86,7 +95,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
         return vectors
     if items.ndim > 1:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
-    turned = Interactions(added.item, added.user, added.num_items, added.num_users, added.value)
+    turned = added.turned()
     untrained = np.where(recommender.encoder.features.item_row[items] == 0, items, 0)
     touched = _touched(turned, untrained)
     if touched is None:
