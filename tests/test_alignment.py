@@ -117,6 +117,12 @@ def test_what_cannot_be_aligned_is_named(ours, theirs):
         transfer.align(ours.encoder, theirs.encoder, content={"user": 0.5})
     with refuses(ValueError, "No numbering 'genres'. There are"):
         transfer.align(ours.encoder, theirs.encoder).pairs("genres")
+    with refuses(TypeError, "content= by numbering, such as \\{'item': 0.8\\}, got float"):
+        transfer.align(ours.encoder, theirs.encoder, content=0.5)
+    with refuses(TypeError, "tables= by numbering, such as \\{'item': frame\\}, got DataFrame"):
+        transfer.align(ours.encoder, theirs.encoder, tables=frame)
+    with refuses(TypeError, "Expected a Encoder for source, got Dataset. Pass its .encoder"):
+        transfer.align(ours, theirs)
 
 
 # By content
@@ -288,3 +294,12 @@ def test_an_alignment_of_other_encoders_is_refused(ours, theirs):
     renamed = dataclasses.replace(theirs.encoder, items=data.Vocabulary.fit([5, 6, 7, 8]))
     with refuses(ValueError, "Make it by align\\(source.encoder, train.encoder\\)"):
         transfer.adapt(source, theirs, alignment=transfer.align(ours.encoder, renamed))
+    mirrored = domain(OURS.assign(item=list("edcba")), list("bcde")).encoder  # as large, other rows
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.align(mirrored, theirs.encoder, content={"item": 0.5}))
+    relabelled = domain(OURS.assign(genres=["Drama", "Drama|War", "War", "War", "War"]), list("abcd")).encoder
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.align(relabelled, theirs.encoder))
+    right = transfer.align(ours.encoder, theirs.encoder)
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.Alignment(right.encoder, right.rows, right.sizes))

@@ -21,7 +21,7 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.train import fit
 from jaxrec.transfer._adapters import LowRank
-from jaxrec.transfer._align import Alignment, align, together
+from jaxrec.transfer._align import Alignment, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
 from jaxrec.transfer._rows import Unmatched, fill
@@ -193,13 +193,14 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
     rows = {"user": source.features.user_row, "item": source.features.item_row}
     known = {"user": target.users, "item": target.items}
     sizes = {side: (int((row > 0).sum()), len(known[side])) for side, row in rows.items()}
-    given = {side: alignment.sizes[side] for side in sizes}
+    given = {side: alignment.sizes.get(side) for side in sizes}
     aligned = alignment.encoder
     same = np.array_equal(aligned.users.ids, target.users.ids) and np.array_equal(aligned.items.ids, target.items.ids)
-    if given != sizes or not same:
+    if given != sizes or not same or not rows_are_of(alignment, source, target):
         raise ValueError(
             "The alignment is of other encoders than the source's and the target's: trained there and known here are "
-            f"{given} in the alignment and {sizes} in the data. Make it by align(source.encoder, train.encoder)."
+            f"{given} in the alignment and {sizes} in the data, or their rows differ. Make it by "
+            "align(source.encoder, train.encoder)."
         )
 
 
