@@ -368,6 +368,7 @@ def gains(share, seeds):
     return np.array(found), verdicts
 
 
+@pytest.mark.filterwarnings("ignore::jaxrec.transfer.NegativeTransfer")  # of worlds that have nothing in common
 def test_the_gain_rises_with_the_transferable_share():
     """The full run over ten seeds and four shares is benchmarks/shares.py."""
     (none, at_zero), (much, at_nine) = gains(0.0, range(3)), gains(0.9, range(3))
