@@ -318,6 +318,9 @@ def compare(
       Both recommenders and reports, a table of paired differences by slice, a verdict, and the recommender to go on
       with. Where lower is better the difference is turned round, so that positive always means that transfer is ahead.
 
+    Raises:
+      ValueError: as ``adapt``, or the test part leaves nobody to measure on.
+
     Warns:
       NegativeTransfer: transfer hurt.
     """
@@ -343,6 +346,12 @@ def compare(
         low, high = sorted((sign * paired.low, sign * paired.high))
         rows.append(
             (part, paired.users, theirs.mean(), ours.mean(), sign * paired.difference, low, high, paired.p_value)
+        )
+    if not rows:
+        reasons = "; ".join(f"{count} rows, {why}" for why, count in reports["scratch"].left_out.items() if count)
+        raise ValueError(
+            f"The test part has nobody to measure {metric} on (left out: {reasons or 'nothing'}). Give held-out rows "
+            "that are not those of training."
         )
     columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
     table = pd.DataFrame(rows, columns=columns)
