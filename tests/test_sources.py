@@ -251,6 +251,29 @@ class TestRank:
         only = sources.rank({"mixed": candidates["mixed"]}, films, strategy="stack", dim=8)
         assert only.best is None and "No source is worth transferring from" in str(only)
 
+    def test_harm_of_copied_weights_is_a_verdict_and_no_warning(self):
+        """Targets: users' vectors were learned in a domain where each user is somebody else."""
+        rng = np.random.default_rng(0)
+        user, item = (each.ravel() for each in np.meshgrid(np.arange(120), np.arange(12), indexing="ij"))
+        of_user, of_item = rng.normal(size=(120, 3)), rng.normal(size=(12, 3))
+
+        def domain(users, scale):
+            rated = pd.DataFrame(
+                {"user": user, "item": item, "y": scale * (of_user[users] * of_item[item]).sum(axis=1)}
+            )
+            return data.encode(data.Parts(rated, None, None), data.Schema(target="y")).train
+
+        there = domain(rng.permutation(120)[user], 4.0)
+        model = models.MatrixFactorization.for_data(there, dim=4)
+        source = jaxrec.fit(model, there, epochs=40, progress=False)
+        found = sources.rank({"others": source}, domain(user, 1.0), epochs=1)
+        assert found.metric == "rmse" and found.best is None and found.table["verdict"]["others"] == "harmful"
+
+    def test_ids_of_another_type_are_noted(self, candidates, films, film_world):
+        texts = encoded(with_users(bare(film_world.target), lambda users: users.astype(str)))
+        found = sources.rank({"related": candidates["related"]}, texts, dim=8)
+        assert "no user is shared: int ids there and str ids here can never match" in str(found)
+
     def test_a_score_of_ones_own(self, ranking, candidates, films):
         signals = pd.concat([ranking.table] * 2)
         by_overlap = sources.calibrate(signals[["user_overlap"]], -signals["gain"] + 5 * signals["user_overlap"])
@@ -292,6 +315,8 @@ class TestRank:
     def test_errors(self, candidates, films):
         with refuses(ValueError, "at least one candidate"):
             sources.rank({}, films)
+        with refuses(TypeError, "candidates as a dict of recommenders by name, got Recommender"):
+            sources.rank(candidates["mixed"], films)
         with refuses(TypeError, "Expected a Recommender for candidates\\['x'\\], got Dataset"):
             sources.rank({"x": films}, films)
         with refuses(TypeError, "names of candidates as strings, got 1"):
