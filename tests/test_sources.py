@@ -92,7 +92,7 @@ class TestDistances:
 
     def test_same_rows_and_draws(self):
         same = np.ones((4, 2))
-        assert sources.mmd(same, same) == 0.0
+        assert sources.mmd(same, same) == sources.proxy_a(same, same) == 0.0
         x = np.random.default_rng(3).normal(size=(90, 2))
         few = [sources.mmd(x, x + 1.0, most=10, seed=seed) for seed in (0, 0, 1)]
         assert few[0] == few[1] != few[2]
@@ -103,6 +103,10 @@ class TestDistances:
             sources.mmd(x, np.zeros((3, 1)))
         with refuses(ValueError, "at least 2 rows"):
             sources.proxy_a(x, x[:1])
+        with refuses(ValueError, "same columns, got \\(3,\\) and \\(3,\\)"):
+            sources.mmd(x[:, 0], x[:, 0])
+        with refuses(ValueError, "same columns, got \\(3, 0\\)"):
+            sources.proxy_a(x[:, :0], x[:, :0])
         with refuses(ValueError, "got NaN or infinite"):
             sources.mmd(x, x + np.nan)
 
@@ -165,10 +169,12 @@ class TestEvidence:
         assert sources.evidence(x[:2], y[:2]) == sources.evidence(np.ones((9, 2)), y[:9]) == 0.0
         assert sources.evidence(x, np.ones((200, 1))) == 0.0
         assert np.isfinite(sources.evidence(x, x))  # without any noise
-        with refuses(ValueError, "as many rows of x as of y, got 200 and 3"):
+        with refuses(ValueError, "as many rows of x as of y, got shapes \\(200, 3\\) and \\(3, 2\\)"):
             sources.evidence(x, y[:3])
         with refuses(ValueError, "finite numbers"):
             sources.evidence(x * np.inf, y)
+        with refuses(ValueError, "two matrices"):
+            sources.evidence(x[:, 0], y)
 
 
 class TestScore:
@@ -184,6 +190,12 @@ class TestScore:
         assert score.pairs == 60 and "fitted on 60 pairs" in str(score)
         shrunk = sources.calibrate(signals, gains, l2=1.0)
         assert shrunk.table["weight"]["gain"] < 0.6 * score.table["weight"]["gain"]
+
+    def test_a_signal_that_does_not_vary_has_no_weight(self):
+        """0.1 seven times is not its own mean in floats: what is left must not be divided by itself."""
+        signals = pd.DataFrame({"gain": [0.1] * 7, "evidence": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]})
+        weight = sources.calibrate(signals, [0.3, 0.1, 0.7, 0.9, 0.2, 1.3, 0.17], l2=0.0).table["weight"]
+        assert weight["gain"] == 0.0 < weight["evidence"]
 
     def test_no_weight_is_against_its_sign(self):
         signals = pd.DataFrame({"evidence": [0.0, 1, 2, 3], "gain": [1.0, 1, 1, 1], "verdict": list("abcd")})
