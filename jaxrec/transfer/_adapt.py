@@ -118,7 +118,7 @@ def adapt(
     if several:
         given = {name: Source(each.params, by_name[name], rename or {}) for name, each in sources.items()}
         params, report = copy_all(given, fresh, conflict=conflict, patterns=patterns)
-        rows = union(by_name)
+        rows = union(by_name, report)
     else:
         rows = next(iter(by_name.values()))
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
