@@ -240,6 +240,14 @@ def test_frames_are_matched_by_their_words():
     assert dict(zip(both["target"], both["source"], strict=True)) == {"x": 1, "w": 3}
 
 
+def test_frames_of_one_entity_are_matched():
+    one, other = pd.DataFrame({"item": [1], "title": ["Heat"]}), pd.DataFrame({"item": ["x"], "title": ["heat"]})
+    assert transfer.match(one, other, "item", text="title").to_numpy().tolist() == [[1, "x", 1.0]]
+    plots = [frame.assign(plot=[[0.0, 2.0]]) for frame in (one, other)]
+    assert len(transfer.match(*plots, "item", features=data.Vector("plot"))) == 1
+    assert not len(transfer.match(one.assign(title=""), other.assign(title=None), "item", text="title"))
+
+
 def test_a_matched_frame_is_a_table(ours, theirs):
     table = transfer.match(OURS, THEIRS, "item", features=SCHEMA.item_features, at_least=0.9)
     alignment = transfer.align(ours.encoder, theirs.encoder, tables={"item": table})
