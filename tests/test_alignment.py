@@ -117,6 +117,12 @@ def test_what_cannot_be_aligned_is_named(ours, theirs):
         transfer.align(ours.encoder, theirs.encoder, content={"user": 0.5})
     with refuses(ValueError, "No numbering 'genres'. There are"):
         transfer.align(ours.encoder, theirs.encoder).pairs("genres")
+    with refuses(TypeError, "content= by numbering, such as \\{'item': 0.8\\}, got float"):
+        transfer.align(ours.encoder, theirs.encoder, content=0.5)
+    with refuses(TypeError, "tables= by numbering, such as \\{'item': frame\\}, got DataFrame"):
+        transfer.align(ours.encoder, theirs.encoder, tables=frame)
+    with refuses(TypeError, "Expected a Encoder for source, got Dataset. Pass its .encoder"):
+        transfer.align(ours, theirs)
 
 
 # By content
@@ -234,6 +240,14 @@ def test_frames_are_matched_by_their_words():
     assert dict(zip(both["target"], both["source"], strict=True)) == {"x": 1, "w": 3}
 
 
+def test_frames_of_one_entity_are_matched():
+    one, other = pd.DataFrame({"item": [1], "title": ["Heat"]}), pd.DataFrame({"item": ["x"], "title": ["heat"]})
+    assert transfer.match(one, other, "item", text="title").to_numpy().tolist() == [[1, "x", 1.0]]
+    plots = [frame.assign(plot=[[0.0, 2.0]]) for frame in (one, other)]
+    assert len(transfer.match(*plots, "item", features=data.Vector("plot"))) == 1
+    assert not len(transfer.match(one.assign(title=""), other.assign(title=None), "item", text="title"))
+
+
 def test_a_matched_frame_is_a_table(ours, theirs):
     table = transfer.match(OURS, THEIRS, "item", features=SCHEMA.item_features, at_least=0.9)
     alignment = transfer.align(ours.encoder, theirs.encoder, tables={"item": table})
@@ -288,3 +302,12 @@ def test_an_alignment_of_other_encoders_is_refused(ours, theirs):
     renamed = dataclasses.replace(theirs.encoder, items=data.Vocabulary.fit([5, 6, 7, 8]))
     with refuses(ValueError, "Make it by align\\(source.encoder, train.encoder\\)"):
         transfer.adapt(source, theirs, alignment=transfer.align(ours.encoder, renamed))
+    mirrored = domain(OURS.assign(item=list("edcba")), list("bcde")).encoder  # as large, other rows
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.align(mirrored, theirs.encoder, content={"item": 0.5}))
+    relabelled = domain(OURS.assign(genres=["Drama", "Drama|War", "War", "War", "War"]), list("abcd")).encoder
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.align(relabelled, theirs.encoder))
+    right = transfer.align(ours.encoder, theirs.encoder)
+    with refuses(ValueError, "or their rows differ"):
+        transfer.adapt(source, theirs, alignment=transfer.Alignment(right.encoder, right.rows, right.sizes))

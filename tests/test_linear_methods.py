@@ -112,8 +112,15 @@ def test_ease_trusts_some_items_less(dataset):
     np.testing.assert_allclose(found, touched @ weights, rtol=1e-4, atol=1e-5)
     with refuses(ValueError, "l2 for each of 10 items .* missing: 2, such as 0, 1"):
         train.fit_ease(dataset, l2=l2.iloc[2:])
-    with pytest.raises(ValueError, match="l2 > 0, got -1"):
+    with pytest.raises(ValueError, match="l2 > 0 and finite in float32, got -1"):
         train.fit_ease(dataset, l2=l2 * 0.0 - 1.0)
+    for size in (1e-60, 1e60, np.inf):
+        with pytest.raises(ValueError, match="finite in float32, got (1e.60|inf)"):
+            train.fit_ease(dataset, l2=l2.where(l2 > l2.min(), size))
+    with refuses(ValueError, "one l2 for each item, 0 has several"):
+        train.fit_ease(dataset, l2=pd.concat([l2, l2.iloc[:1]]))
+    with refuses(TypeError, "number or a Series by raw id of the items, got ndarray"):
+        train.fit_ease(dataset, l2=l2.to_numpy())
 
 
 def test_ease_of_users_in_several_blocks_is_that_of_one(dataset, monkeypatch):
@@ -350,7 +357,7 @@ def test_data_and_options_that_do_not_fit_are_refused(dataset, rated_parts):
             fit(dataset, history=0)
         with refuses(TypeError, "Expected a Dataset for train"):
             fit(INTERACTIONS)
-    with pytest.raises(ValueError, match="l2 > 0, got 0"):
+    with pytest.raises(ValueError, match="l2 > 0 and finite in float32, got 0"):
         train.fit_ease(dataset, l2=0.0)
     for options, message in (
         ({"neighbours": 0}, "neighbours >= 1, got 0"),

@@ -92,7 +92,7 @@ class TestDistances:
 
     def test_same_rows_and_draws(self):
         same = np.ones((4, 2))
-        assert sources.mmd(same, same) == 0.0
+        assert sources.mmd(same, same) == sources.proxy_a(same, same) == 0.0
         x = np.random.default_rng(3).normal(size=(90, 2))
         few = [sources.mmd(x, x + 1.0, most=10, seed=seed) for seed in (0, 0, 1)]
         assert few[0] == few[1] != few[2]
@@ -103,6 +103,10 @@ class TestDistances:
             sources.mmd(x, np.zeros((3, 1)))
         with refuses(ValueError, "at least 2 rows"):
             sources.proxy_a(x, x[:1])
+        with refuses(ValueError, "same columns, got \\(3,\\) and \\(3,\\)"):
+            sources.mmd(x[:, 0], x[:, 0])
+        with refuses(ValueError, "same columns, got \\(3, 0\\)"):
+            sources.proxy_a(x[:, :0], x[:, :0])
         with refuses(ValueError, "got NaN or infinite"):
             sources.mmd(x, x + np.nan)
 
@@ -165,10 +169,12 @@ class TestEvidence:
         assert sources.evidence(x[:2], y[:2]) == sources.evidence(np.ones((9, 2)), y[:9]) == 0.0
         assert sources.evidence(x, np.ones((200, 1))) == 0.0
         assert np.isfinite(sources.evidence(x, x))  # without any noise
-        with refuses(ValueError, "as many rows of x as of y, got 200 and 3"):
+        with refuses(ValueError, "as many rows of x as of y, got shapes \\(200, 3\\) and \\(3, 2\\)"):
             sources.evidence(x, y[:3])
         with refuses(ValueError, "finite numbers"):
             sources.evidence(x * np.inf, y)
+        with refuses(ValueError, "two matrices"):
+            sources.evidence(x[:, 0], y)
 
 
 class TestScore:
@@ -184,6 +190,12 @@ class TestScore:
         assert score.pairs == 60 and "fitted on 60 pairs" in str(score)
         shrunk = sources.calibrate(signals, gains, l2=1.0)
         assert shrunk.table["weight"]["gain"] < 0.6 * score.table["weight"]["gain"]
+
+    def test_a_signal_that_does_not_vary_has_no_weight(self):
+        """0.1 seven times is not its own mean in floats: what is left must not be divided by itself."""
+        signals = pd.DataFrame({"gain": [0.1] * 7, "evidence": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]})
+        weight = sources.calibrate(signals, [0.3, 0.1, 0.7, 0.9, 0.2, 1.3, 0.17], l2=0.0).table["weight"]
+        assert weight["gain"] == 0.0 < weight["evidence"]
 
     def test_no_weight_is_against_its_sign(self):
         signals = pd.DataFrame({"evidence": [0.0, 1, 2, 3], "gain": [1.0, 1, 1, 1], "verdict": list("abcd")})
@@ -251,6 +263,29 @@ class TestRank:
         only = sources.rank({"mixed": candidates["mixed"]}, films, strategy="stack", dim=8)
         assert only.best is None and "No source is worth transferring from" in str(only)
 
+    def test_harm_of_copied_weights_is_a_verdict_and_no_warning(self):
+        """Targets: users' vectors were learned in a domain where each user is somebody else."""
+        rng = np.random.default_rng(0)
+        user, item = (each.ravel() for each in np.meshgrid(np.arange(120), np.arange(12), indexing="ij"))
+        of_user, of_item = rng.normal(size=(120, 3)), rng.normal(size=(12, 3))
+
+        def domain(users, scale):
+            rated = pd.DataFrame(
+                {"user": user, "item": item, "y": scale * (of_user[users] * of_item[item]).sum(axis=1)}
+            )
+            return data.encode(data.Parts(rated, None, None), data.Schema(target="y")).train
+
+        there = domain(rng.permutation(120)[user], 4.0)
+        model = models.MatrixFactorization.for_data(there, dim=4)
+        source = jaxrec.fit(model, there, epochs=40, progress=False)
+        found = sources.rank({"others": source}, domain(user, 1.0), epochs=1)
+        assert found.metric == "rmse" and found.best is None and found.table["verdict"]["others"] == "harmful"
+
+    def test_ids_of_another_type_are_noted(self, candidates, films, film_world):
+        texts = encoded(with_users(bare(film_world.target), lambda users: users.astype(str)))
+        found = sources.rank({"related": candidates["related"]}, texts, dim=8)
+        assert "no user is shared: int ids there and str ids here can never match" in str(found)
+
     def test_a_score_of_ones_own(self, ranking, candidates, films):
         signals = pd.concat([ranking.table] * 2)
         by_overlap = sources.calibrate(signals[["user_overlap"]], -signals["gain"] + 5 * signals["user_overlap"])
@@ -292,6 +327,8 @@ class TestRank:
     def test_errors(self, candidates, films):
         with refuses(ValueError, "at least one candidate"):
             sources.rank({}, films)
+        with refuses(TypeError, "candidates as a dict of recommenders by name, got Recommender"):
+            sources.rank(candidates["mixed"], films)
         with refuses(TypeError, "Expected a Recommender for candidates\\['x'\\], got Dataset"):
             sources.rank({"x": films}, films)
         with refuses(TypeError, "names of candidates as strings, got 1"):

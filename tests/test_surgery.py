@@ -1,5 +1,6 @@
 """Surgery on what is carried over: other widths, rows that nothing was found for, several sources."""
 
+import dataclasses
 import json
 
 import jax
@@ -99,8 +100,10 @@ def test_what_cannot_be_resized_is_refused(parts, factorization, towers, reading
     for dim in (0, 8):
         with refuses(ValueError, f"Expected dim >= 1 and another width than the model's 8, got {dim}"):
             transfer.resize(factorization, dim)
-    with refuses(ValueError, "Expected noise >= 0, got -1"):
+    with refuses(ValueError, "Expected noise >= 0 and finite, got -1"):
         transfer.resize(factorization, 9, noise=-1)
+    with refuses(ValueError, "Expected noise >= 0 and finite, got inf"):
+        transfer.resize(factorization, 9, noise=float("inf"))
     with refuses(ValueError, "reads a history cannot be narrowed"):
         transfer.resize(reading, 2)
     with refuses(ValueError, "Expected a MatrixFactorization or a TwoTower with fusion='concatenation', got LoRA"):
@@ -266,6 +269,8 @@ def test_sources_that_cannot_be_joined_are_refused():
         transfer.copy_all(whole, tree)
     with refuses(ValueError, "Nothing of weight was copied"):
         transfer.copy_all({**sources, "c": transfer.Source({"other": jnp.ones(3)})}, tree)
+    with refuses(TypeError, "Expected a Source for source 'c', got dict"):
+        transfer.copy_all({"c": tree}, tree)
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +329,19 @@ def test_what_several_sources_gave_stays_frozen(three):
     given = transfer.adapt(sources, target, alignment=aligned, freeze="*")  # rows for newcomers are numbered together
     np.testing.assert_array_equal(row(given.recommender, 7), row(sources["games"], 7))
     np.testing.assert_array_equal(row(given.recommender, 3), row(sources["books"], 3))
+
+
+def test_a_table_that_one_source_lacks_is_copied_for_the_others_users_alone(three):
+    sources, target = three
+    books = sources["books"]
+    books = books.replace(
+        model=dataclasses.replace(books.model, bias=False), params=_tree.drop(books.params, ["user/bias", "item/bias"])
+    )
+    given = {"games": sources["games"], "books": books}
+    adapted = transfer.adapt(given, target, freeze="copied", unmatched="unknown", epochs=1, batch_size=2)
+    assert adapted.frozen.rows["user/embedding"].sum() == 10 and adapted.frozen.rows["user/bias"].sum() == 5
+    entry = next(entry for entry in adapted.copied.entries if entry.path == "user/bias")
+    assert entry.rows == 5 and entry.filled == (("unknown", 6),)
 
 
 def test_several_sources_that_do_not_fit_together_are_refused(three):

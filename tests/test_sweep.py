@@ -215,3 +215,8 @@ def test_optuna_proposes_settings_and_prunes(line):
         )
     with refuses(ValueError, "0 < low <= high for 'rate'.*suggest_float"):
         train.optuna_objective(train_one, {"rate": (0.0, 1.0)})
+    with refuses(ValueError, "0 < low <= high for 'rate', got \\(0.1, 0.2, 0.3\\)"):
+        train.optuna_objective(train_one, {"rate": (0.1, 0.2, 0.3)})
+    silent = train.optuna_objective(lambda setting, _: train_one(setting, []), space, metric="recall@10")
+    with refuses(ValueError, "history has no 'recall@10', it has epoch, loss"):
+        optuna.create_study(direction="maximize").optimize(silent, n_trials=1)

@@ -346,6 +346,11 @@ def test_negative_transfer_is_a_warning(source, target):
     assert found.verdict == "hurt" and found.recommender is found.scratch
 
 
+def test_a_test_part_that_was_seen_measures_nobody(source, target):
+    with refuses(ValueError, "nobody to measure ndcg@10 on \\(left out: .* rows.*Give held-out rows"):
+        transfer.compare(source, target.train, target.train, epochs=1, batch_size=64)
+
+
 def gains(share, seeds):
     """Gain of transfer for cold users of small worlds, and the verdicts."""
     found, verdicts = [], []
@@ -368,6 +373,7 @@ def gains(share, seeds):
     return np.array(found), verdicts
 
 
+@pytest.mark.filterwarnings("ignore::jaxrec.transfer.NegativeTransfer")  # of worlds that have nothing in common
 def test_the_gain_rises_with_the_transferable_share():
     """The full run over ten seeds and four shares is benchmarks/shares.py."""
     (none, at_zero), (much, at_nine) = gains(0.0, range(3)), gains(0.9, range(3))

@@ -25,17 +25,18 @@ class FittedFeature:
     __eq__ = _values.equal
 
     @classmethod
-    def fit(cls, feature: Feature, frame: pd.DataFrame) -> "FittedFeature":
-        """Statistics of the rows of ``frame``, which are the training part's."""
+    def fit(cls, feature: Feature, frame: pd.DataFrame, *, varies: bool = True) -> "FittedFeature":
+        """Statistics of the rows of ``frame``, which are the training part's; ``varies`` says that they must differ."""
         if isinstance(feature, Numeric | Vector):
             values = _numbers_of(feature, frame, width=None)
             scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
-            if len(values) > 1 and (values == values[:1]).all():  # some numbers of a vector may be the same for all
+            same = len(values) > 1 and (values == values[:1]).all()  # some numbers of a vector may be the same for all
+            if varies and same:
                 raise ValueError(_constant(feature.column, f"{values[0, 0]:g}" if values.shape[1] == 1 else "a vector"))
             return cls(feature, values.shape[1], scaler=scaler)
         labels = _labels_of(feature, frame)
         vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
-        if len(vocabulary) < 2:
+        if len(vocabulary) < 2 and varies:
             raise ValueError(_constant(feature.column, str(vocabulary)))
         return cls(feature, max(map(len, labels)), vocabulary=vocabulary)
 

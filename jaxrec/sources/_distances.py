@@ -31,7 +31,7 @@ def mmd(
       At most 2; around 0, also a little below it, for samples of one distribution.
 
     Raises:
-      ValueError: a sample has fewer than 2 rows, columns differ, or a number is not finite.
+      ValueError: a sample has fewer than 2 rows or no column, columns differ, or a number is not finite.
 
     References:
       Gretton et al., A kernel two-sample test, JMLR 13, 2012 (lemma 6; the bandwidth as in its section 8).
@@ -69,7 +69,7 @@ def proxy_a(
       At most 2, where no row is mistaken; around 0, also below it, where the classifier is no better than chance.
 
     Raises:
-      ValueError: a sample has fewer than 2 rows, columns differ, or a number is not finite.
+      ValueError: a sample has fewer than 2 rows or no column, columns differ, or a number is not finite.
 
     References:
       Ben-David et al., Analysis of representations for domain adaptation, NIPS 2006 (the form of Ganin et al., JMLR 17,
@@ -81,13 +81,14 @@ def proxy_a(
     label = np.ones((half, 1))
     fitted = ridge(np.concatenate([x[:half], y[:half]]), np.concatenate([label, -label]), l2=None)
     told = (each[half:] @ fitted.kernel + fitted.intercept for each in (x, y))
-    error = np.mean([np.mean(sign * values <= 0) for sign, values in zip((1.0, -1.0), told, strict=True)])
+    sides = np.stack([sign * np.sign(values) for sign, values in zip((1.0, -1.0), told, strict=True)])
+    error = 0.5 - 0.5 * sides.mean()  # a value of 0 says nothing: half an error
     return float(2.0 * (1.0 - 2.0 * error))
 
 
 def _drawn(x: np.ndarray, y: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """At most so many rows of each, in random order, float64."""
-    if min(len(x), len(y), most) < 2 or x.shape[1] != y.shape[1]:
+    if x.ndim != 2 or y.ndim != 2 or min(len(x), len(y), most) < 2 or not x.shape[1] or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"Expected two samples of at least 2 rows with the same columns, got {x.shape} and {y.shape}, of which at "
             f"most {most} rows are used."

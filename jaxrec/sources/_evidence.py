@@ -26,7 +26,7 @@ def evidence(x: Float[np.ndarray, "rows inputs"], y: Float[np.ndarray, "rows out
       At least 0, and 0 with fewer than 3 rows, for constant columns, and where nothing is explained.
 
     Raises:
-      ValueError: the numbers of rows differ, or a number is not finite.
+      ValueError: x or y is no matrix, the numbers of rows differ, or a number is not finite.
 
     Examples:
       >>> x = np.arange(6.0)[:, None]
@@ -38,8 +38,8 @@ def evidence(x: Float[np.ndarray, "rows inputs"], y: Float[np.ndarray, "rows out
       columns, as the difference to the empty model, so that outputs of any scale and sources with any number of shared
       users can be compared).
     """
-    if len(x) != len(y):
-        raise ValueError(f"Expected as many rows of x as of y, got {len(x)} and {len(y)}.")
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"Expected two matrices, as many rows of x as of y, got shapes {x.shape} and {y.shape}.")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("Expected finite numbers. Train the source again with a smaller learning rate.")
     rows = len(x)

@@ -123,11 +123,14 @@ def rank(
 
     Raises:
       ValueError: there is no candidate, the target has no users or no items, or an option is out of range.
+      TypeError: the candidates are no dict of recommenders by name.
 
     References:
       Ben-David et al., NIPS 2006, and Gretton et al., JMLR 2012 (distances); You et al., LogME, ICML 2021 (evidence);
       Man et al., EMCDR, IJCAI 2017 (trial).
     """
+    if not isinstance(candidates, Mapping):
+        raise TypeError(f"Expected candidates as a dict of recommenders by name, got {type(candidates).__name__}.")
     if not candidates:
         raise ValueError("Expected at least one candidate, a recommender trained on a source, got none.")
     for name, source in candidates.items():
@@ -155,6 +158,9 @@ def rank(
     for name, source in candidates.items():
         row = {**told(source, train, seed), "evidence": explained(source, train, done, seed)}
         reasons = [reason] if reason else []
+        kinds = source.encoder.users.kind, train.encoder.users.kind
+        if kinds[0] != kinds[1]:
+            reasons.append(f"no user is shared: {kinds[0]} ids there and {kinds[1]} ids here can never match.")
         try:
             gain = trials(source)
         except ValueError as error:  # nothing to carry over, or nobody to hold out: likewise

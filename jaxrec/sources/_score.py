@@ -84,7 +84,7 @@ def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Se
     centred, weight = y - y.mean(), np.zeros(len(names))
     gram, along = z.T @ z / len(y), z.T @ centred / len(y)
     for _ in range(_SWEEPS):
-        for place in np.flatnonzero(np.diag(gram) > 0):
+        for place in np.flatnonzero(table["varies"]):  # the others' products are rounding, which no l2 would hold
             rest = along[place] - gram[place] @ weight + gram[place, place] * weight[place]
             weight[place] = max(rest, 0.0) / (gram[place, place] + l2)
     return Score(table.assign(weight=weight), float(y.mean()), len(y))

@@ -1,6 +1,7 @@
 """A few steps of the transfer on a part of the target's training rows, and as many without the source."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxrec.evaluation import Report, evaluate
 from jaxrec.evaluation._evaluate import Scores
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 from jaxrec.train import fit_als
-from jaxrec.transfer import compare, emcdr, stack
+from jaxrec.transfer import NegativeTransfer, compare, emcdr, stack
 
 LEAST = 3  # held-out users of a trial
 
@@ -100,10 +101,12 @@ class Trials:
             raise ValueError(f"{len(self.train)} rows of the target are too few to hold some out.")
         kept = cold(self.train, ~held)
         test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
-        found = compare(
-            source, kept, test, metric=self.metric, level=self.level, seed=self.seed, epochs=self.options["epochs"],
-            progress=False,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NegativeTransfer)  # the ranking's verdict says so
+            found = compare(
+                source, kept, test, metric=self.metric, level=self.level, seed=self.seed,
+                epochs=self.options["epochs"], progress=False,
+            )  # fmt: skip
         row = found.table.iloc[0]
         total = float(row.transfer + row.scratch)
         return _scaled(float(row.difference), float(row.low), float(row.high), total, int(row.users))

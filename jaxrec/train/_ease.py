@@ -47,7 +47,7 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
 
     Raises:
       ValueError: the data has targets or weights, no users or no items, or items without a table row; an option is out
-        of range.
+        of range, or ``l2`` lacks an item or has one twice.
 
     References:
       Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019. The matrix is scaled to a unit diagonal and
@@ -73,9 +73,12 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
 
 def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
     """Float32 by table row."""
+    row = np.asarray(train.features.item_row)
+    trained = np.flatnonzero(row)
     if isinstance(l2, pd.Series):
-        row = np.asarray(train.features.item_row)
-        trained = np.flatnonzero(row)
+        if l2.index.has_duplicates:
+            twice = l2.index[l2.index.duplicated()].tolist()[0]
+            raise ValueError(f"Expected one l2 for each item, {twice!r} has several. Keep one of them.")
         values = l2.reindex(pd.Index(train.encoder.items.decode(trained))).to_numpy(np.float64)
         if np.isnan(values).any():
             missing = train.encoder.items.decode(trained[np.isnan(values)][:3])
@@ -83,12 +86,18 @@ def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
                 f"Expected l2 for each of {len(trained)} items that were trained, by raw id; missing: "
                 f"{int(np.isnan(values).sum())}, such as {', '.join(map(repr, missing.tolist()))}."
             )
-        found = np.ones(rows, np.float32)  # the unknown's row is zero whatever its penalty
-        found[row[trained]] = values
+    elif np.ndim(l2):
+        raise TypeError(f"Expected l2 to be a number or a Series by raw id of the items, got {type(l2).__name__}.")
     else:
-        values = found = np.full(rows, l2, np.float32)
-    if not ((values > 0) & np.isfinite(values)).all():
-        raise ValueError(f"Expected l2 > 0, got {values.min()}. Without it the matrix may have no inverse.")
+        values = np.full(len(trained), l2, np.float64)
+    single = np.finfo(np.float32)
+    wrong = values[~((values >= single.tiny) & (values <= single.max))]
+    if len(wrong):
+        raise ValueError(
+            f"Expected l2 > 0 and finite in float32, got {wrong[0]}. Without it the matrix may have no inverse."
+        )
+    found = np.ones(rows, np.float32)  # the unknown's row is zero whatever its penalty
+    found[row[trained]] = values
     return found
 
 

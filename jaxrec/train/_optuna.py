@@ -1,6 +1,6 @@
 """A search by optuna (extra ``search``), which proposes settings one after another and stops what looks bad."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxrec._metrics import lower_is_better
@@ -40,7 +40,7 @@ def optuna_objective(
       Akiba et al., Optuna: a next-generation hyperparameter optimization framework, KDD 2019.
     """
     for name, values in space.items():
-        if not callable(values) and not 0 < values[0] <= values[1] < float("inf"):
+        if not callable(values) and not (len(values) == 2 and 0 < values[0] <= values[1] < float("inf")):
             raise ValueError(
                 f"Expected 0 < low <= high for {name!r}, got {values}. Give a function of the trial for what is not "
                 "searched in the logarithm, such as lambda trial: trial.suggest_float('dropout', 0.0, 0.5)."
@@ -59,13 +59,16 @@ def optuna_objective(
         }
         pruned = False
 
+        def need(columns: Iterable[str]) -> None:
+            if metric not in columns:
+                raise ValueError(
+                    f"The history has no {metric!r}, it has {', '.join(columns)}. Pass validation= and metric= to fit, "
+                    "or name another metric=."
+                )
+
         def report(progress: Progress) -> bool:
             nonlocal pruned
-            if metric not in progress.row:
-                raise ValueError(
-                    f"The history has no {metric!r}, it has {', '.join(progress.row)}. Pass validation= and metric= to "
-                    "fit."
-                )
+            need(progress.row)
             trial.report(float(progress.row[metric]), progress.epoch)
             pruned = trial.should_prune()
             return pruned
@@ -73,6 +76,7 @@ def optuna_objective(
         history = train_one(setting, [report]).history
         if pruned:
             raise optuna.TrialPruned
+        need(history)  # also of a `train_one` that leaves the callbacks out
         return float(better(history[metric]))
 
     return objective

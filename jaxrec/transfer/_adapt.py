@@ -21,7 +21,7 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.train import fit
 from jaxrec.transfer._adapters import LowRank
-from jaxrec.transfer._align import Alignment, align, together
+from jaxrec.transfer._align import Alignment, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
 from jaxrec.transfer._rows import Unmatched, fill
@@ -118,7 +118,7 @@ def adapt(
     if several:
         given = {name: Source(each.params, by_name[name], rename or {}) for name, each in sources.items()}
         params, report = copy_all(given, fresh, conflict=conflict, patterns=patterns)
-        rows = union(by_name)
+        rows = union(by_name, report)
     else:
         rows = next(iter(by_name.values()))
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
@@ -193,13 +193,14 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
     rows = {"user": source.features.user_row, "item": source.features.item_row}
     known = {"user": target.users, "item": target.items}
     sizes = {side: (int((row > 0).sum()), len(known[side])) for side, row in rows.items()}
-    given = {side: alignment.sizes[side] for side in sizes}
+    given = {side: alignment.sizes.get(side) for side in sizes}
     aligned = alignment.encoder
     same = np.array_equal(aligned.users.ids, target.users.ids) and np.array_equal(aligned.items.ids, target.items.ids)
-    if given != sizes or not same:
+    if given != sizes or not same or not rows_are_of(alignment, source, target):
         raise ValueError(
             "The alignment is of other encoders than the source's and the target's: trained there and known here are "
-            f"{given} in the alignment and {sizes} in the data. Make it by align(source.encoder, train.encoder)."
+            f"{given} in the alignment and {sizes} in the data, or their rows differ. Make it by "
+            "align(source.encoder, train.encoder)."
         )
 
 
@@ -317,6 +318,9 @@ def compare(
       Both recommenders and reports, a table of paired differences by slice, a verdict, and the recommender to go on
       with. Where lower is better the difference is turned round, so that positive always means that transfer is ahead.
 
+    Raises:
+      ValueError: as ``adapt``, or the test part leaves nobody to measure on.
+
     Warns:
       NegativeTransfer: transfer hurt.
     """
@@ -342,6 +346,12 @@ def compare(
         low, high = sorted((sign * paired.low, sign * paired.high))
         rows.append(
             (part, paired.users, theirs.mean(), ours.mean(), sign * paired.difference, low, high, paired.p_value)
+        )
+    if not rows:
+        reasons = "; ".join(f"{count} rows, {why}" for why, count in reports["scratch"].left_out.items() if count)
+        raise ValueError(
+            f"The test part has nobody to measure {metric} on (left out: {reasons or 'nothing'}). Give held-out rows "
+            "that are not those of training."
         )
     columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
     table = pd.DataFrame(rows, columns=columns)

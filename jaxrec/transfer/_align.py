@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec._expect import expect
 from jaxrec._types import Array
 from jaxrec.data import Encoder, Vocabulary
 from jaxrec.data._schema import need_columns
@@ -127,8 +128,13 @@ def align(
       ValueError: nothing is shared and ``require`` is True; a table is of an unknown numbering, lacks a column, gives
         an id of the target to two of the source, or has no row that both encoders know; no feature can be compared, or
         a threshold is out of range.
-      TypeError: ids of a table are of another type than the encoder's.
+      TypeError: ids of a table are of another type than the encoder's, or an argument is of another kind.
     """
+    expect(source, Encoder, "source")
+    expect(target, Encoder, "target")
+    for name, given, example in (("tables", tables, "{'item': frame}"), ("content", content, "{'item': 0.8}")):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"Expected {name}= by numbering, such as {example}, got {type(given).__name__}.")
     tables, content = dict(tables or {}), dict(content or {})
     numberings = _numberings(source, target)
     _check_names(tables, numberings, "tables")
@@ -189,6 +195,22 @@ def together(alignments: Mapping[str, Alignment], target: Encoder) -> dict[str, 
             rows[side] = rows[side]._replace(target=np.asarray(_row_of(encoder, side))[entities[name, side]])
         found[name] = dataclasses.replace(alignment, encoder=encoder, rows=rows)
     return found
+
+
+def rows_are_of(alignment: Alignment, source: Encoder, target: Encoder) -> bool:
+    """Whether the ids that were paired have these rows in the source, and these labels these codes in the target."""
+    for name, (ours, theirs) in _numberings(source, target).items():
+        if name not in alignment.matched or name not in alignment.rows:
+            return False
+        found, rows, side = alignment.matched[name], alignment.rows[name], SIDES.get(name)
+        try:
+            here, there = ours.encode(found["source"]), theirs.encode(found["target"])
+        except TypeError:  # ids of another type
+            return False
+        here = here if side is None else np.asarray(_row_of(source, side))[here]
+        if not np.array_equal(rows.source, here) or (side is None and not np.array_equal(rows.target, there)):
+            return False
+    return True
 
 
 def _numberings(source: Encoder, target: Encoder) -> dict[str, tuple[Vocabulary, Vocabulary]]:

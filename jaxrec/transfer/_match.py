@@ -103,7 +103,7 @@ def match(
         entity_frame(frame, on, (), name)
         words = {column: pd.Series(_words(frame, column), index=frame.index) for column in text}
         frames.append(frame[[on, *columns]].assign(**words) if words else frame[[on, *columns]])
-    fitted = [FittedFeature.fit(each, pd.concat(frames)) for each in (*features, *map(Labels, text))]
+    fitted = [FittedFeature.fit(each, pd.concat(frames), varies=False) for each in (*features, *map(Labels, text))]
     ours, theirs = (_of_frame(frame, on, fitted) for frame in frames)
     place, similarity = nearest(ours, theirs)
     kept = (place >= 0) & (similarity >= at_least)

@@ -41,7 +41,8 @@ def resize(recommender: Recommender, dim: int, *, noise: float = 0.1, seed: int 
       A recommender of the model with ``dim``; everything else stays.
 
     Raises:
-      ValueError: the model is of another kind, ``dim`` is below 1 or the width already, ``noise`` is negative.
+      ValueError: the model is of another kind, ``dim`` is below 1 or the width already, ``noise`` is negative or not
+        finite.
 
     References:
       Eckart and Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.
@@ -58,8 +59,8 @@ def resize(recommender: Recommender, dim: int, *, noise: float = 0.1, seed: int 
         )
     if dim < 1 or dim == model.dim:
         raise ValueError(f"Expected dim >= 1 and another width than the model's {model.dim}, got {dim}.")
-    if not noise >= 0:
-        raise ValueError(f"Expected noise >= 0, got {noise}.")
+    if not 0 <= noise < np.inf:
+        raise ValueError(f"Expected noise >= 0 and finite, got {noise}.")
     leaves = _of_width(model, recommender.params)
     if dim > model.dim:
         changed = _widened(recommender.params, leaves, dim - model.dim, noise, seed)

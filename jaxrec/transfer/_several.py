@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import _tree
-from jaxrec._expect import one_of
+from jaxrec._expect import expect, one_of
 from jaxrec._types import Params
 from jaxrec.transfer._align import Rows
 from jaxrec.transfer._copy import CopyReport, Entry, leaf_by_leaf, need_weight
@@ -55,6 +55,8 @@ def copy_all(
     one_of(conflict, get_args(Conflict), "conflict")
     if not sources:
         raise ValueError("Expected at least one source, got none.")
+    for name, source in sources.items():
+        expect(source, Source, f"source {name!r}")
     found: dict[str, dict[str, jax.Array]] = {}
     entries: dict[str, dict[str, Entry]] = {}
     rest: list[Entry] = []
@@ -94,11 +96,12 @@ def copy_all(
     return _tree.unflatten(new), CopyReport((*report, *rest))
 
 
-def union(alignments: Mapping[str, Mapping[str, Rows]]) -> dict[str, Rows]:
-    """By path the target's rows that any source has; ``source`` is a row of the first that does."""
+def union(alignments: Mapping[str, Mapping[str, Rows]], report: CopyReport) -> dict[str, Rows]:
+    """By table that was copied its rows that a source with this table has; ``source`` is a row of the first such."""
     joined = {}
-    for path in next(iter(alignments.values())):
-        every = [rows[path] for rows in alignments.values()]
+    having = {entry.path: dict(entry.sources) for entry in report.entries if entry.outcome == "rows copied"}
+    for path, names in having.items():
+        every = [rows[path] for name, rows in alignments.items() if name in names]
         source, target = (np.concatenate([np.asarray(rows[at]) for rows in every]) for at in (0, 1))
         target, first = np.unique(target, return_index=True)
         joined[path] = Rows(source[first], target)
