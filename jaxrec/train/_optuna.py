@@ -76,7 +76,7 @@ def optuna_objective(
         history = train_one(setting, [report]).history
         if pruned:
             raise optuna.TrialPruned
-        need(history)  # also of a `train_one` that leaves the callbacks out
+        need(history.columns)  # also of a `train_one` that leaves the callbacks out
         return float(better(history[metric]))
 
     return objective
