@@ -142,5 +142,4 @@ def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callab
 def folding(recommender: Recommender, setting: Squares) -> Recommender:
     """The recommender that folds newcomers in as the setting says, whatever it was derived from."""
     objective = None if setting.softmax else ImplicitSquares(setting.unobserved, setting.l2, 1.0)
-    # Not Recommender.replace, which would keep a prior that was measured for the other way.
-    return dataclasses.replace(recommender, objective=objective)
+    return recommender.replace(objective=objective)
