@@ -124,7 +124,9 @@ def test_a_new_item_is_folded_in_once_for_all_its_users(factorization, monkeypat
     added, asked, original = coldstart.add(factorization, interactions=touched), [], _vectors.item_vectors
     index = added.encoder.users.encode(users)
     alone = [_vectors.user_vectors(added, index[place : place + 1]) for place in range(len(index))]
-    monkeypatch.setattr(_vectors, "item_vectors", lambda model, items: asked.append(items.size) or original(model, items))
+    monkeypatch.setattr(
+        _vectors, "item_vectors", lambda model, items: asked.append(items.size) or original(model, items)
+    )
     together = _vectors.user_vectors(added, index)
     assert asked == [4]  # three, in a power of two
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)

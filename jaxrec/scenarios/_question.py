@@ -15,7 +15,7 @@ from jaxrec.coldstart import add, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.scenarios._splits import Splits
-from jaxrec.train import fit_als, fit_content_knn
+from jaxrec.train import fit_als, fit_content_knn, fit_ease, fit_item_knn
 
 
 class Fitted(NamedTuple):
@@ -60,6 +60,7 @@ class One(NamedTuple):
 
 
 SHRINKS = (One("shrink", 10.0), One("shrink", 100.0))  # of nearest neighbours
+_EASE = 5000  # most items for a matrix of items by items that is inverted
 _WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
 SQUARES = tuple(Squares(*weights, softmax) for weights in _WEIGHTS for softmax in (False, True))
 
@@ -127,6 +128,16 @@ def baselines(train: Dataset, als: Callable[[Squares], Recommender]) -> list[Met
         knn = Method("content k-NN", "items like those a user has touched", lambda _: fit_content_knn(train))
         found.append(knn)
     return [method._replace(strategy=False) for method in found]
+
+
+def of_history(train: Dataset) -> list[Method]:
+    """Baselines that need no training for a new user: item-to-item weights, read from what the user touched."""
+    ease = Method("EASE", "weights between items by ridge regression, read from what the user touched",
+                  lambda setting: fit_ease(train, l2=setting.value), (One("l2", 100.0), One("l2", 500.0)),
+                  False)  # fmt: skip
+    knn = Method("item k-NN", "items that share users with what the user touched",
+                 lambda setting: fit_item_knn(train, shrink=setting.value), SHRINKS, False)  # fmt: skip
+    return [ease, knn] if len(train.encoder.items) <= _EASE else [knn]
 
 
 def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callable[[Squares], Recommender]:
