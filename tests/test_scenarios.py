@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,7 +53,12 @@ def quick() -> Iterator[None]:
             patch.setattr(f"jaxrec.scenarios.{name}.SQUARES", SQUARES[3:4])
         patch.setattr("jaxrec.scenarios._tail._SQUARES", SQUARES[2:3])
         patch.setattr("jaxrec.scenarios._settle._DECILES", 3)
-        yield
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)  # worlds are small: nearly all the time compiles
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
@@ -305,6 +311,16 @@ def test_without_features_what_needs_them_is_left_out(asked, planted):
     _, methods, told = asked("new_user", bare)
     assert [method.name for method in methods] == ["popularity", "iALS", "EASE", "item k-NN"] and not told.groups
     assert [method.strategy for method in methods] == [False, False, True, True]
+
+
+def test_where_nothing_is_known_item_to_item_methods_are_popularity(asked, planted):
+    question, methods, _ = asked("new_user", planted.target, **SMALL)
+    found = [question.reports(Fitted(method.fit(method.settings[0])), question.splits.validation)
+             for method in methods if method.name in ("popularity", "EASE", "item k-NN", "content k-NN")]  # fmt: skip
+    assert len(found) == 4
+    for other in found[1:]:
+        assert found[0][0].users("ndcg@10").equals(other[0].users("ndcg@10"))
+        assert not found[0][2].users("ndcg@10").equals(other[2].users("ndcg@10"))
 
 
 def test_ease_is_left_out_of_large_catalogues(asked, planted, monkeypatch):

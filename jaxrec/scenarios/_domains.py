@@ -22,6 +22,7 @@ from jaxrec.scenarios._question import (
     baselines,
     factoriser,
     folding,
+    of_history,
 )
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
@@ -165,8 +166,7 @@ class _Domains:
         return [
             *baselines(self.here, self.of_target)[:2],
             among,
-            Method("item k-NN", "items that share users with what the user touched in the target",
-                   lambda setting: fit_item_knn(self.here, shrink=setting.value), SHRINKS, False),
+            of_history(self.here)[-1],
             Method("stacked iALS", "one factorisation of both domains' interactions, users shared",
                    lambda setting: self.stacked(self.of_both(setting)), SQUARES),
             Method("stacked item k-NN", "items that share users with what a user touched in either domain",

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxrec._metrics import task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import ImplicitSquares
-from jaxrec.coldstart import add, popularity
+from jaxrec.coldstart import add, mix, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.scenarios._splits import Splits
@@ -125,19 +125,34 @@ def baselines(train: Dataset, als: Callable[[Squares], Recommender]) -> list[Met
         Method("iALS", "a factorisation of the target alone, newcomers folded in", als, SQUARES),
     ]
     if train.encoder.item_features:
-        knn = Method("content k-NN", "items like those a user has touched", lambda _: fit_content_knn(train))
-        found.append(knn)
+        words = "items like those a user has touched"
+        found.append(Method("content k-NN", words, lambda _: or_popular(fit_content_knn(train), train)))
     return [method._replace(strategy=False) for method in found]
 
 
 def of_history(train: Dataset) -> list[Method]:
-    """Baselines that need no training for a new user: item-to-item weights, read from what the user touched."""
-    ease = Method("EASE", "weights between items by ridge regression, read from what the user touched",
-                  lambda setting: fit_ease(train, l2=setting.value), (One("l2", 100.0), One("l2", 500.0)),
-                  False)  # fmt: skip
-    knn = Method("item k-NN", "items that share users with what the user touched",
-                 lambda setting: fit_item_knn(train, shrink=setting.value), SHRINKS, False)  # fmt: skip
+    """Baselines that need no training for a new user: item-to-item weights, read from what the user touched.
+
+    Popularity orders what they score alike: without it they would be no rival where nothing is known.
+    """
+
+    def weights(setting: One) -> Recommender:
+        return or_popular(fit_ease(train, l2=setting.value), train)
+
+    def neighbours(setting: One) -> Recommender:
+        return or_popular(fit_item_knn(train, shrink=setting.value), train)
+
+    words = "weights between items by ridge regression, read from what the user touched"
+    ease = Method("EASE", words, weights, (One("l2", 100.0), One("l2", 500.0)), strategy=False)
+    knn = Method("item k-NN", "items that share users with what the user touched", neighbours, SHRINKS, strategy=False)
     return [ease, knn] if len(train.encoder.items) <= _EASE else [knn]
+
+
+def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
+    """With popularity among items that it scores alike, as it does all of them for a user who touched nothing."""
+    often = popularity(train)
+    least = 1e-6 / float(often.params["item"]["count"].max())
+    return mix([recommender, often], [[1.0] * 3, [least] * 3])
 
 
 def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callable[[Squares], Recommender]:
