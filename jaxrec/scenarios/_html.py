@@ -127,7 +127,8 @@ def _summary(results: list[Scenario]) -> str:
                 f'<a href="#case-{number}">{escape(result.title)}</a>',
                 _verdict(result),
                 escape(result.chosen),
-                f"{escape(result.metric)} {result.mean(result.baseline):.4f} → {result.mean(result.strategy):.4f}",
+                f"{escape(result.metric)} {result.mean(result.baseline):.4f} → {result.mean(result.strategy):.4f} "
+                f"<small>{escape(result.baseline)} → {escape(result.strategy)}</small>",
                 _difference(first),
                 f"{_difference(last)} <small>on {escape(last['slice'])}, against {escape(last.against)}</small>",
             ]
