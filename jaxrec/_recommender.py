@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from typing import Any, Literal
 
 import jax
@@ -115,10 +116,12 @@ class Recommender:
         new = dataclasses.replace(self, **changes)
         if new.encoder is self.encoder and "features" in self.__dict__:
             new.__dict__["features"] = self.features
-        if new.params is self.params and new.num_trained == self.num_trained and "prior" in self.__dict__:
+        of = operator.attrgetter("num_trained", "objective")
+        if "prior" in self.__dict__ and new.params is self.params and of(new) == of(self):
             new.__dict__["prior"] = self.prior
         if "parts" in self.__dict__ and isinstance(self.model, Mixture) and isinstance(new.model, Mixture):
-            shared = {"encoder": new.encoder, "seen": new.seen, "num_trained": new.num_trained, "mesh": new.mesh}
+            names = ("encoder", "seen", "num_trained", "mesh", "objective")
+            shared = {name: getattr(new, name) for name in names}
             new.__dict__["parts"] = tuple(
                 part.replace(model=model, params=new.params["parts"].get(str(number), {}), **shared)
                 for number, (part, model) in enumerate(zip(self.parts, new.model.parts, strict=True))

@@ -1,5 +1,7 @@
 """Alternating least squares against dense regressions in NumPy, and its place beside ``fit``."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import jaxrec
 from jaxrec import coldstart, data, train
+from jaxrec._types import FoldIn
 from jaxrec.data import Batch
 from jaxrec.train import _als, _prior
 
@@ -127,6 +130,20 @@ def test_folding_in_gives_what_an_epoch_gives(parts, with_content):
     np.testing.assert_allclose(folded[0], start[0] + change, rtol=1e-3, atol=1e-4)
     nobody = coldstart.fold_in_squares(start, prior, vectors[None], np.zeros((1, len(item)), np.float32))
     np.testing.assert_array_equal(nobody, start)
+
+
+def test_another_objective_is_measured_anew(parts, with_content):
+    recommender, same = with_content, with_content.objective
+    assert recommender.replace(objective=same).prior is recommender.prior
+    other = dataclasses.replace(same, unobserved=0.5)
+    np.testing.assert_allclose(
+        recommender.replace(objective=other).prior.user.gram,
+        recommender.prior.user.gram * (0.5 / same.unobserved),
+        rtol=1e-5,
+    )
+    assert isinstance(recommender.replace(objective=None).prior.user, FoldIn)
+    mixed = coldstart.mix([recommender], [[1.0, 1.0, 1.0]])
+    assert mixed.parts[0].objective == same and mixed.replace(objective=other).parts[0].objective == other
 
 
 def test_the_objective_is_saved(with_content, tmp_path):

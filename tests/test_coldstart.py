@@ -10,6 +10,7 @@ import pytest
 
 import jaxrec
 from jaxrec import coldstart
+from jaxrec.ranking import _vectors
 
 RNG = np.random.default_rng(0)
 DIM, BATCH, LENGTH = 4, 3, 5
@@ -115,6 +116,20 @@ def test_new_items_are_folded_in_from_their_users(factorization, world):
     assert gain > jaxrec.predict(added, theirs).mean() - jaxrec.predict(cold, theirs).mean()
     old = theirs.assign(item="film-00001")
     np.testing.assert_allclose(jaxrec.predict(added, old), jaxrec.predict(cold, old), rtol=1e-5)
+
+
+def test_a_new_item_is_folded_in_once_for_all_its_users(factorization, monkeypatch):
+    users = factorization.encoder.users.ids[:20].tolist()
+    touched = pd.DataFrame({"user": users * 3, "item": np.repeat(["new-a", "new-b", "new-c"], 20), "time": 0}).iloc[5:]
+    added, asked, original = coldstart.add(factorization, interactions=touched), [], _vectors.item_vectors
+    index = added.encoder.users.encode(users)
+    alone = [_vectors.user_vectors(added, index[place : place + 1]) for place in range(len(index))]
+    monkeypatch.setattr(
+        _vectors, "item_vectors", lambda model, items: asked.append(items.size) or original(model, items)
+    )
+    together = _vectors.user_vectors(added, index)
+    assert asked == [4]  # three, in a power of two
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_fold_in_helps_new_users_on_average(world):

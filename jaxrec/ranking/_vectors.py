@@ -83,7 +83,10 @@ def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     if touched is None:
         return vectors
     position, row, shape = touched
-    others = item_vectors(recommender, _grid(added.item[row], position, shape))
+    # An item that many users touched is folded in once: its own users times theirs would be gigabytes.
+    items, place = np.unique(added.item[row], return_inverse=True)
+    distinct = item_vectors(recommender, padded(items, 1 << (len(items) - 1).bit_length()))
+    others = take(distinct, _grid(place.astype(np.int32), position, shape))
     return _folded(recommender, "user", vectors, others, added, row, position)
 
 

@@ -22,6 +22,7 @@ from jaxrec.scenarios._question import (
     baselines,
     factoriser,
     folding,
+    of_history,
 )
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
@@ -52,7 +53,7 @@ def cross_domain(
     iALS"`` and ``"stacked item k-NN"`` (both domains as one matrix, ``transfer.stack``), ``"EMCDR"``
     (``transfer.emcdr`` over iALS), ``"regression"`` (``transfer.regress``) and ``"EMCDR + regression"``
     (``transfer.blend``). Baselines: popularity, popularity among the target's users who are in the source too, and
-    iALS of the target alone.
+    iALS and item k-NN of the target alone.
 
     Args:
       source: interactions without target. Users are the same by raw id, items never.
@@ -165,6 +166,7 @@ class _Domains:
         return [
             *baselines(self.here, self.of_target)[:2],
             among,
+            of_history(self.here)[-1],
             Method("stacked iALS", "one factorisation of both domains' interactions, users shared",
                    lambda setting: self.stacked(self.of_both(setting)), SQUARES),
             Method("stacked item k-NN", "items that share users with what a user touched in either domain",

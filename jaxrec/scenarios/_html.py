@@ -20,7 +20,7 @@ from jaxrec.scenarios._scenario import Scenario
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIGNS = {"helped": "+", "hurt": "−", "no difference": "="}
+_SIGNS = {"helped": "+", "trade-off": "±", "hurt": "−", "no difference": "="}
 _WIDTH = 5.6  # inches of a plot, small enough that its text can be read on a phone
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2126; --soft: #5b6670; --line: #dfe3e6; --wash: #f6f7f8; }
@@ -38,6 +38,7 @@ header.case { display: flex; flex-wrap: wrap; gap: 0.4rem 0.9rem; align-items: c
 .verdict { display: inline-block; white-space: nowrap; border-radius: 1rem; padding: 0.08rem 0.7rem; font-size: 0.85rem;
   font-weight: 600; background: #eceff1; color: #3f4a52; }
 .verdict.helped { background: #dff2e8; color: #0b5c3b; }
+.verdict.trade-off { background: #fdf0cf; color: #6d4a00; }
 .verdict.hurt { background: #fbe5dc; color: #8f2f06; }
 .lead { font-size: 1.06rem; }
 .wide { overflow-x: auto; margin: 0.8rem 0; }
@@ -104,8 +105,9 @@ def write_html(
 <body>
 <h1>{escape(title)}</h1>
 <p class="soft">Each verdict compares the strategy that was best on validation data with the best baseline, on test data
-read once, user by user, the full catalogue being ranked. Where validation sees no strategy ahead, the baseline is kept.
-</p>
+read once, user by user, the full catalogue being ranked. Validation weighs those whom a scenario is about and the
+others half and half; where it sees no strategy ahead, the baseline is kept. A trade-off helps the first at the others'
+cost. Figures of the two cannot be compared with one another: of a newcomer more interactions are held out.</p>
 {_summary(results)}
 {sections}
 {_foot(results, about)}
@@ -119,13 +121,14 @@ read once, user by user, the full catalogue being ranked. Where validation sees 
 def _summary(results: list[Scenario]) -> str:
     lines = [["Scenario", "Verdict", "Chosen", "Best baseline → best strategy", "Difference", "Elsewhere"]]
     for number, result in enumerate(results):
-        first, last = (result.differences.iloc[place] for place in (0, -1))
+        first, last = result.differences.iloc[0], result.price
         lines.append(
             [
                 f'<a href="#case-{number}">{escape(result.title)}</a>',
                 _verdict(result),
                 escape(result.chosen),
-                f"{escape(result.metric)} {result.mean(result.baseline):.4f} → {result.mean(result.strategy):.4f}",
+                f"{escape(result.metric)} {result.mean(result.baseline):.4f} → {result.mean(result.strategy):.4f} "
+                f"<small>{escape(result.baseline)} → {escape(result.strategy)}</small>",
                 _difference(first),
                 f"{_difference(last)} <small>on {escape(last['slice'])}, against {escape(last.against)}</small>",
             ]
@@ -143,14 +146,16 @@ def _section(result: Scenario, number: int) -> str:
         [escape(row.against), escape(row.slice), _difference(row), f"{row.p_value:.4f}", f"{row.users:,}"]
         for row in _rows(result.differences)
     ]
-    trials = [["method", "role", "setting", result.metric, "seconds"]] + [
-        [escape(row.method), row.role, escape(row.setting), f"{row.value:.4f}", f"{row.seconds:.1f}"]
-        for row in _rows(result.trials)
-    ]
+    parts = [escape(result.who), escape(result.price["slice"])]
+    parts = [escape(result.who), escape(result.price["slice"])]
+    trials = [["method", "role", "setting", f"{result.metric}, mean", *parts, "seconds"]]
+    for row in _rows(result.trials):
+        values = (f"{value:.4f}" for value in (row.value, row.first, row.rest))
+        trials.append([escape(row.method), row.role, escape(row.setting), *values, f"{row.seconds:.1f}"])
     rows = [["part", "interactions", "users", "items"]]
     columns = result.schema.user, result.schema.item
     for name, part in result.splits._asdict().items():
-        rows.append([name, f"{len(part):,}", *(f"{part[column].nunique():,}" for column in columns)])
+        rows.append([name.replace("_", " "), f"{len(part):,}", *(f"{part[column].nunique():,}" for column in columns)])
     plots = "".join(_plot(caption, figure, result) for caption, figure in result.figures().items())
     return f"""<section id="case-{number}">
 <header class="case"><h2>{escape(result.title)}</h2>{_verdict(result)}</header>
@@ -187,10 +192,7 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def _verdict(result: Scenario) -> str:
-    word = f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
-    if result.chosen == result.strategy and result.differences["high"].iloc[-1] < 0:
-        word += ' <span class="verdict hurt">− costs elsewhere</span>'
-    return word
+    return f'<span class="verdict {result.verdict.partition(" ")[0]}">{_SIGNS[result.verdict]} {result.verdict}</span>'
 
 
 def _sentence(text: str) -> str:

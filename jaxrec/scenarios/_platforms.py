@@ -10,7 +10,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Frames, encode, split_random
 from jaxrec.models import TwoTower
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
-from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser
+from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
@@ -116,6 +116,7 @@ def _methods(pretrained: Recommender, train: Dataset, options: Options, tuning: 
         *baselines(train, factoriser(train, **sizes)),
         Method("iALS with features", "a factorisation of the target alone with features as prior", content, SQUARES,
                strategy=False),
+        *of_history(train),
         Method("towers from scratch", "the same model, trained on the target alone", scratch, strategy=False),
         Method("towers, fine-tuned", "both towers copied from the source and trained on", adapted()),
         Method("towers, frozen", "both towers as the source left them, ids learned", adapted(freeze="copied")),

@@ -11,11 +11,11 @@ import pandas as pd
 from jaxrec._metrics import task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import ImplicitSquares
-from jaxrec.coldstart import add, popularity
+from jaxrec.coldstart import add, mix, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.scenarios._splits import Splits
-from jaxrec.train import fit_als, fit_content_knn
+from jaxrec.train import fit_als, fit_content_knn, fit_ease, fit_item_knn
 
 
 class Fitted(NamedTuple):
@@ -60,6 +60,7 @@ class One(NamedTuple):
 
 
 SHRINKS = (One("shrink", 10.0), One("shrink", 100.0))  # of nearest neighbours
+_EASE = 5000  # most items for a matrix of items by items that is inverted
 _WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
 SQUARES = tuple(Squares(*weights, softmax) for weights in _WEIGHTS for softmax in (False, True))
 
@@ -124,9 +125,34 @@ def baselines(train: Dataset, als: Callable[[Squares], Recommender]) -> list[Met
         Method("iALS", "a factorisation of the target alone, newcomers folded in", als, SQUARES),
     ]
     if train.encoder.item_features:
-        knn = Method("content k-NN", "items like those a user has touched", lambda _: fit_content_knn(train))
-        found.append(knn)
+        words = "items like those a user has touched"
+        found.append(Method("content k-NN", words, lambda _: or_popular(fit_content_knn(train), train)))
     return [method._replace(strategy=False) for method in found]
+
+
+def of_history(train: Dataset) -> list[Method]:
+    """Baselines that need no training for a new user: item-to-item weights, read from what the user touched.
+
+    Popularity orders what they score alike: without it they would be no rival where nothing is known.
+    """
+
+    def weights(setting: One) -> Recommender:
+        return or_popular(fit_ease(train, l2=setting.value), train)
+
+    def neighbours(setting: One) -> Recommender:
+        return or_popular(fit_item_knn(train, shrink=setting.value), train)
+
+    words = "weights between items by ridge regression, read from what the user touched"
+    ease = Method("EASE", words, weights, (One("l2", 100.0), One("l2", 500.0)), strategy=False)
+    knn = Method("item k-NN", "items that share users with what the user touched", neighbours, SHRINKS, strategy=False)
+    return [ease, knn] if len(train.encoder.items) <= _EASE else [knn]
+
+
+def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
+    """With popularity among items that it scores alike, as it does all of them for a user who touched nothing."""
+    often = popularity(train)
+    least = 1e-6 / float(often.params["item"]["count"].max())
+    return mix([recommender, often], [[1.0] * 3, [least] * 3])
 
 
 def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callable[[Squares], Recommender]:
@@ -142,5 +168,4 @@ def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callab
 def folding(recommender: Recommender, setting: Squares) -> Recommender:
     """The recommender that folds newcomers in as the setting says, whatever it was derived from."""
     objective = None if setting.softmax else ImplicitSquares(setting.unobserved, setting.l2, 1.0)
-    # Not Recommender.replace, which would keep a prior that was measured for the other way.
-    return dataclasses.replace(recommender, objective=objective)
+    return recommender.replace(objective=objective)

@@ -1,7 +1,7 @@
 """What a scenario returns: a verdict in words, and the tables behind it."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from jaxrec.scenarios._splits import Splits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Verdict = Literal["helped", "hurt", "no difference"]
+Verdict = Literal["helped", "trade-off", "hurt", "no difference"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,10 +23,12 @@ class Scenario:
       name: of the function, such as ``"new_user"``.
       title: in words.
       data: in words: what it was measured on.
-      verdict: on the strategy that was best on validation, against the best baseline, on the test part: ``"helped"`` or
-        ``"hurt"`` where the interval of the paired difference excludes zero and the paired test rejects equality.
-        ``"helped"`` also needs that validation chose the strategy.
-      chosen: name of the method that was best on validation: the strategy, or the baseline where none was ahead of it.
+      verdict: on the strategy that was best on validation, against the best baseline, on the test part, where the
+        interval of the paired difference excludes zero and the paired test rejects equality. ``"helped"``: ahead for
+        those the scenario is about, not behind for the others, and chosen by validation; ``"trade-off"``: ahead for the
+        first and behind for the others; ``"hurt"``: behind for either and ahead for none of the first.
+      chosen: name of the method that was best on validation, by the mean of the figures for those the scenario is about
+        and for the others: the strategy, or the baseline where none was ahead of it.
       strategy: name of the best strategy on validation.
       baseline: name of the best baseline on validation.
       scratch: name of the baseline that is the same kind of model without transfer.
@@ -37,13 +39,14 @@ class Scenario:
       table: test figures with intervals, of the baselines and the best strategy: ``method``, ``role``, ``slice``,
         ``metric``, ``mean``, ``low``, ``high``, ``users``. In the first slice a user's value is the mean over the
         numbers of interactions known.
-      trials: validation figures of every method and setting: ``method``, ``role``, ``setting``, ``seconds``, ``value``.
+      trials: validation figures of every method and setting: ``method``, ``role``, ``setting``, ``seconds``, ``value``,
+        the mean of ``first`` (of ``who``) and ``rest``.
       differences: the strategy minus the baseline ``against``, paired by user: ``slice``, ``difference``, ``low``,
         ``high``, ``p_value``, ``users``.
       curve: test figures by interactions known: ``method``, ``shots``, ``mean``, ``low``, ``high``.
       segments: gain of the strategy over the best baseline: ``by`` (what the segments are of), ``segment``, ``users``,
         ``strategy``, ``baseline``, ``gain``, ``low``, ``high``.
-      splits: the target's rows: train, validation, test, shown, warm.
+      splits: the target's rows: train, validation, test, shown, warm, warm_validation.
       schema: names their columns.
       recommender: the chosen method, fitted to ``splits.train``.
       notes: what a reader should know.
@@ -82,26 +85,34 @@ class Scenario:
         """The verdict in a sentence."""
         row = self.differences.iloc[0]
         change = f"{self.mean(self.baseline):.4f} -> {self.mean(self.strategy):.4f}"
-        interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
         figures = (
-            f"{self.metric} {change} ({interval}) against {self.baseline}, the best baseline, {row.users} test users"
+            f"{self.metric} of {self.who} {change} ({_interval(row)}) against {self.baseline}, the best baseline, "
+            f"{row.users:,} test users"
         )
+        kept = "it was kept out" if self.chosen == self.baseline else "validation had chosen it"
+        if sign(self.price, self.level) < 0:
+            figures += f"; on {self.price['slice']} {_interval(self.price)}"
         if self.verdict == "helped":
             return f"{self.strategy} helped: {figures}."
+        if self.verdict == "trade-off":
+            return f"{self.strategy} is a trade-off: {figures}; {kept}."
         if self.verdict == "hurt":
-            kept = "it was kept out" if self.chosen == self.baseline else "validation had chosen it"
             return f"{self.strategy} hurt: {figures}; {kept}."
+        if row.low > 0 and self.chosen == self.baseline:
+            return f"{self.strategy} was kept out by validation, though ahead on the test part: {figures}."
         return f"{self.strategy} made no difference that can be told from chance: {figures}."
+
+    @property
+    def price(self) -> pd.Series:
+        """The row of ``differences`` against the best baseline on the other test rows."""
+        return self.differences[self.differences["against"] == self.baseline].iloc[-1]
 
     @property
     def elsewhere(self) -> str:
         """What the strategy does to the other test rows, those of users or items that are known, in a sentence."""
         part = self.differences["slice"].iloc[-1]
         rows = self.differences[self.differences["slice"] == part]
-        said = [
-            f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}] against {row.against}"
-            for row in rows.itertuples()
-        ]
+        said = [f"{_interval(row)} against {row.against}" for row in rows.itertuples()]
         return f"On {part}: {', '.join(said)}."
 
     def figures(self) -> "dict[str, Figure]":
@@ -161,3 +172,14 @@ class Scenario:
             f"{self.title} ({self.data}). {self.level:.0%} intervals over test users; {self.who} unless said otherwise:"
         )
         return "\n".join([self.summary, self.elsewhere, self.why, *self.notes, "", heading, *rows])
+
+
+def sign(row: Any, level: float) -> int:
+    """Of a paired difference: 0 unless both its interval and its test say that there is one."""
+    if row.p_value >= 1 - level or row.low <= 0 <= row.high:
+        return 0
+    return 1 if row.low > 0 else -1
+
+
+def _interval(row: Any) -> str:
+    return f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"

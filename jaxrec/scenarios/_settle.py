@@ -9,16 +9,19 @@ import pandas as pd
 
 from jaxrec.evaluation import Interval, Report, bootstrap_interval, paired_test
 from jaxrec.scenarios._question import Fitted, Method, Question
-from jaxrec.scenarios._scenario import Scenario, Verdict
+from jaxrec.scenarios._scenario import Scenario, Verdict, sign
 
 _SEGMENTS, _DECILES = 6, 10
 _DRAWS, _USERS = 1000, 1000
+_TRIALS = ["method", "role", "setting", "seconds", "value", "first", "rest"]
 
 
 class _Tried(NamedTuple):
     method: Method
     setting: Any
-    value: float
+    value: float  # by which is chosen: the mean of the next two
+    first: float  # of those the scenario is about
+    rest: float  # of the others
     fitted: Fitted
 
 
@@ -53,7 +56,7 @@ def settle(
       curve: test reports of a method and its setting by interactions known, where they are not those of the question.
     """
     start = time.perf_counter()
-    deciding = _some(question)
+    deciding, others = (_some(question, rows) for rows in (question.splits.validation, question.splits.warm_validation))
     best: dict[str, _Tried] = {}
     trials = []
     for method in methods:
@@ -62,11 +65,13 @@ def settle(
             fitted = method.fit(setting)
             fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
             reports = question.reports(fitted, deciding)
-            value = float(np.mean([report[question.metric] for report in reports.values()]))
+            first = float(np.mean([report[question.metric] for report in reports.values()]))
+            rest = question.report(fitted, others)[question.metric]
+            value = (first + rest) / 2
             words = "" if setting is None else str(setting)
-            trials.append((method.name, _role(method), words, time.perf_counter() - begin, value))
+            trials.append((method.name, _role(method), words, time.perf_counter() - begin, value, first, rest))
             if method.name not in best or value > best[method.name].value:
-                best[method.name] = _Tried(method, setting, value, fitted)
+                best[method.name] = _Tried(method, setting, value, first, rest, fitted)
     ours, theirs = (
         _first([each for each in best.values() if each.method.strategy is which]) for which in (True, False)
     )
@@ -80,7 +85,8 @@ def settle(
     }
     table = _table(question, tested, values)
     differences = _differences(question, values, ours.method.name, (theirs.method.name, told.scratch))
-    verdict = _verdict(differences.iloc[0], question.level, ours is chosen)
+    against = differences[differences["against"] == theirs.method.name]
+    verdict = _verdict(against.iloc[0], against.iloc[-1], question.level, ours is chosen)
     shown = dict.fromkeys(["popularity", told.scratch, theirs.method.name, ours.method.name])
     lines = {
         name: reports[name] if curve is None else curve(tested[name].method, tested[name].setting) for name in shown
@@ -89,17 +95,16 @@ def settle(
     return Scenario(
         name=told.name, title=told.title, data=told.data, verdict=verdict, chosen=chosen.method.name,
         strategy=ours.method.name, baseline=theirs.method.name, scratch=told.scratch,
-        why=_why(question, deciding, ours, theirs, best), metric=question.metric, who=question.who, known=told.known,
-        table=table, trials=pd.DataFrame(trials, columns=["method", "role", "setting", "seconds", "value"]),
+        why=_why(question, told, (deciding, others), ours, theirs, best), metric=question.metric, who=question.who,
+        known=told.known, table=table, trials=pd.DataFrame(trials, columns=_TRIALS),
         differences=differences, curve=_curve(question, lines), segments=segments, splits=question.splits,
         schema=question.schema, recommender=chosen.fitted.recommender, notes=told.notes, level=question.level,
         seed=question.seed, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
-def _some(question: Question) -> pd.DataFrame:
+def _some(question: Question, rows: pd.DataFrame) -> pd.DataFrame:
     """The validation rows that decide: of many users a random thousand, so that many settings can be tried."""
-    rows = question.splits.validation
     users = rows[question.schema.user].unique()
     chosen = np.random.default_rng(question.seed).permutation(users)[:_USERS]
     return rows[rows[question.schema.user].isin(chosen)]
@@ -152,12 +157,14 @@ def _differences(question: Question, values: dict[str, Any], ours: str, against:
     return pd.DataFrame(rows, columns=["against", "slice", "difference", "low", "high", "p_value", "users"])
 
 
-def _verdict(row: pd.Series, level: float, kept: bool) -> Verdict:
-    if row.p_value >= 1 - level or row.low <= 0 <= row.high:
-        return "no difference"
-    if row.low > 0:
-        return "helped" if kept else "no difference"
-    return "hurt"
+def _verdict(first: pd.Series, rest: pd.Series, level: float, kept: bool) -> Verdict:
+    """Of differences from the best baseline: of those the scenario is about, and of the others."""
+    change, price = (sign(row, level) for row in (first, rest))
+    if change < 0 or (change == 0 and price < 0):
+        return "hurt"
+    if change > 0 and price < 0:
+        return "trade-off"
+    return "helped" if change > 0 and kept else "no difference"
 
 
 def _curve(question: Question, lines: dict[str, dict[int, Report]]) -> pd.DataFrame:
@@ -228,15 +235,26 @@ def deciles(items: pd.Series, popularity: pd.Series) -> pd.Series:
     return pd.Series(np.minimum(above * _DECILES // max(len(ordered), 1), _DECILES - 1), index=items.index)
 
 
-def _why(question: Question, deciding: pd.DataFrame, ours: _Tried, theirs: _Tried, best: dict[str, _Tried]) -> str:
+def _why(
+    question: Question,
+    told: Told,
+    deciding: tuple[pd.DataFrame, pd.DataFrame],
+    ours: _Tried,
+    theirs: _Tried,
+    best: dict[str, _Tried],
+) -> str:
     def figure(each: _Tried) -> str:
         setting = "" if each.setting is None else f"; {each.setting}"
-        return f"{each.method.name} ({each.value:.4f}{setting})"
+        return f"{each.method.name} ({each.value:.4f} = mean of {each.first:.4f} and {each.rest:.4f}{setting})"
 
     points = (
         f", on average over {', '.join(map(str, question.shots))} interactions known" if len(question.shots) > 1 else ""
     )
-    how = f"by {question.metric} on {deciding[question.schema.user].nunique()} validation users{points}"
+    first, rest = (f"{rows[question.schema.user].nunique():,} users" for rows in deciding)
+    how = (
+        f"by {question.metric} on validation rows of {question.who} ({first}{points}) and of {told.rest} ({rest}), "
+        "half and half"
+    )
     if ours.value > theirs.value:
         return (
             f"Chosen {how}: {figure(ours)}, {ours.method.words}. It was best of {len(best)} methods; the best baseline "

@@ -17,6 +17,7 @@ class Splits(NamedTuple):
     test: pd.DataFrame  # read once
     shown: pd.DataFrame  # first rows of held-out users (items), which become known a few at a time, in this order
     warm: pd.DataFrame  # test rows of users (items) who have other rows in training
+    warm_validation: pd.DataFrame  # likewise, by which is chosen too
 
 
 def hold_out(
@@ -30,7 +31,7 @@ def hold_out(
     test: float,
     seed: int,
 ) -> Splits:
-    """Whole users (items), and a tenth of the others' rows.
+    """Whole users (items), and 15 % of the others' rows, two of three for the test.
 
     Args:
       rows: of the target.
@@ -47,14 +48,14 @@ def hold_out(
     split = split_cold_users if side == "user" else split_cold_items
     parts = split(rows[inside], schema, validation=validation, test=test, seed=seed)
     assert parts.validation is not None and parts.test is not None
-    train, warm = some_apart(pd.concat([parts.train, rows[~inside]]), schema, seed=seed)
+    train, apart = some_apart(pd.concat([parts.train, rows[~inside]]), schema, share=0.15, seed=seed)
+    halves = split_random(apart, validation=0.0, test=2 / 3, seed=seed)
+    assert halves.test is not None
     (first, chooses), (second, judges) = (_revealed(part, column, schema, most, seed) for part in parts[1:])
-    return Splits(train, chooses, judges, pd.concat([first, second]), warm)
+    return Splits(train, chooses, judges, pd.concat([first, second]), halves.test, halves.train)
 
 
-def some_apart(
-    rows: pd.DataFrame, schema: Schema, *, share: float = 0.1, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def some_apart(rows: pd.DataFrame, schema: Schema, *, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows without and with a share of them, whose users and items all keep another row."""
     parts = split_random(rows, validation=0.0, test=share, seed=seed)
     assert parts.test is not None
@@ -78,4 +79,4 @@ def _revealed(
 
 def as_parts(splits: Splits) -> Parts:
     """For ``data.encode``: whoever is held out belongs to the catalogue as cold."""
-    return Parts(splits.train, splits.validation, pd.concat([splits.test, splits.shown, splits.warm]))
+    return Parts(splits.train, splits.validation, pd.concat([splits.test, *splits[3:]]))

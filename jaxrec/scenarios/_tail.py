@@ -12,12 +12,12 @@ from jaxrec.data import Dataset, Frames, Parts, encode, split_random
 from jaxrec.evaluation import Report
 from jaxrec.scenarios._mixed import mixtures
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
-from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser
+from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import Splits, as_parts, some_apart
 
-_SQUARES = tuple(setting for setting in SQUARES if not setting.softmax)  # nobody is folded in
+_SQUARES = tuple(setting for setting in SQUARES if not setting.softmax)  # nobody is new
 
 
 def long_tail(
@@ -35,15 +35,14 @@ def long_tail(
 ) -> Scenario:
     """Items with few interactions: the least popular of the catalogue, ranked among all.
 
-    Rows are held out at random; those of the tail choose and are judged, those of the head are the slice ``head
-    items``. For the learning curve so many training interactions of each tail item are kept, and methods are fitted
-    again.
+    Rows are held out at random; those of the head are the slice ``head items``. What lifts the tail pushes the head
+    down, so the choice is by the mean of the two, as in ``new_user``. For the learning curve so many training
+    interactions of each tail item are kept, and methods are fitted again.
 
     Strategies: ``"iALS with features"`` (``fit_als(content=True)``), ``"head first"`` (fitted to the head's
     interactions with features as prior, after which the tail's are folded in) and ``"features and neighbours"`` (the
     first, mixed with nearest neighbours by content for items with fewer than five interactions). Baselines as in
-    ``new_user``. ``"head first"`` needs memory for all of the tail at once: name the others where users have thousands
-    of interactions.
+    ``new_user``.
 
     Args:
       frames: as for ``new_item``.
@@ -80,9 +79,9 @@ def long_tail(
             raise ValueError(
                 f"The tail or the head has no {name} row. Change tail={tail} or the shares, or give more rows."
             )
-    # Validation rows of the head decide nothing; they are trained on.
-    train = pd.concat([train, parts["validation head"]])
-    splits = Splits(train, parts["validation"], parts["test"], rows.iloc[:0], parts["test head"])
+    splits = Splits(
+        train, parts["validation"], parts["test"], rows.iloc[:0], parts["test head"], parts["validation head"]
+    )
     question = Question(
         schema=schema, splits=splits, side="item", who="tail items", shots=(0,), metric=metric, level=level, seed=seed
     )
@@ -95,6 +94,11 @@ def long_tail(
         activity={"activity: interactions of the user": train[schema.user].value_counts()},
         groups=groups_of(frames),
         popularity=train[schema.item].value_counts(),
+        notes=(
+            "Tail items are ranked among all, so that popularity, which lists the head first, reaches none of them.",
+            "The learning curve takes interactions away. A factorisation reads what is missing as a no, so that an item "
+            "left with one may rank below an item left with none, which features alone place: the curve can fall.",
+        ),
         rest="head items",
     )
     fitting = _Tail(frames, splits, rare, options)
@@ -149,8 +153,9 @@ class _Tail:
         plain[1] = plain[1]._replace(settings=_SQUARES, words="a factorisation that reads no features")
         return [
             *plain,
+            *of_history(train),
             Method("iALS with features", "a factorisation with features as prior", content, _SQUARES),
             Method("head first", "fitted to the head with features as prior, the tail folded in", head_first,
-                   SQUARES),
+                   _SQUARES),
             mixtures(train, content, _SQUARES),
         ]  # fmt: skip
