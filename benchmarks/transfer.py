@@ -148,7 +148,9 @@ def best_of(rows: Rows, name: str, shots: Any, alone: bool) -> str | None:
     found = {
         row["method"]: row["validation"]
         for row in rows
-        if (row["pair"], row["shots"], row["seed"]) == (name, shots, 0) and row["method"].endswith(_ALONE) == alone
+        if (row["pair"], row["shots"], row["seed"]) == (name, shots, 0)
+        and row["method"].endswith(_ALONE) == alone
+        and row["validation"] is not None  # rows of an earlier form of this benchmark
     }
     return max(found, key=lambda method: found[method]) if found else None
 
