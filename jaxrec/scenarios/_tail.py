@@ -96,7 +96,7 @@ def long_tail(
         popularity=train[schema.item].value_counts(),
         notes=(
             "Tail items are ranked among all, so that popularity, which lists the head first, reaches none of them.",
-            "The learning curve takes interactions away. A factorisation reads what is missing as a no, so that an item "
+            "The learning curve takes interactions away. A factorisation reads what is missing as a no, so an item "
             "left with one may rank below an item left with none, which features alone place: the curve can fall.",
         ),
         rest="head items",
