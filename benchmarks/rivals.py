@@ -55,13 +55,15 @@ def implicit_als_then_ridge(
 
 def _content(protocol: Protocol, items: Vocabulary, most: int = 2000) -> tuple[pd.DataFrame, np.ndarray]:
     """Content of every item: a dense vector where the data has one, else TF-IDF of the commonest labels, unit rows."""
-    from jaxrec.data import TfidfSVD, Vector
+    from jaxrec.data import Categorical, TfidfSVD, Vector
 
     frame = protocol.frames["items"]
     dense = [each.column for each in protocol.schema.item_features if isinstance(each, Vector)]
     if dense:
         width = next(len(cell) for cell in frame[dense[0]] if cell is not None)
         return frame, np.stack([np.zeros(width) if cell is None else cell for cell in frame[dense[0]]])
+    single = [each.column for each in protocol.schema.item_features if isinstance(each, Categorical)]
+    frame = frame.assign(**{name: frame[name].map(lambda value: [] if value is None else [value]) for name in single})
     trained = frame[frame[protocol.schema.item].isin(protocol.frames["interactions"][protocol.schema.item])]
     parts = []
     for feature in protocol.schema.item_features:
