@@ -21,7 +21,7 @@ from jaxrec.coldstart import popularity
 from jaxrec.scenarios import __main__ as command
 from jaxrec.scenarios import _domains, _newcomers, _platforms, _tail
 from jaxrec.scenarios._folders import real
-from jaxrec.scenarios._question import SQUARES, Fitted, Method
+from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method
 from jaxrec.scenarios._scenario import Verdict
 from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles, settle
 
@@ -52,6 +52,8 @@ def quick() -> Iterator[None]:
         for name in ("_question", "_newcomers", "_domains", "_platforms"):
             patch.setattr(f"jaxrec.scenarios.{name}.SQUARES", SQUARES[3:4])
         patch.setattr("jaxrec.scenarios._tail._SQUARES", SQUARES[2:3])
+        patch.setattr("jaxrec.scenarios._question.SHRINKS", SHRINKS[:1])
+        patch.setattr("jaxrec.scenarios._question._EASE", 0)
         patch.setattr("jaxrec.scenarios._settle._DECILES", 3)
         before = jax.config.read("jax_disable_most_optimizations")
         jax.config.update("jax_disable_most_optimizations", True)  # worlds are small: nearly all the time compiles
@@ -206,6 +208,14 @@ def test_words_follow_the_verdict(results):
     assert "can be told from chance" in dataclasses.replace(result, verdict="no difference").summary
     kept_out = dataclasses.replace(result, verdict="no difference", chosen=result.baseline)
     assert "kept out by validation, though ahead" in kept_out.summary
+
+
+def test_a_baseline_that_is_ahead_for_newcomers_alone_is_named(results):
+    result = results["cross_domain"]
+    assert "a baseline, is ahead" not in result.elsewhere
+    table = result.table.assign(mean=result.table["mean"].where(result.table["method"] != "popularity", 0.9))
+    ahead = dataclasses.replace(result, table=table).elsewhere
+    assert ahead.endswith("For users new to the target alone popularity, a baseline, is ahead of EMCDR: 0.9000.")
 
 
 def test_segments_are_told_apart_by_number():

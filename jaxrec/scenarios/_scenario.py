@@ -113,7 +113,14 @@ class Scenario:
         part = self.differences["slice"].iloc[-1]
         rows = self.differences[self.differences["slice"] == part]
         said = [f"{_interval(row)} against {row.against}" for row in rows.itertuples()]
-        return f"On {part}: {', '.join(said)}."
+        first = self.table[(self.table["slice"] == self.who) & (self.table["metric"] == self.metric)]
+        rival: Any = first[first["role"] == "baseline"].set_index("method")["mean"]
+        ahead = ""
+        if rival.max() > self.mean(self.strategy):  # not the best baseline, for it does worse for the others
+            ahead = (
+                f" For {self.who} alone {rival.idxmax()}, a baseline, is ahead of {self.strategy}: {rival.max():.4f}."
+            )
+        return f"On {part}: {', '.join(said)}.{ahead}"
 
     def figures(self) -> "dict[str, Figure]":
         """Plots by title: the learning curve, then gains by each kind of segment. Needs the extra ``plot``.
