@@ -80,23 +80,16 @@ def _default(protocol: Protocol, seed: int) -> Any:
     return chosen.recommender
 
 
-def _grid(**options: tuple) -> list[Setting]:
-    found: list[Setting] = [{}]
-    for name, values in options.items():
-        found = [{**each, name: value} for each in found for value in values]
-    return found
-
-
 _SMALL = [
     {"dim": 64, "unobserved": one, "l2": l2} for one, l2 in ((1.0, 0.01), (0.3, 0.01), (0.1, 0.01), (0.03, 0.003))
 ]
 _ALS = [*_SMALL, *({**_SMALL[2], "dim": 256}, {**_SMALL[3], "dim": 256}, {**_SMALL[3], "dim": 512})]
 _BACKBONES = [_SMALL[2], {**_SMALL[3], "dim": 128}]
-_IMPLICIT = _grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
-_IMPLICIT_USERS = _grid(factors=(64,), alpha=(3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
+_IMPLICIT = harness.grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
+_IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
 
 ITEMS = {
-    "content k-NN": Method(_content_knn, _grid(normalise=(0.0, 0.5, 1.0))),
+    "content k-NN": Method(_content_knn, harness.grid(normalise=(0.0, 0.5, 1.0))),
     "popularity": Method(_popularity, [{}]),
     "ALS, then ridge": Method(
         rivals.implicit_als_then_ridge, [each | {"ridge": 1.0} for each in _IMPLICIT], "implicit"
@@ -113,10 +106,10 @@ ITEMS = {
 }
 USERS = {
     "EASE + demographic popularity": Method(
-        rivals.ease_and_popularity, _grid(l2=(300.0, 1000.0, 3000.0), weight=(0.003, 0.01, 0.03)), "NumPy"
+        rivals.ease_and_popularity, harness.grid(l2=(300.0, 1000.0, 3000.0), weight=(0.003, 0.01, 0.03)), "NumPy"
     ),
     "popularity": Method(_popularity, [{}]),
-    "EASE fold-in": Method(_ease, _grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
+    "EASE fold-in": Method(_ease, harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
     "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
     "iALS with features": Method(_als, _ALS),

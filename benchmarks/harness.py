@@ -1,6 +1,7 @@
 """What every benchmark shares: timings in turn, the machine's limits, rows of results."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -171,6 +172,11 @@ def commit() -> str:
     """The commit checked out, abbreviated."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return found.stdout.strip()
+
+
+def grid(**options: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Every combination of the options' values."""
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
 def data_folder() -> Path:

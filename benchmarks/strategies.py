@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import harness
 import optax
 import pandas as pd
 from domains import Pair
@@ -272,13 +273,6 @@ def blend(bridge: Callable[..., Fitted], pair: Pair, seed: int, *, weight: float
     return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
 
 
-def _grid(**options: tuple) -> list[Setting]:
-    found: list[Setting] = [{}]
-    for name, values in options.items():
-        found = [{**each, name: value} for each in found for value in values]
-    return found
-
-
 _SPARSE = [
     {"dim": 128, "unobserved": 0.003, "l2": 0.03},
     {"dim": 128, "unobserved": 0.003, "l2": 0.05},
@@ -306,8 +300,8 @@ _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3,
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
 _KINDS = ("linear", "mlp")
 _DECAYS = (1.0, 3.0, 10.0, 30.0)
-_EASE = _grid(l2=(100.0, 300.0, 1000.0, 3000.0))
-_KNN = _grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
+_EASE = harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0))
+_KNN = harness.grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
 
 
 def methods_for(pair: Pair) -> dict[str, Method]:
@@ -335,7 +329,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         found |= {
             "popularity among shared users": Method(popular_with_shared, [{}]),
             "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
-            "regression": Method(regress, _grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
+            "regression": Method(regress, harness.grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
             "carried iALS and regression": Method(functools.partial(blend, carried), []),
         }
     if pair.negatives and pair.shots == 0:
@@ -344,9 +338,9 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         found |= {
             "EMCDR and regression": Method(functools.partial(blend, emcdr), []),
             "PTUPCDR over iALS": Method(ptupcdr, []),
-            "CMF": Method(joint, _grid(decay=_DECAYS, specific=(False,))),
-            "shared and specific": Method(joint, _grid(decay=_DECAYS, orthogonality=(0.1,))),
-            "domain-adversarial": Method(joint, _grid(decay=_DECAYS, specific=(False,), adversarial=(0.1,))),
+            "CMF": Method(joint, harness.grid(decay=_DECAYS, specific=(False,))),
+            "shared and specific": Method(joint, harness.grid(decay=_DECAYS, orthogonality=(0.1,))),
+            "domain-adversarial": Method(joint, harness.grid(decay=_DECAYS, specific=(False,), adversarial=(0.1,))),
         }
     return found
 
@@ -363,7 +357,7 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
         return [{**each, "source": source} for each in settings for source in (3.0, 10.0, 30.0)]
     if name == "EASE of each domain, mixed":
         l2 = chosen["EASE alone"]["l2"]
-        return _grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3))
+        return harness.grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3))
     if name in ("carried iALS and regression", "EMCDR and regression"):
         first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
         parts = {"first": first, "regression": chosen["regression"]}
