@@ -63,7 +63,7 @@ def _content(protocol: Protocol, items: Vocabulary, most: int = 2000) -> tuple[p
         width = next(len(cell) for cell in frame[dense[0]] if cell is not None)
         return frame, np.stack([np.zeros(width) if cell is None else cell for cell in frame[dense[0]]])
     single = [each.column for each in protocol.schema.item_features if isinstance(each, Categorical)]
-    frame = frame.assign(**{name: frame[name].map(lambda value: [] if value is None else [value]) for name in single})
+    frame = frame.assign(**{name: frame[name].map(lambda value: [] if pd.isna(value) else [value]) for name in single})
     trained = frame[frame[protocol.schema.item].isin(protocol.frames["interactions"][protocol.schema.item])]
     parts = []
     for feature in protocol.schema.item_features:
