@@ -246,15 +246,20 @@ def test_an_items_support_are_its_first_users(parts):
 LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=5)
 
 
+def _world(split, *, seed, users, items, interactions, **shares):
+    """Frames of one domain in which taste counts more than popularity, split, and their encoding."""
+    target = data.generate(
+        seed=seed, source_users=20, shared_users=0.0, source_items=20, target_users=users, target_items=items,
+        target_interactions=interactions, taste=4.0, zipf=0.2, factors=4,
+    ).target  # fmt: skip
+    frames = split(target.interactions, target.schema, **shares, seed=0)
+    return frames, data.encode(frames, target.schema, users=target.users, items=target.items)
+
+
 @pytest.fixture(scope="module")
 def tastes():
     """A world in which taste counts more than popularity, with cold users held out."""
-    rich = data.generate(
-        seed=3, source_users=20, shared_users=0.0, source_items=20, target_users=500, target_items=40,
-        target_interactions=15.0, taste=4.0, zipf=0.2, factors=4,
-    )  # fmt: skip
-    frames = data.split_cold_users(rich.target.interactions, rich.target.schema, validation=0.15, test=0.25, seed=0)
-    return data.encode(frames, rich.target.schema, users=rich.target.users, items=rich.target.items)
+    return _world(data.split_cold_users, seed=3, users=500, items=40, interactions=15.0, validation=0.15, test=0.25)[1]
 
 
 @pytest.fixture(scope="module")
@@ -374,12 +379,9 @@ ITEM_LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=8, side
 @pytest.fixture(scope="module")
 def shelf():
     """Many items and few users, with cold items held out; and layers that have learned to adapt to an item's users."""
-    rich = data.generate(
-        seed=4, source_users=20, shared_users=0.0, source_items=20, target_users=80, target_items=300,
-        target_interactions=60.0, taste=4.0, zipf=0.2, factors=4,
-    )  # fmt: skip
-    frames = data.split_cold_items(rich.target.interactions, rich.target.schema, validation=0.1, test=0.2, seed=0)
-    found = data.encode(frames, rich.target.schema, users=rich.target.users, items=rich.target.items)
+    frames, found = _world(
+        data.split_cold_items, seed=4, users=80, items=300, interactions=60.0, validation=0.1, test=0.2
+    )
     model = models.NeuMF.for_data(found.train, dim=0, mlp_dim=8, hidden=(16,), link="identity")
     recommender = coldstart.meta_learn(
         model, found.train, ITEM_LAYERS, epochs=25, optimizer=optax.adam(1e-2), validation=found.validation

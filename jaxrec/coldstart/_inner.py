@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from jaxrec import _tree, losses
 from jaxrec._expect import one_of
@@ -15,7 +15,7 @@ from jaxrec.coldstart._mirrored import mirrored
 from jaxrec.data import Dataset
 from jaxrec.data._sides import Side
 from jaxrec.models import Lookup, Model, Scored
-from jaxrec.models._base import Gathered, gather, scored
+from jaxrec.models._base import Gathered, Over, gather, scored
 from jaxrec.models._personalised import check_personal
 from jaxrec.train._fit import chosen_loss
 
@@ -169,27 +169,15 @@ class InnerLoop:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tasks:
+class Tasks(Over):
     """The base model trained on tasks: its batch is tasks one after the other, ``support + query`` rows of each.
 
     The gradient of its loss with respect to the base's parameters is the meta-gradient.
     """
 
-    base: Model
     inner: InnerLoop
     query: int
     method: Method
-
-    @property
-    def tables(self) -> dict[str, str]:
-        return self.base.tables
-
-    @property
-    def unknown(self) -> Literal["mean", "zero"]:
-        return self.base.unknown
-
-    def init(self, key: Key[jax.Array, ""]) -> Params:
-        return self.base.init(key)
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
         return self.base.lookups(batch, features)

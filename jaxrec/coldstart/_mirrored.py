@@ -1,11 +1,9 @@
 """A model of tasks that are items: the batch's users are items, and its items are users."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Key
 
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data._sides import Side
@@ -14,25 +12,12 @@ from jaxrec.models._base import Gathered, Lookup, Model, Scored
 
 
 @dataclasses.dataclass(frozen=True)
-class Mirrored:
+class Mirrored(_base.Over):
     """The base's score of user ``item[row, column]`` and item ``user[row]`` in each row and column of a batch.
 
     So negatives of an item are users, and a loss that compares columns compares users. The base's own batch has a row
     for each pair; a history or context has no place in it.
     """
-
-    base: Model
-
-    @property
-    def tables(self) -> dict[str, str]:
-        return self.base.tables
-
-    @property
-    def unknown(self) -> Literal["mean", "zero"]:
-        return self.base.unknown
-
-    def init(self, key: Key[jax.Array, ""]) -> Params:
-        return self.base.init(key)
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
         found = self.base.lookups(_pairs(batch), features)

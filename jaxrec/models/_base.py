@@ -102,6 +102,24 @@ class Model(Protocol):
     def apply(self, params: Params, batch: Batch, features: Features, *, key: Any = None) -> jax.Array: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """Base of models that put another one's parameters to a use of their own: the same tree and the same tables."""
+
+    base: Model
+
+    @property
+    def tables(self) -> dict[str, str]:
+        return self.base.tables
+
+    @property
+    def unknown(self) -> Literal["mean", "zero"]:
+        return self.base.unknown
+
+    def init(self, key: Key[jax.Array, ""]) -> Params:
+        return self.base.init(key)
+
+
 def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     """``index`` with everything outside ``0 .. size - 1`` turned to 0, the unknown.
 
