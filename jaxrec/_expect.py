@@ -1,7 +1,9 @@
 """Checks of arguments. Objects that carry one another are easily mixed up: says which one was meant."""
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,19 @@ def expect(value: Any, kind: type, name: str) -> None:
         hint = " Split the frame and encode it first: data.encode(data.split_random(frame, seed=0), schema)."
     came = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
     raise TypeError(f"Expected a {kind.__name__} for {name}, got {came}.{hint}")
+
+
+def log_ranges(space: Mapping[str, Any], instead: str) -> None:
+    """Raises a ValueError unless each value is callable or a pair ``(low, high)`` to draw between in the logarithm."""
+    for name, values in space.items():
+        if callable(values):
+            continue
+        pair = isinstance(values, Sequence) and len(values) == 2 and all(isinstance(end, Real) for end in values)
+        if not pair or not 0 < values[0] <= values[1] < math.inf:
+            raise ValueError(
+                f"Expected a pair (low, high) with 0 < low <= high for {name!r}, got {values!r}. Give a function of "
+                f"{instead}."
+            )
 
 
 def one_of(value: Any, options: Sequence[Any], name: str) -> None:

@@ -262,6 +262,7 @@ def test_a_matched_frame_is_a_table(ours, theirs):
         ({"text": "plot"}, TypeError, "Expected strings in the column 'plot', got \\[1.0, 0.0\\]"),
         ({"features": data.Numeric("year")}, TypeError, "A cosine compares labels and directions"),
         ({"features": data.Labels("genres", "|"), "at_least": 2}, ValueError, "Expected a cosine"),
+        ({"text": "genres", "at_least": "0.5"}, ValueError, "Expected a cosine in .* got '0.5'"),
         ({"features": data.Labels("genres", "|"), "text": "genres"}, ValueError, "distinct columns, got item, g"),
     ],
 )  # fmt: skip

@@ -143,7 +143,7 @@ def test_settings_are_drawn_within_their_ranges_and_by_seed():
     assert (thirds > 100).all()  # uniform in the logarithm
     again = train.random_settings(space, 400, seed=0)
     assert again == drawn.to_dict("records") and again != train.random_settings(space, 400, seed=1)
-    with refuses(ValueError, "Expected 0 < low <= high for 'rate', got \\(0.0, 1.0\\). Give a function"):
+    with refuses(ValueError, "with 0 < low <= high for 'rate', got \\(0.0, 1.0\\). Give a function of a generator"):
         train.random_settings({"rate": (0.0, 1.0)}, 2, seed=0)
     with refuses(ValueError, "Expected num >= 1, got 0"):
         train.random_settings(space, 0, seed=0)
@@ -217,6 +217,8 @@ def test_optuna_proposes_settings_and_prunes(line):
         train.optuna_objective(train_one, {"rate": (0.0, 1.0)})
     with refuses(ValueError, "0 < low <= high for 'rate', got \\(0.1, 0.2, 0.3\\)"):
         train.optuna_objective(train_one, {"rate": (0.1, 0.2, 0.3)})
+    with refuses(ValueError, "a pair .low, high. .* for 'rate', got 0.1"):
+        train.optuna_objective(train_one, {"rate": 0.1})
     silent = train.optuna_objective(lambda setting, _: train_one(setting, []), space, metric="recall@10")
     with refuses(ValueError, "history has no 'recall@10', it has epoch, loss"):
         optuna.create_study(direction="maximize").optimize(silent, n_trials=1)

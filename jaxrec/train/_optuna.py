@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrec._expect import log_ranges
 from jaxrec._metrics import lower_is_better
 from jaxrec._recommender import Recommender
 from jaxrec.train._fit import Progress
@@ -39,12 +40,8 @@ def optuna_objective(
     References:
       Akiba et al., Optuna: a next-generation hyperparameter optimization framework, KDD 2019.
     """
-    for name, values in space.items():
-        if not callable(values) and not (len(values) == 2 and 0 < values[0] <= values[1] < float("inf")):
-            raise ValueError(
-                f"Expected 0 < low <= high for {name!r}, got {values}. Give a function of the trial for what is not "
-                "searched in the logarithm, such as lambda trial: trial.suggest_float('dropout', 0.0, 0.5)."
-            )
+    otherwise = "such as lambda trial: trial.suggest_float('dropout', 0.0, 0.5)"
+    log_ranges(space, f"the trial for what is not searched in the logarithm, {otherwise}")
     better = min if lower_is_better(metric) else max
 
     def objective(trial: Any) -> float:

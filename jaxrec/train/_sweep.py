@@ -10,7 +10,7 @@ import optax
 import pandas as pd
 
 from jaxrec import _tree, losses, optim
-from jaxrec._expect import expect
+from jaxrec._expect import expect, log_ranges
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Negatives
@@ -186,12 +186,7 @@ def random_settings(
     """
     if num < 1:
         raise ValueError(f"Expected num >= 1, got {num}.")
-    for name, values in space.items():
-        if not callable(values) and not 0 < values[0] <= values[1] < np.inf:
-            raise ValueError(
-                f"Expected 0 < low <= high for {name!r}, got {values}. Give a function of a generator for what is not "
-                "drawn in the logarithm, such as lambda rng: rng.uniform(0, 1)."
-            )
+    log_ranges(space, "a generator for what is not drawn in the logarithm, such as lambda rng: rng.uniform(0, 1)")
     rng = np.random.default_rng(seed)
 
     def drawn(values: tuple[float, float] | Callable[[np.random.Generator], float]) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Described:
 
 def need_threshold(at_least: float) -> None:
     """Raises unless the least cosine is one."""
-    if not 0 < at_least <= 1:
+    if not isinstance(at_least, Real) or not 0 < at_least <= 1:
         raise ValueError(f"Expected a cosine in (0, 1] as the least that counts as a match, got {at_least!r}.")
 
 
