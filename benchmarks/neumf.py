@@ -106,12 +106,13 @@ def fit_mf(task: Task, epochs: int, judge: Judge, seed: int, *, dim: int, rate: 
 
 
 def fit_neumf(
-    task: Task, epochs: int, judge: Judge, seed: int, *, rate: float, decay: float, params: Any = None, **widths: Any
-) -> Any:
+    task: Task, epochs: int, judge: Judge, seed: int, *, rate: float, decay: float, num: int = 4, params: Any = None,
+    **widths: Any,
+) -> Any:  # fmt: skip
     model = models.NeuMF.for_data(task.train, **widths)
     return jaxrec.fit(
         model, task.train, optimizer=_adamw(rate, decay), epochs=epochs, batch_size=4096,
-        negatives=data.Negatives(num=4), metric=judge, patience=_PATIENCE, params=params, seed=seed, progress=False,
+        negatives=data.Negatives(num=num), metric=judge, patience=_PATIENCE, params=params, seed=seed, progress=False,
     )  # fmt: skip
 
 
@@ -154,6 +155,24 @@ METHODS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
     "NeuMF, of the paper's size, pretrained": (
         fit_pretrained,
         [{"parts": ("GMF, wider", "MLP, of the paper's size"), "rate": 0.0003, "decay": each} for each in (0.3, 1.0)],
+    ),
+    "GMF, wider, eight negatives": (
+        fit_neumf,
+        [_GMF | {"dim": dim, "num": 8, "rate": 0.003, "decay": 1.0} for dim in (64, 128)],
+    ),
+    "NeuMF, wider, eight negatives, pretrained": (
+        fit_pretrained,
+        [
+            {"parts": ("GMF, wider, eight negatives", "MLP"), "num": 8, "rate": 0.0003, "decay": each}
+            for each in (0.3, 1.0)
+        ],
+    ),
+    "NeuMF, of the paper's size, eight negatives, pretrained": (
+        fit_pretrained,
+        [
+            {"parts": ("GMF, wider, eight negatives", "MLP, of the paper's size"), "num": 8, "rate": each, "decay": 0.3}
+            for each in (0.0001, 0.0003)
+        ],
     ),
     "MF": (
         fit_mf,

@@ -1,0 +1,171 @@
+"""How much of full fine-tuning's gain does an adapter of rank 4 keep?
+
+python benchmarks/adapters.py           # arm by arm, resumable -> results/adapters.json
+python benchmarks/adapters.py --table   # the table of README.md
+
+``JAXREC_DATA`` names the folder of data. A two-tower model, 128 wide, whose users are their histories (their ids stay
+at zero) is pretrained on the source; items are shared with the target, users are not. Arms: the target from scratch,
+the source's parameters as they are, all of them fine-tuned, and adapters of rank 4 on the table of items and on the
+kernel of histories, with the rest as it is. Each trained arm has the same rates to choose from and the same epochs to
+stop at, both by NDCG@10 on the target's validation users; test is read by three seeds of the chosen rate.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import harness
+import numpy as np
+import optax
+import pandas as pd
+from domains import PAIRS
+
+import jaxrec
+from jaxrec import _tree, data, models, optim, transfer
+from jaxrec.train import Recommender
+
+_RESULTS = harness.RESULTS / "adapters.json"
+_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+_SEEDS = (0, 1, 2)
+_TRAINING: dict[str, Any] = {
+    "loss": "sampled_softmax", "negatives": data.Negatives(shared=512), "freeze": "user/embedding", "progress": False,
+}  # fmt: skip
+_ARMS = ("scratch", "as it is", "full", "rank 4")
+
+
+class Task(NamedTuple):
+    source: pd.DataFrame
+    target: data.Parts
+    candidates: np.ndarray
+
+
+def movielens(folder: Path) -> Task:
+    """As in ``domains.py``: held-out users show ten rows; films by title and year."""
+    pair = PAIRS["ml-1m-ml-100k"](folder, None)
+    source, target = (pair.domains[name].interactions for name in (pair.source, pair.target))
+    return Task(source, data.Parts(target, pair.validation, pair.test), pair.candidates)
+
+
+def anime(folder: Path) -> Task:
+    """A large and a small community: half of the users are the source's, a tenth of the others the target's.
+
+    As many again are validation and test users, a third and two thirds, who show ten of their rows at random.
+    """
+    rows = pd.read_parquet(folder / "anime" / "interactions.parquet")
+    rows = rows.rename(columns={"user_id": "user", "anime_id": "item"})[["user", "item"]]
+    rng = np.random.default_rng(0)
+    count = rows.groupby("user").size()
+    users = rng.permutation(count.index[count >= 12].to_numpy())
+    source, rest = np.split(users, [len(users) // 2])
+    known, validation, test = np.split(rest, (np.array([0.1, 0.1 + 0.1 / 3, 0.2]) * len(rest)).astype(int))[:3]
+    place = rows.assign(_order=rng.random(len(rows))).groupby("user")["_order"].rank(method="first")
+    shown = rows["user"].isin(known) | (rows["user"].isin([*validation, *test]) & (place <= 10))
+    candidates = rows.loc[rows["user"].isin(known), "item"].unique()
+    asked = rows[~shown & rows["item"].isin(candidates)]
+    training = rows[shown & rows["item"].isin(candidates)]
+    parts = data.Parts(training, *(asked[asked["user"].isin(part)] for part in (validation, test)))
+    return Task(rows[rows["user"].isin(source)], parts, candidates)
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {"ml-1m to ml-100k": movielens, "anime, large to small": anime}
+
+
+class Bench:
+    """A task encoded, its source trained once, and the arms."""
+
+    def __init__(self, task: Task) -> None:
+        self.candidates = task.candidates
+        self.target = data.encode(task.target, data.Schema())
+        self.held_out = {"validation": task.target.validation, "test": task.target.test}
+        source = data.encode(data.Parts(task.source, None, None), data.Schema()).train
+        self.source = jaxrec.fit(self.model(source), source, epochs=6, batch_size=1024, **_TRAINING)
+
+    @staticmethod
+    def model(train: data.Dataset) -> models.TwoTower:
+        return models.TwoTower.for_data(train, dim=128, hidden=(), history=50)
+
+    def run(self, arm: str, rate: float | None, seed: int) -> tuple[Recommender, float]:
+        """The recommender and the share of parameters that were trained."""
+        train = self.target.train
+        if rate is None:
+            return transfer.adapt(self.source, train, freeze="*", seed=seed).recommender, 0.0
+        options = _TRAINING | {
+            "optimizer": optim.row_sparse(optax.adamw(rate, weight_decay=0.01)),
+            "batch_size": 256,
+            "epochs": 30,
+            "patience": 3,
+            "validation": self.target.validation,
+            "seed": seed,
+        }
+        if arm == "scratch":
+            return jaxrec.fit(self.model(train), train, **options), 1.0
+        adapters = (
+            transfer.LowRank(patterns=("item/embedding", "user/history/kernel"), rank=4) if arm == "rank 4" else None
+        )
+        found = transfer.adapt(self.source, train, adapters=adapters, **options).recommender
+        sizes = {path: leaf.size for path, leaf in _tree.flatten(found.params).items() if path != "user/embedding"}
+        own = sum(size for path, size in sizes.items() if path.startswith("adapters/"))
+        return found, own / (sum(sizes.values()) - own) if own else 1.0
+
+    def value(self, recommender: Recommender, part: str) -> float:
+        report = jaxrec.evaluate(recommender, self.held_out[part], ks=(10,), candidates=self.candidates)
+        return float(report["ndcg@10"])
+
+
+def measure(name: str, bench: Bench, arm: str) -> list[dict[str, Any]]:
+    rates = (None,) if arm == "as it is" else _RATES
+    tried: dict[float | None, float] = {}
+    for rate in rates:
+        tried[rate] = bench.value(bench.run(arm, rate, 0)[0], "validation")
+        print("   ", name, arm, rate, f"{tried[rate]:.4f}", flush=True)
+    rate = max(tried, key=lambda each: tried[each])
+    rows = []
+    for seed in _SEEDS[: 1 if rate is None else None]:
+        start = time.perf_counter()
+        recommender, share = bench.run(arm, rate, seed)
+        row = {"task": name, "arm": arm, "seed": seed, "rate": rate, "metric": "ndcg@10", "trained": round(share, 4)}
+        row |= {"value": bench.value(recommender, "test"), "validation": {str(key): tried[key] for key in tried}}
+        rows.append(row | {"seconds": round(time.perf_counter() - start, 1), "commit": harness.commit()})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: means over seeds, and what part of the way from the source as it is to full fine-tuning an arm goes."""
+    lines = ["| task | arm | trained | NDCG@10 | sd | of full fine-tuning's gain |", "|---|---|---:|---:|---:|---:|"]
+    found = pd.DataFrame(rows)
+    for name in TASKS:
+        here = found[found["task"] == name]
+        mean, spread = here.groupby("arm")["value"].mean(), here.groupby("arm")["value"].std()
+        for arm in (each for each in _ARMS if each in mean):
+            share = here.loc[here["arm"] == arm, "trained"].iloc[0]
+            kept = (mean[arm] - mean["as it is"]) / (mean["full"] - mean["as it is"])
+            cells = [f"{share:.1%}", f"{mean[arm]:.4f}", "" if np.isnan(spread[arm]) else f"{spread[arm]:.4f}"]
+            lines.append("| " + " | ".join([name, arm, *cells, f"{kept:.0%}" if arm == "rank 4" else ""]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--table", action="store_true", help="print the table and stop")
+    rows: list[dict[str, Any]] = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
+    if arguments.parse_args().table:
+        print(table(rows))
+        return
+    for name, make in TASKS.items():
+        missing = [arm for arm in _ARMS if not any((row["task"], row["arm"]) == (name, arm) for row in rows)]
+        bench = Bench(make(harness.data_folder())) if missing else None
+        for arm in missing:
+            assert bench is not None
+            rows += measure(name, bench, arm)
+            temporary = _RESULTS.with_suffix(".part")
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+            temporary.replace(_RESULTS)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
