@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
+import jax
 import numpy as np
 import optax
 import pandas as pd
 from domains import PAIRS
 
 import jaxrec
-from jaxrec import _tree, data, models, optim, transfer
+from jaxrec import data, models, optim, transfer
 from jaxrec.train import Recommender
 
 _RESULTS = harness.RESULTS / "adapters.json"
@@ -106,9 +107,10 @@ class Bench:
             transfer.LowRank(patterns=("item/embedding", "user/history/kernel"), rank=4) if arm == "rank 4" else None
         )
         found = transfer.adapt(self.source, train, adapters=adapters, **options).recommender
-        sizes = {path: leaf.size for path, leaf in _tree.flatten(found.params).items() if path != "user/embedding"}
-        own = sum(size for path, size in sizes.items() if path.startswith("adapters/"))
-        return found, own / (sum(sizes.values()) - own) if own else 1.0
+        params = found.params
+        fixed = params["user"]["embedding"].size  # ids, which no arm trains
+        size, own = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, params.get("adapters", ())))
+        return found, own / (size - own - fixed) if own else 1.0
 
     def value(self, recommender: Recommender, part: str) -> float:
         report = jaxrec.evaluate(recommender, self.held_out[part], ks=(10,), candidates=self.candidates)
