@@ -133,8 +133,8 @@ def test_folding_in_gives_what_an_epoch_gives(parts, with_content):
 
 
 def test_another_objective_is_measured_anew(parts, with_content):
-    recommender, same = with_content, with_content.objective
-    assert recommender.replace(objective=same).prior is recommender.prior
+    recommender, same, prior = with_content, with_content.objective, with_content.prior
+    assert recommender.replace(objective=same).prior is prior
     other = dataclasses.replace(same, unobserved=0.5)
     np.testing.assert_allclose(
         recommender.replace(objective=other).prior.user.gram,
