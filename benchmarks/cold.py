@@ -16,7 +16,6 @@ with.
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,7 +170,7 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
     if options.table:
-        print(tables(json.loads(_RESULTS.read_text())))
+        print(tables(harness.saved(_RESULTS)))
         return
     folder, commit = harness.data_folder(), harness.commit()
     for name in options.data:
@@ -181,7 +180,7 @@ def main() -> None:
         for what, method in methods.items():
             if options.methods and what not in options.methods:
                 continue
-            rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
+            rows = harness.saved(_RESULTS)
             key = {"dataset": name, "protocol": protocol.title, "system": method.system, "method": what}
             done = {row["seed"] for row in rows if all(row[field] == value for field, value in key.items())}
             seeds = [seed for seed in options.seeds if options.again or seed not in done]
@@ -208,9 +207,7 @@ def main() -> None:
                 print(name, what, seed, figures, f"{seconds:.0f} s", flush=True)
                 kept = [row for row in rows if any(row[field] != value for field, value in same.items())]
                 rows = [*kept, *new]
-                temporary = _RESULTS.with_suffix(".tmp")
-                temporary.write_text(json.dumps(rows, indent=1) + "\n")
-                temporary.rename(_RESULTS)
+                harness.save(_RESULTS, rows)
 
 
 def _setting_of(rows: list[dict[str, Any]], dataset: str, method: str) -> Setting | None:

@@ -113,11 +113,25 @@ def sport_phone(folder: Path, source: str, target: str, shots: int | None) -> Pa
     return _cut(*frames, shots, negatives=True)
 
 
-def anime(folder: Path, source: str, target: str, shots: int | None) -> Pair:
-    """Types of anime; whatever was watched counts."""
-    kinds = pd.read_parquet(folder / "anime" / "items.parquet").set_index("anime_id")["type"]
+def _watched(folder: Path) -> pd.DataFrame:
+    """Whatever was watched counts."""
     rows = pd.read_parquet(folder / "anime" / "interactions.parquet")
-    rows = rows.rename(columns={"user_id": "user", "anime_id": "item"})
+    return rows.rename(columns={"user_id": "user", "anime_id": "item"})
+
+
+def communities(folder: Path, shots: int | None) -> Pair:
+    """Anime in a large and a small community of other users: half of all users, and a fifth of the rest."""
+    rows = _watched(folder)
+    users = np.random.default_rng(0).permutation(np.sort(rows["user"].unique()))
+    half = len(users) // 2
+    large, small = (rows[rows["user"].isin(part)] for part in (users[:half], users[half : half + half // 5]))
+    return _cut(("large", _bare(large)), ("small", _bare(small)), shots, shared="item")
+
+
+def anime(folder: Path, source: str, target: str, shots: int | None) -> Pair:
+    """Types of anime."""
+    kinds = pd.read_parquet(folder / "anime" / "items.parquet").set_index("anime_id")["type"]
+    rows = _watched(folder)
     kind = rows["item"].map(kinds)
     return _cut(*((name, _bare(rows[kind == name])) for name in (source, target)), shots)
 

@@ -205,11 +205,23 @@ def version(system: str) -> str:
         return ""
 
 
+def saved(path: Path) -> Any:
+    """What ``save`` wrote; an empty list where nothing is."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def save(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    temporary.replace(path)
+
+
 def write(name: str, rows: list[dict[str, Any]]) -> None:
     """Replaces the rows of the same task, case and system in a file of results, and adds the others."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / name
-    old = json.loads(path.read_text()) if path.exists() else []
+    old = saved(path)
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["task"], row["case"], row["system"], row["device"]
@@ -219,6 +231,4 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
         {name: round(value, 4) if isinstance(value, float | np.floating) else value for name, value in row.items()}
         for row in rows
     ]
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(sorted(kept, key=key), indent=1, default=float) + "\n")
-    temporary.replace(path)
+    save(path, sorted(kept, key=key))

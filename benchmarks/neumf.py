@@ -14,7 +14,6 @@ many epochs, once per seed, and test is read once. Rows go to ``results/neumf.js
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,8 +199,7 @@ def chosen(task: Task, method: str) -> dict[str, Any]:
 
 
 def rows_of(method: str | None = None) -> list[dict[str, Any]]:
-    rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
-    return [row for row in rows if method in (None, row["method"])]
+    return [row for row in harness.saved(_RESULTS) if method in (None, row["method"])]
 
 
 @functools.cache
@@ -250,9 +248,7 @@ def main() -> None:
                     flush=True,
                 )
             kept = [row for row in rows_of() if (row["method"], row["seed"]) != (method, seed)]
-            temporary = _RESULTS.with_suffix(".tmp")
-            temporary.write_text(json.dumps([*kept, *new], indent=1) + "\n")
-            temporary.rename(_RESULTS)
+            harness.save(_RESULTS, [*kept, *new])
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ python benchmarks/shares.py --seeds 2 --out x.json
 """
 
 import argparse
-import json
 import platform
 import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import pandas as pd
 
@@ -39,7 +39,7 @@ def main() -> None:
     arguments.add_argument("--out", default=str(Path(__file__).parent / "results" / "shares.json"))
     options = arguments.parse_args()
     out = Path(options.out)
-    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = harness.saved(out)["rows"] if out.exists() else []
     done = {(row["share"], row["seed"]) for row in rows}
     for share in SHARES:
         for seed in range(options.seeds):
@@ -49,7 +49,7 @@ def main() -> None:
             rows.append({"share": share, "seed": seed, **measure(share, seed)})
             rows[-1]["seconds"] = round(time.perf_counter() - start, 1)
             print(rows[-1], flush=True)
-            write(out, {"device": device(), "world": WORLD, "model": str(TOWERS), "rows": rows})
+            harness.save(out, {"device": device(), "world": WORLD, "model": str(TOWERS), "rows": rows})
     print(summary(pd.DataFrame(rows)).to_string(index=False))
 
 
@@ -89,12 +89,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def device() -> str:
     return f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ calibration. Rows go to ``results/sources.json``.
 
 import argparse
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -282,19 +281,13 @@ def summary(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat(parts).sort_index()
 
 
-def save(rows: list[dict[str, Any]]) -> None:
-    temporary = _RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    temporary.rename(_RESULTS)
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--targets", nargs="*", default=[*GENRES, *TYPES], choices=[*GENRES, *TYPES])
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
     options = arguments.parse_args()
     for target in options.targets:
-        rows = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
+        rows = harness.saved(_RESULTS)
         if any(row["target"] == target for row in rows) and not options.again:
             continue
         start = time.perf_counter()
@@ -307,10 +300,11 @@ def main() -> None:
             )
         print(f"{target}: {time.perf_counter() - start:.0f} s", flush=True)
         rows = [row for row in rows if row["target"] != target] + new
-        save(rows)
-    rows = json.loads(_RESULTS.read_text())
+        harness.save(_RESULTS, rows)
+    rows = harness.saved(_RESULTS)
     scores = summary(rows)["score"]
-    save([{**row, "score": None if np.isnan(score) else score} for row, score in zip(rows, scores, strict=True)])
+    rows = [{**row, "score": None if np.isnan(score) else score} for row, score in zip(rows, scores, strict=True)]
+    harness.save(_RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ python benchmarks/sweep.py --settings 16 --out x.json
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,10 +50,7 @@ def main() -> None:
             rows.append({**row, "epochs": EPOCHS, **compared(*ways, options.repeats)})
             print(rows[-1], flush=True)
     device = f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}"
-    out = Path(options.out)
-    temporary = out.with_suffix(".part")
-    temporary.write_text(json.dumps({"device": device, "repeats": options.repeats, "rows": rows}, indent=1) + "\n")
-    temporary.replace(out)
+    harness.save(Path(options.out), {"device": device, "repeats": options.repeats, "rows": rows})
 
 
 def problem(width: int) -> data.Dataset:

@@ -21,7 +21,6 @@ above it (equal scores count half) the number of better negatives is binomial.
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,16 +132,6 @@ def _setting(rows: Rows, name: str, shots: Any, method: str) -> Setting | None:
     return next((row["setting"] for row in rows if (row["pair"], row["shots"], row["method"]) == key), None)
 
 
-def _read() -> Rows:
-    return json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
-
-
-def _write(rows: Rows) -> None:
-    temporary = _RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n")
-    temporary.rename(_RESULTS)
-
-
 def best_of(rows: Rows, name: str, shots: Any, alone: bool) -> str | None:
     """The method that validation prefers, of those that know nothing of the source or of the others."""
     found = {
@@ -163,7 +152,7 @@ def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, 
     for what, method in methods.items():
         if (shots is None and not what.endswith(_ALONE)) or (only and what not in only):
             continue
-        rows = _read()
+        rows = harness.saved(_RESULTS)
         key = {"pair": name, "source": pair.source, "target": pair.target, "shots": label, "system": "jaxrec"}
         key["method"] = what
         done = {row["seed"] for row in rows if all(row.get(field) == value for field, value in key.items())}
@@ -193,7 +182,7 @@ def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, 
             print(name, label, what, seed, values, f"{fitted.seconds:.1f} s", flush=True)
             kept = [row for row in rows if any(row.get(k) != v for k, v in (key | {"seed": seed}).items())]
             rows = kept + [key | each | about | {"commit": harness.commit()} for each in new]
-            _write(rows)
+            harness.save(_RESULTS, rows)
     forget()
 
 
@@ -209,7 +198,7 @@ def main() -> None:
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
     if options.table:
-        rows = _read()
+        rows = harness.saved(_RESULTS)
         print(summary(rows))
         text = "\n\n".join(["# Transfer, method by method", *(details(rows, name) for name in PAIRS)])
         _RESULTS.with_suffix(".md").write_text(text + "\n")
@@ -221,7 +210,7 @@ def main() -> None:
             label = text if text == "all" else int(text)
             only = options.methods
             if options.finalists:
-                best = (best_of(_read(), name, label, alone) for alone in (True, False))
+                best = (best_of(harness.saved(_RESULTS), name, label, alone) for alone in (True, False))
                 only = [*(each for each in best if each is not None), "stacked iALS"]
             measure(name, None if text == "all" else int(text), folder, only, options.seeds, options.again)
 

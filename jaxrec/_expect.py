@@ -3,7 +3,6 @@
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -35,8 +34,12 @@ def log_ranges(space: Mapping[str, Any], instead: str) -> None:
     for name, values in space.items():
         if callable(values):
             continue
-        pair = isinstance(values, Sequence) and len(values) == 2 and all(isinstance(end, Real) for end in values)
-        if not pair or not 0 < values[0] <= values[1] < math.inf:
+        try:
+            low, high = values
+            good = bool(0 < low <= high < math.inf)
+        except (TypeError, ValueError):  # no pair, or not of numbers
+            good = False
+        if not good:
             raise ValueError(
                 f"Expected a pair (low, high) with 0 < low <= high for {name!r}, got {values!r}. Give a function of "
                 f"{instead}."

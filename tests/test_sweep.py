@@ -145,6 +145,9 @@ def test_settings_are_drawn_within_their_ranges_and_by_seed():
     assert again == drawn.to_dict("records") and again != train.random_settings(space, 400, seed=1)
     with refuses(ValueError, "with 0 < low <= high for 'rate', got \\(0.0, 1.0\\). Give a function of a generator"):
         train.random_settings({"rate": (0.0, 1.0)}, 2, seed=0)
+    for wrong in (0.1, (0.1, 0.2, 0.3), ("a", "b")):
+        with refuses(ValueError, "Expected a pair .low, high. .* for 'rate', got .*. Give a function of a generator"):
+            train.random_settings({"rate": wrong}, 2, seed=0)
     with refuses(ValueError, "Expected num >= 1, got 0"):
         train.random_settings(space, 0, seed=0)
 
