@@ -29,7 +29,7 @@ from jaxrec import data, models, optim, transfer
 from jaxrec.train import Recommender
 
 _RESULTS = harness.RESULTS / "adapters.json"
-_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _SEEDS = (0, 1, 2)
 _TRAINING: dict[str, Any] = {
     "loss": "sampled_softmax", "negatives": data.Negatives(shared=512), "freeze": "user/embedding", "progress": False,
