@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from typing import Any
 
 import jax
@@ -468,6 +469,21 @@ def test_scores_of_a_function_keep_their_order_beyond_float32(parts, values):
         return jaxrec.evaluate(scores, parts.test, seen=parts.train, draws=1)["ndcg@10"]
 
     assert figure(values) == figure(lambda x: x)
+
+
+def test_a_function_is_asked_for_one_block_after_another(parts, monkeypatch):
+    """It may not be safe to call from several threads, as recommenders' blocks are ranked."""
+    monkeypatch.setattr("jaxrec.ranking._top_k._USERS", 8)
+    asked = []
+
+    def scores(users, items):
+        asked.append((threading.get_ident(), len(users)))
+        return np.zeros((len(users), len(items)))
+
+    report = jaxrec.evaluate(scores, parts.test, seen=parts.train, draws=1)
+    assert len(asked) > 2
+    assert {thread for thread, _ in asked} == {threading.get_ident()}
+    assert sum(number for _, number in asked) == report.table["users"].iloc[0]
 
 
 @pytest.mark.parametrize(

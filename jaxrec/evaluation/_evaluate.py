@@ -19,9 +19,10 @@ from jaxrec.evaluation._own import own_lists
 from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import evaluate_rows
 from jaxrec.evaluation._top_k_metrics import NAMES, from_hits
-from jaxrec.ranking._recommend import candidate_items, columns, known_items, row_scores
+from jaxrec.ranking._lists import best_lists, columns
+from jaxrec.ranking._recommend import candidate_items, known_items, row_scores
 from jaxrec.ranking._search import Ranker, by_scores, ranker
-from jaxrec.ranking._top_k import Pairs, padded, user_blocks
+from jaxrec.ranking._top_k import padded, user_blocks
 from jaxrec.ranking._vectors import Scorer
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -133,10 +134,10 @@ class _Subject(NamedTuple):
     seen: Interactions
     trained: Interactions
 
-    def ranker(self, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+    def ranker(self, candidates: np.ndarray) -> Ranker:
         if isinstance(self.model, Recommender):
             return ranker(self.model, candidates)
-        return by_scores(_function_scorer(self.encoder, self.model, candidates), candidates)
+        return by_scores(_function_scorer(self.encoder, self.model, candidates), candidates, threads=False)
 
     def of_pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         if isinstance(self.model, Recommender):
@@ -254,7 +255,8 @@ def _ranked(
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
     users = np.flatnonzero(relevant.user_count)
     if own is None:
-        items, nan = _catalogue_lists(subject, users, candidates, excluded, longest)
+        _, position, nan = best_lists(subject.ranker(candidates), users, column_of, excluded, longest)
+        items = np.where(position >= 0, candidates[position], 0)
     else:
         left = np.ones(len(own), bool)
         for each in excluded:
@@ -265,27 +267,6 @@ def _ranked(
         raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
     hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
     return _Lists(users, items, hits, relevant, left_out, live)
-
-
-def _catalogue_lists(
-    subject: _Subject, users: np.ndarray, candidates: np.ndarray, excluded: list[Interactions], longest: int
-) -> tuple[np.ndarray, bool]:
-    """The best of the same candidates for everybody, as ``own_lists`` returns them."""
-    column_of = columns(candidates, len(subject.encoder.features.item_row))
-    rank_of, blocks_of = subject.ranker(candidates)
-    results = []
-    for block, size in blocks_of(len(users)):
-        found = [each.rows_of(users[block]) for each in excluded]
-        row = np.concatenate([position for position, _ in found]) if found else np.zeros(0, np.int64)
-        item = np.concatenate([each.item[rows] for each, (_, rows) in zip(excluded, found, strict=True)] or [row])
-        exclude = Pairs.padded(row, column_of[item], len(candidates))
-        if len(results) > 1:  # two blocks at work: on CPU each sorts on one core
-            jax.block_until_ready(results[-2])
-        results.append((rank_of(users[block], size, exclude, longest), len(block)))
-    positions = [np.asarray(result.top.position)[:num] for result, num in results]
-    position = np.concatenate(positions) if positions else np.zeros((0, longest), np.int32)
-    items = np.where(position >= 0, candidates[position], 0)
-    return items, any(bool(result.nan) for result, _ in results)
 
 
 def _distinct(test: Dataset) -> tuple[Interactions, int]:

@@ -14,10 +14,11 @@ from jaxrec import _sharded
 from jaxrec._add import add
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec.data import Dataset, Encoder
+from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture
+from jaxrec.ranking._lists import best_lists, columns
 from jaxrec.ranking._search import ranker
-from jaxrec.ranking._top_k import Pairs, padded
+from jaxrec.ranking._top_k import padded
 from jaxrec.ranking._vectors import apply, everything, gated, item_vectors, user_vectors
 
 _ROWS = 4096
@@ -90,23 +91,10 @@ def recommend(
     everywhere, excluded = _exclusions(recommender, exclude)
     items = np.where(np.isin(items, everywhere), 0, items).astype(np.int32)
     column_of = columns(items, len(encoder.features.item_row))
-    rank_of, blocks_of = ranker(recommender, items)
-    found = []
-    for block, size in blocks_of(len(index)):
-        gone = [excluded.rows_of(index[block])] if excluded is not None else []
-        item_gone = [excluded.item[row] for _, row in gone] if excluded is not None else []
-        if exclude_seen:
-            position, row = recommender.seen.rows_of(index[block])
-            gone.append((position, row))
-            item_gone.append(recommender.seen.item[row])
-        row = np.concatenate([position for position, _ in gone]) if gone else np.zeros(0, np.int64)
-        column = column_of[np.concatenate(item_gone)] if gone else np.zeros(0, np.int64)
-        top, nan = rank_of(index[block], size, Pairs.padded(row, column, len(items)), k)
-        if nan:
-            raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
-        found.append((np.asarray(top.score)[: len(block)], np.asarray(top.position)[: len(block)]))
-    score = np.concatenate([score for score, _ in found]) if found else np.zeros((0, k), np.float32)
-    position = np.concatenate([position for _, position in found]) if found else np.zeros((0, k), np.int32)
+    excluded += [recommender.seen] if exclude_seen else []
+    score, position, nan = best_lists(ranker(recommender, items), index, column_of, excluded, k)
+    if nan:
+        raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
     user_at, rank = np.nonzero(position >= 0)
     return pd.DataFrame(
         {
@@ -161,21 +149,16 @@ def known_items(encoder: Encoder, ids: list[Any], what: str) -> np.ndarray:
     return index
 
 
-def columns(items: np.ndarray, num_items: int) -> np.ndarray:
-    """For each entity its column among the candidates, past the end where it is none."""
-    column = np.full(num_items, len(items), np.int64)
-    column[items[items > 0]] = np.flatnonzero(items > 0)
-    return column
-
-
-def _exclusions(recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame | None) -> tuple[np.ndarray, Any]:
+def _exclusions(
+    recommender: Recommender, exclude: Iterable[Any] | pd.DataFrame | None
+) -> tuple[np.ndarray, list[Interactions]]:
     """Items excluded for everybody, and pairs."""
     nobody = np.zeros(0, np.int32)
     if exclude is None:
-        return nobody, None
+        return nobody, []
     if isinstance(exclude, pd.DataFrame):
-        return nobody, recommender.encoder.pairs(exclude)
-    return known_items(recommender.encoder, list(exclude), "excluded items"), None
+        return nobody, [recommender.encoder.pairs(exclude)]
+    return known_items(recommender.encoder, list(exclude), "excluded items"), []
 
 
 def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:

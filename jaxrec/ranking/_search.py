@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +23,40 @@ _FEW = 16  # users of whom all scores are computed at once: reading the items bo
 _LARGE = 2**15  # candidates from which this is faster than sorting all scores
 _USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
 
-Ranker = Callable[[np.ndarray, int, Pairs, int], Block]
-"""``(users, size, exclude, k)``: the lists of some users (entity indices), padded to ``size``."""
+
+class Ranker(NamedTuple):
+    """How to rank candidates, and how to cut users into blocks for it."""
+
+    rank: Callable[[np.ndarray, int, Pairs, int], Block]
+    """``(users, size, exclude, k)``: the lists of some users (entity indices), padded to ``size``."""
+    blocks: Callable[[int], list[tuple[np.ndarray, int]]]
+    """As ``user_blocks`` cuts so many users."""
+    num_candidates: int
+    threads: bool  # whether several may rank at once
 
 
-def ranker(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
-    """How to rank ``candidates`` (entity indices, padded with 0), and how to cut users into blocks for it."""
-    if recommender.factorises and (len(candidates) >= _LARGE or recommender.mesh is not None):
+def ranker(recommender: Recommender, candidates: np.ndarray) -> Ranker:
+    """How to rank ``candidates`` (entity indices, padded with 0)."""
+    mesh = recommender.mesh
+    if recommender.factorises and (len(candidates) >= _LARGE or mesh is not None):
         return _by_groups(recommender, candidates)
-    rank, blocks_of = by_scores(scorer(recommender, candidates), candidates)
-    return rank, lambda num_users: [
-        (block, _sharded.rounded(size, recommender.mesh)) for block, size in blocks_of(num_users)
-    ]
+    plain = by_scores(scorer(recommender, candidates), candidates, threads=mesh is None)
+    return plain._replace(
+        blocks=lambda num_users: [(block, _sharded.rounded(size, mesh)) for block, size in plain.blocks(num_users)]
+    )
 
 
-def by_scores(score_of: Scorer, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+def by_scores(score_of: Scorer, candidates: np.ndarray, *, threads: bool) -> Ranker:
     """Ranks by sorting all scores of a block of users."""
     live = jnp.asarray(candidates > 0)
 
     def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
         return select(score_of(users, size), live, exclude, k=k)
 
-    return rank, lambda num_users: list(user_blocks(num_users, len(candidates)))
+    return Ranker(rank, lambda num_users: list(user_blocks(num_users, len(candidates))), len(candidates), threads)
 
 
-def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker, Callable[[int], list]]:
+def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
     mesh, outside = recommender.mesh, len(candidates)
     items, live = _filled(candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), mesh)
 
@@ -61,7 +71,10 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> tuple[Ranker
         vectors = user_vectors(recommender, padded(users, size))
         return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
 
-    return rank, lambda num_users: list(user_blocks(num_users, outside // _USERS_SHARE))
+    def blocks(num_users: int) -> list[tuple[np.ndarray, int]]:
+        return list(user_blocks(num_users, outside // _USERS_SHARE))
+
+    return Ranker(rank, blocks, outside, threads=mesh is None)
 
 
 def search(

@@ -11,7 +11,8 @@ import pandas as pd
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.models import take
-from jaxrec.ranking._recommend import candidate_items, columns, known_items
+from jaxrec.ranking._lists import columns
+from jaxrec.ranking._recommend import candidate_items, known_items
 from jaxrec.ranking._search import search
 from jaxrec.ranking._top_k import padded, user_blocks
 

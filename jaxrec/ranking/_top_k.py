@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
-_SCORES = 2**24  # most scores of a block: 64 MiB in float32; evaluation has two blocks at work
-_USERS = 1024  # most users of a block
+_SCORES = 2**24  # most scores of a block: 64 MiB in float32; a few blocks are at work at once
+_USERS = 512  # most users of a block
 
 
 class TopK(NamedTuple):
