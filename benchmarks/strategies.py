@@ -267,8 +267,11 @@ def regress(pair: Pair, seed: int, **setting: Any) -> Fitted:
     return Fitted(*_once(_of(pair, "regress", 0, setting), lambda: transfer.regress(source, target, **setting)))
 
 
-def blend(bridge: Callable[..., Fitted], pair: Pair, seed: int, *, weight: float, **parts: Any) -> Fitted:
-    found = bridge(pair, seed, **parts["first"]), regress(pair, seed, **parts["regression"])
+def blend(
+    bridge: Callable[..., Fitted], other: Callable[..., Fitted], pair: Pair, seed: int, *,
+    first: Setting, second: Setting, weight: float,
+) -> Fitted:  # fmt: skip
+    found = bridge(pair, seed, **first), other(pair, seed, **second)
     joined = _timed(lambda: transfer.blend([part.recommender for part in found], [1.0, weight]))
     return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
 
@@ -307,6 +310,7 @@ _KNN = harness.grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
 def methods_for(pair: Pair) -> dict[str, Method]:
     """What can be done with a pair; those named ``... alone`` know nothing of the source."""
     grid = _SPARSE if pair.negatives else _DENSE
+    ridges = (1.0, 100.0, 1000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0)
     found = {
         "popularity alone": Method(popularity, [{}]),
         "iALS alone": Method(alone, grid),
@@ -316,8 +320,9 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "stacked EASE": Method(stacked_ease, _EASE),
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
-        "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in (0.1, 1.0)]),
+        "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in ridges]),
         "carried iALS and item k-NN": Method(carried_and_knn, []),
+        "iALS and carried iALS": Method(functools.partial(blend, alone, carried), []),
     }
     if pair.shared == "user":
         found["stacked EASE, source weighed"] = Method(stacked_ease, [])
@@ -330,13 +335,13 @@ def methods_for(pair: Pair) -> dict[str, Method]:
             "popularity among shared users": Method(popular_with_shared, [{}]),
             "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
             "regression": Method(regress, harness.grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
-            "carried iALS and regression": Method(functools.partial(blend, carried), []),
+            "carried iALS and regression": Method(functools.partial(blend, carried, regress), []),
         }
     if pair.negatives and pair.shots == 0:
         found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
     if {pair.source, pair.target} == {"game", "video"} and pair.shots == 0:
         found |= {
-            "EMCDR and regression": Method(functools.partial(blend, emcdr), []),
+            "EMCDR and regression": Method(functools.partial(blend, emcdr, regress), []),
             "PTUPCDR over iALS": Method(ptupcdr, []),
             "CMF": Method(joint, harness.grid(decay=_DECAYS, specific=(False,))),
             "shared and specific": Method(joint, harness.grid(decay=_DECAYS, orthogonality=(0.1,))),
@@ -357,14 +362,17 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
         return [{**each, "source": source} for each in settings for source in (3.0, 10.0, 30.0)]
     if name == "EASE of each domain, mixed":
         l2 = chosen["EASE alone"]["l2"]
-        return harness.grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3))
+        return harness.grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3, 1.0))
     if name in ("carried iALS and regression", "EMCDR and regression"):
         first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
-        parts = {"first": first, "regression": chosen["regression"]}
+        parts = {"first": first, "second": chosen["regression"]}
         return [{**parts, "weight": weight} for weight in (0.125, 0.25, 0.5, 1.0)]
     if name == "carried iALS and item k-NN":
         parts = {"first": chosen["carried iALS"], "neighbours": chosen["item k-NN alone"]}
-        return [{**parts, "weight": weight} for weight in (0.01, 0.03, 0.1, 0.3)]
+        return [{**parts, "weight": weight} for weight in (0.03, 0.1, 0.3, 1.0, 3.0)]
+    if name == "iALS and carried iALS":
+        parts = {"first": chosen["iALS alone"], "second": chosen["carried iALS"]}
+        return [{**parts, "weight": weight} for weight in (0.5, 1.0, 2.0, 4.0)]
     if name == "PTUPCDR over iALS":
         return [{**chosen["EMCDR over iALS"], "rate": rate} for rate in (1e-4, 1e-3)]
     return method.settings
