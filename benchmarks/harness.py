@@ -124,11 +124,7 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "rows.json"
                 command = [sys.executable, script, "--only", task, "--package", package, "--rows", str(out), *arguments]
-                subprocess.run(
-                    command,
-                    check=True,
-                    env=environment(f"{package} {_KIND.get(task, '')}", blas=2 if task == "T6" else 1),
-                )
+                subprocess.run(command, check=True, env=environment(blas=2 if task == "T6" else 1))
                 for row in json.loads(out.read_text()):
                     found.setdefault((row["case"], row["system"]), []).append(row)
     merged = []
@@ -142,19 +138,9 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
     return merged
 
 
-_KIND = {"T8": "ials"}
-
-
-def environment(system: str, *, blas: int = 1) -> dict[str, str]:
-    """Of a process that measures a system.
-
-    implicit asks for one BLAS thread where it trains; in T6 two are faster for one user. Alternating least squares of
-    jaxrec runs on a device for each core.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if system == "jaxrec ials":
-        flags += f" --xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
-    return os.environ | {"OPENBLAS_NUM_THREADS": str(blas), "XLA_FLAGS": flags}
+def environment(*, blas: int = 1) -> dict[str, str]:
+    """Of a process that measures a system: implicit asks for one BLAS thread where it trains; in T6 two are faster."""
+    return os.environ | {"OPENBLAS_NUM_THREADS": str(blas)}
 
 
 def stamp() -> dict[str, Any]:

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 import pandas as pd
 from tasks import factorization
-from tasks.common import DIM, Scores, by_tables, cores, matrix, ndcg, trainer
+from tasks.common import DIM, Scores, by_tables, matrix, ndcg, trainer
 
 from jaxrec import data, models, optim, train
 
@@ -114,7 +114,7 @@ def _run(name: str, system: str, stage: str, *more: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, __file__, "--data", name, "--stage", stage, "--system", system, "--out", str(out)]
-        subprocess.run([*command, *more], check=True, env=harness.environment(system))
+        subprocess.run([*command, *more], check=True, env=harness.environment())
         return json.loads(out.read_text())
 
 
@@ -152,7 +152,7 @@ def _time(system: str, parts: data.Parts, setting: list[float], epochs: int) -> 
         start = time.perf_counter()
         if system == "jaxrec ials":
             first, second = setting
-            train.fit_als(parts.train, dim=DIM, epochs=epochs, unobserved=first, l2=second, mesh=cores())
+            train.fit_als(parts.train, dim=DIM, epochs=epochs, unobserved=first, l2=second)
         else:
             run = prepare(parts.train, {}, *setting)
             for _ in range(epochs):
@@ -187,7 +187,7 @@ def _jaxrec_ials(dataset: data.Dataset, scores: Scores, unobserved: float, l2: f
 
     def run() -> float:
         start = None if box[0] is None else box[0].params
-        box[0] = train.fit_als(dataset, dim=DIM, epochs=1, unobserved=unobserved, l2=l2, params=start, mesh=cores())
+        box[0] = train.fit_als(dataset, dim=DIM, epochs=1, unobserved=unobserved, l2=l2, params=start)
         return len(dataset)
 
     return run

@@ -15,8 +15,8 @@ from jaxrec.data import Batch
 from jaxrec.train import _als, _prior
 
 
-@pytest.mark.parametrize(("exponent", "drawn"), [(0.0, False), (1.0, False), (1.0, True)])
-def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn):
+@pytest.mark.parametrize(("exponent", "drawn", "threads"), [(0.0, False, 1), (1.0, False, 3), (1.0, True, 2)])
+def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn, threads):
     rng = np.random.default_rng(0)
     users, items, dim, unobserved, l2 = 40, 25, 4, 0.2, 0.05
     pairs = np.unique(rng.integers(1, [users, items], (500, 2)), axis=0)
@@ -25,11 +25,12 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn):
     weight = rng.uniform(0.5, 2.0, len(user)).astype(np.float32)
     others = rng.normal(size=(items, dim)).astype(np.float32)
     others[0] = 0.0
-    plan = _als._plan(user, item, weight, users, cells=128)
+    parts = _als._parts(_als._plan(user, item, users, weight=weight, cells=128), threads)
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
     prior = rng.normal(size=(users, dim)).astype(np.float32) if drawn else None
-    found = np.asarray(_als._sweep(jnp.copy(start), jnp.asarray(others), plan, options, prior, steps=12))
+    task = _als._task(jnp.asarray(others), options, prior)
+    found = np.asarray(_als._sweep(jnp.copy(start), parts, task, steps=12))
     for row in range(users):
         mine = user == row
         if not mine.any():
@@ -157,7 +158,7 @@ def test_the_objective_is_saved(with_content, tmp_path):
 
 def test_rows_longer_than_a_block_make_the_block_longer():
     row, other = np.full(100, 3, np.int32), np.arange(100, dtype=np.int32)
-    plan = _als._plan(row, other, np.ones(100, np.float32), 5, cells=16)
+    plan = _als._plan(row, other, 5, weight=np.ones(100, np.float32), cells=16)
     assert plan.other.shape[0] == 1 and float(plan.weight.sum()) == 100.0
     assert plan.row[0, 0] == 3 and plan.count[0, 0] == 100.0 and (np.asarray(plan.row)[0, 1:] == 5).all()
 

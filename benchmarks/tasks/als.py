@@ -7,7 +7,7 @@ from typing import Any
 import harness
 
 from jaxrec import data, train
-from tasks.common import DIM, Scores, by_tables, cores, matrix, ndcg, ratings
+from tasks.common import DIM, Scores, by_tables, matrix, ndcg, ratings
 
 _EPOCHS = 5
 
@@ -46,7 +46,7 @@ def _jaxrec_als(dataset: data.Dataset, scores: Scores, unobserved: float, l2: fl
     box: list[Any] = [None]
 
     def run() -> float:
-        box[0] = train.fit_als(dataset, dim=DIM, epochs=_EPOCHS, unobserved=unobserved, l2=l2, mesh=cores())
+        box[0] = train.fit_als(dataset, dim=DIM, epochs=_EPOCHS, unobserved=unobserved, l2=l2)
         return _EPOCHS * len(dataset)
 
     scores["jaxrec"] = lambda: box[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec import data, evaluate, losses, optim, sharding, train
+from jaxrec import data, evaluate, losses, optim, train
 
 DIM, BATCH = 64, 4096
 Scores = dict[str, Callable[[], Any]]
@@ -27,11 +27,6 @@ def ratings(users: int, items: int, rows: int) -> data.Parts:
     item = (rng.choice(items, len(user), p=share / share.sum()) + (user % 50) * (items // 50)) % items
     frame = pd.DataFrame({"user": user, "item": item}).drop_duplicates().iloc[:rows]
     return data.encode(data.split_random(frame, validation=0.1, test=0.0, seed=0), data.Schema())
-
-
-def cores() -> Any:
-    """A mesh of a device for each core, where the process was started with several (``harness.environment``)."""
-    return sharding.make_mesh() if jax.device_count() > 1 else None
 
 
 def size_of(dataset: data.Dataset) -> str:

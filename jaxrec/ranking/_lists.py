@@ -1,13 +1,12 @@
 """The best candidates of many users: a block of users at a time, on CPU a few blocks at once."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxrec import _threads
 from jaxrec.data import Interactions
 from jaxrec.ranking._search import Ranker
 from jaxrec.ranking._top_k import Pairs
@@ -45,13 +44,10 @@ def best_lists(
         return Lists(score[: len(block)], position[: len(block)], bool(nan))
 
     blocks = ranker.blocks(len(users))
-    if ranker.threads and jax.default_backend() == "cpu" and len(blocks) > 1:
-        # What one thread asks for runs in order, and a sort on one core; what another asks for runs beside it.
-        results = [of_block(*blocks[0])]  # compiles, and fills what is cached, once
-        with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
-            results += pool.map(of_block, *zip(*blocks[1:], strict=True))
-    else:
-        results = [of_block(*each) for each in blocks]
+    results = [of_block(*each) for each in blocks[:1]]  # fills what is cached
+    if len(blocks) > 1:
+        threads = _threads.useful(_AT_ONCE) if ranker.threads else 1
+        results += _threads.spread(of_block, *zip(*blocks[1:], strict=True), threads=threads)
     if not results:
         return Lists(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32), False)
     score, position, nan = zip(*results, strict=True)

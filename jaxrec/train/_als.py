@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
-from jaxrec import _sharded
+from jaxrec import _sharded, _threads
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array, ImplicitSquares, Params
@@ -24,6 +24,7 @@ from jaxrec.train._prior import Priors
 from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
+_AT_ONCE = 16  # most threads
 
 
 class _Plan(NamedTuple):
@@ -129,19 +130,18 @@ def fit_als(
         np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )
     weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
-    cells = max(_NUMBERS // dim, 64)
-    plans = {
-        "user": _plan(user, item, weight, model.user_rows, cells=cells),
-        "item": _plan(item, user, weight, model.item_rows, cells=cells),
-    }
+    lay_out = functools.partial(_plan, weight=weight, cells=max(_NUMBERS // dim, 64))
+    found = _threads.spread(lay_out, [user, item], [item, user], [model.user_rows, model.item_rows], threads=2)
+    plans = dict(zip(("user", "item"), found, strict=True))
     if params is not None:
         check_params(model, params)
     known = {"user": jnp.int32(features.user_row.max()), "item": jnp.int32(features.item_row.max())}
     tables = _beginning(params, jax.random.key(seed), known, model=model)
     if mesh is None:
-        plans = jax.tree.map(jnp.asarray, plans)
+        plans = {side: _parts(plan, _threads.useful(_AT_ONCE)) for side, plan in plans.items()}
     else:
-        plans = _sharded.placed({side: _shared(plan, mesh) for side, plan in plans.items()}, _sharded.by_rows(mesh))
+        plans = {side: _filled(plan, _sharded.rounded(len(plan.row), mesh)) for side, plan in plans.items()}
+        plans = _sharded.placed(plans, _sharded.by_rows(mesh))
         tables = _sharded.placed(tables, _sharded.everywhere(mesh))
     options = {
         "unobserved": jnp.float32(unobserved),
@@ -165,7 +165,11 @@ def fit_als(
         start = time.perf_counter()
         for side, other in (("user", "item"), ("item", "user")):
             prior = None if priors is None else priors.tables[side]
-            tables[side] = _sweep(tables[side], tables[other], plans[side], options, prior, steps=steps, mesh=mesh)
+            task = _task(tables[other], options, prior)
+            if mesh is None:
+                tables[side] = _sweep(tables[side], plans[side], task, steps=steps)
+            else:
+                tables[side] = _sweep_shards(tables[side], plans[side], task, steps=steps, mesh=mesh)
             if priors is not None:
                 priors.refit(side, tables[side].addressable_data(0))
         here = {side: table.addressable_data(0) for side, table in tables.items()}
@@ -200,7 +204,7 @@ def _beginning(
 _ending = jax.jit(with_unknown_rows, static_argnums=0)
 
 
-def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int, *, cells: int) -> _Plan:
+def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, cells: int) -> _Plan:
     count = np.bincount(row, minlength=rows)
     present = np.flatnonzero(count)
     length = int(np.clip(2 ** np.round(np.log2(np.mean(count[present]))), 8, 64))
@@ -233,61 +237,78 @@ def _plan(row: np.ndarray, other: np.ndarray, weight: np.ndarray, rows: int, *, 
     return _Plan(*arrays)
 
 
-def _shared(plan: _Plan, mesh: Mesh) -> _Plan:
-    """With empty blocks behind, so that every device gets as many."""
-    missing = _sharded.rounded(len(plan.other), mesh) - len(plan.other)
+def _filled(plan: _Plan, blocks: int) -> _Plan:
+    """With empty blocks behind."""
+    missing = blocks - len(plan.row)
     filled = _Plan(*(np.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1))) for part in plan))
     filled.row[len(plan.row) :] = np.iinfo(np.int32).max
     return filled
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "mesh"), donate_argnums=(0,))
-def _sweep(
-    table: Float[jax.Array, "rows dim"],
-    others: Float[jax.Array, "others dim"],
-    plan: _Plan,
-    options: dict[str, jax.Array],
-    prior: Float[jax.Array, "rows dim"] | None = None,
-    *,
-    steps: int,
-    mesh: Mesh | None = None,
-) -> Float[jax.Array, "rows dim"]:
+def _parts(plan: _Plan, number: int) -> list[_Plan]:
+    """Cut into parts of as many blocks each."""
+    size = -(-len(plan.row) // number)
+    filled = _filled(plan, size * number)
+    parts = [slice(start, start + size) for start in range(0, size * number, size)]
+    return [_Plan(*(jnp.asarray(array[part]) for array in filled)) for part in parts]
+
+
+class _Task(NamedTuple):
+    """What the vectors of one side are fitted to."""
+
+    others: Float[Array, "others dim"]
+    gram: Float[Array, "dim dim"]  # of all others, times ``unobserved``
+    num_others: Float[Array, ""]
+    options: dict[str, jax.Array]
+    prior: Float[Array, "rows dim"] | None
+
+
+@jax.jit
+def _task(others: jax.Array, options: dict[str, jax.Array], prior: jax.Array | None) -> _Task:
+    num_others = (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
+    return _Task(others, options["unobserved"] * (others.T @ others), num_others, options, prior)
+
+
+def _sweep(table: jax.Array, parts: list[_Plan], task: _Task, *, steps: int) -> Float[jax.Array, "rows dim"]:
     """Every vector of one side anew, the other side being fixed."""
-    if mesh is None:
-        return _solved(table, others, plan, options, prior, steps=steps)
+    solved = _threads.spread(lambda part: _solved(table, part, task, steps=steps), parts, threads=len(parts))
+    return _written(table, [part.row for part in parts], solved)
+
+
+@functools.partial(jax.jit, donate_argnums=(0,))
+def _written(table: jax.Array, rows: list[jax.Array], solved: list[jax.Array]) -> jax.Array:
+    for row, vectors in zip(rows, solved, strict=True):
+        table = table.at[row].set(vectors, mode="drop")
+    return table
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "mesh"), donate_argnums=(0,))
+def _sweep_shards(
+    table: jax.Array, plan: _Plan, task: _Task, *, steps: int, mesh: Mesh
+) -> Float[jax.Array, "rows dim"]:
+    """``_sweep`` with the blocks of the plan cut over devices."""
     axis = mesh.axis_names[0]
 
-    def of_shard(
-        table: jax.Array, others: jax.Array, plan: _Plan, options: dict[str, jax.Array], prior: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def of_shard(table: jax.Array, plan: _Plan, task: _Task) -> tuple[jax.Array, jax.Array]:
         """Its own rows and zeros elsewhere, added up: sums of one number and zeros are exact."""
-        mine = jnp.zeros(table.shape[0], bool).at[plan.row].set(True, mode="drop")
-        solved = _solved(jax.lax.pcast(table, axis, to="varying"), others, plan, options, prior, steps=steps)
-        return jax.lax.psum(jnp.where(mine[:, None], solved, 0.0), axis), jax.lax.psum(mine.astype(jnp.int32), axis)
+        mine = jnp.zeros(table.shape[0], jnp.int32).at[plan.row].set(1, mode="drop")
+        solved = _solved(table, plan, task, steps=steps)
+        own = jnp.zeros_like(table).at[plan.row].set(solved, mode="drop")
+        return jax.lax.psum(own, axis), jax.lax.psum(mine, axis)
 
     everything = PartitionSpec()
     solved, touched = jax.shard_map(
-        of_shard,
-        mesh=mesh,
-        in_specs=(everything, everything, PartitionSpec(axis), everything, everything),
-        out_specs=everything,
-    )(table, others, plan, options, prior)
+        of_shard, mesh=mesh, in_specs=(everything, PartitionSpec(axis), everything), out_specs=everything
+    )(table, plan, task)
     return jnp.where((touched > 0)[:, None], solved, table)
 
 
-def _solved(
-    table: jax.Array,
-    others: jax.Array,
-    plan: _Plan,
-    options: dict[str, jax.Array],
-    prior: jax.Array | None,
-    *,
-    steps: int,
-) -> jax.Array:
-    gram = options["unobserved"] * (others.T @ others)
-    num_others = (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
+@functools.partial(jax.jit, static_argnames=("steps",))
+def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[jax.Array, "blocks chunks dim"]:
+    """The vector of every slot, from a few steps of conjugate gradients that begin at its row of ``table``."""
+    others, gram, num_others, options, prior = task
 
-    def block(table: jax.Array, part: _Plan) -> tuple[jax.Array, None]:
+    def block(_: None, part: _Plan) -> tuple[None, jax.Array]:
         vectors = others[part.other]
         scale = options["l2"] * (part.count + options["unobserved"] * num_others) ** options["exponent"]
 
@@ -302,7 +323,7 @@ def _solved(
         start = table.at[part.row].get(mode="fill", fill_value=0.0)
         residual = -image_of(start, 1.0)
         if prior is not None:
-            residual = residual + scale[:, None] * prior.at[part.row].get(mode="fill", fill_value=0.0)
+            residual = residual + scale[:, None] * jnp.asarray(prior).at[part.row].get(mode="fill", fill_value=0.0)
 
         def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             x, residual, direction, square = state
@@ -315,7 +336,6 @@ def _solved(
             return x, residual, residual + turn[:, None] * direction, new
 
         state = (start, residual, residual, jnp.square(residual).sum(axis=1))
-        solved = jax.lax.fori_loop(0, steps, step, state)[0]
-        return table.at[part.row].set(solved, mode="drop"), None
+        return None, jax.lax.fori_loop(0, steps, step, state)[0]
 
-    return jax.lax.scan(block, table, plan)[0]
+    return jax.lax.scan(block, None, plan)[1]
