@@ -268,11 +268,10 @@ def regress(pair: Pair, seed: int, **setting: Any) -> Fitted:
 
 
 def blend(
-    bridge: Callable[..., Fitted], other: Callable[..., Fitted], pair: Pair, seed: int, *,
-    first: Setting, second: Setting, weight: float,
-) -> Fitted:  # fmt: skip
-    found = bridge(pair, seed, **first), other(pair, seed, **second)
-    joined = _timed(lambda: transfer.blend([part.recommender for part in found], [1.0, weight]))
+    fits: list[Callable[..., Fitted]], pair: Pair, seed: int, *, parts: list[Setting], weight: list[float]
+) -> Fitted:
+    found = [fit(pair, seed, **setting) for fit, setting in zip(fits, parts, strict=True)]
+    joined = _timed(lambda: transfer.blend([part.recommender for part in found], [1.0, *weight]))
     return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
 
 
@@ -322,7 +321,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "stacked iALS, source weighed": Method(stacked_als, []),
         "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in ridges]),
         "carried iALS and item k-NN": Method(carried_and_knn, []),
-        "iALS and carried iALS": Method(functools.partial(blend, alone, carried), []),
+        "iALS and carried iALS": Method(functools.partial(blend, [alone, carried]), []),
     }
     if pair.shared == "user":
         found["stacked EASE, source weighed"] = Method(stacked_ease, [])
@@ -335,13 +334,14 @@ def methods_for(pair: Pair) -> dict[str, Method]:
             "popularity among shared users": Method(popular_with_shared, [{}]),
             "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
             "regression": Method(regress, harness.grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
-            "carried iALS and regression": Method(functools.partial(blend, carried, regress), []),
+            "carried iALS and regression": Method(functools.partial(blend, [carried, regress]), []),
+            "EMCDR, carried iALS and regression": Method(functools.partial(blend, [emcdr, carried, regress]), []),
         }
     if pair.negatives and pair.shots == 0:
         found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
     if {pair.source, pair.target} == {"game", "video"} and pair.shots == 0:
         found |= {
-            "EMCDR and regression": Method(functools.partial(blend, emcdr, regress), []),
+            "EMCDR and regression": Method(functools.partial(blend, [emcdr, regress]), []),
             "PTUPCDR over iALS": Method(ptupcdr, []),
             "CMF": Method(joint, harness.grid(decay=_DECAYS, specific=(False,))),
             "shared and specific": Method(joint, harness.grid(decay=_DECAYS, orthogonality=(0.1,))),
@@ -352,6 +352,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
 
 def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pair) -> list[Setting]:
     """What is tried; a method over others takes those as they were chosen on validation."""
+    shares = (0.125, 0.25, 0.5, 1.0)  # of a regression
     if name == "stacked iALS, source weighed":
         weights = (
             (0.1, 0.3) if pair.shared == "user" else (0.01, 0.03, 0.1, 0.3)
@@ -365,14 +366,17 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
         return harness.grid(l2_target=(l2,), l2_source=(300.0, 1000.0, 3000.0), weight=(0.01, 0.03, 0.1, 0.3, 1.0))
     if name in ("carried iALS and regression", "EMCDR and regression"):
         first = chosen["carried iALS" if name.startswith("carried") else "EMCDR over iALS"]
-        parts = {"first": first, "second": chosen["regression"]}
-        return [{**parts, "weight": weight} for weight in (0.125, 0.25, 0.5, 1.0)]
+        return harness.grid(parts=([first, chosen["regression"]],), weight=tuple([each] for each in shares))
+    if name == "EMCDR, carried iALS and regression":  # whom the target knows, EMCDR scores as iALS does
+        parts = [chosen[each] for each in ("EMCDR over iALS", "carried iALS", "regression")]
+        weights = tuple([first, second] for first in (0.5, 1.0, 2.0) for second in shares)
+        return harness.grid(parts=(parts,), weight=weights)
     if name == "carried iALS and item k-NN":
         parts = {"first": chosen["carried iALS"], "neighbours": chosen["item k-NN alone"]}
         return [{**parts, "weight": weight} for weight in (0.03, 0.1, 0.3, 1.0, 3.0)]
     if name == "iALS and carried iALS":
-        parts = {"first": chosen["iALS alone"], "second": chosen["carried iALS"]}
-        return [{**parts, "weight": weight} for weight in (0.5, 1.0, 2.0, 4.0)]
+        parts = [chosen["iALS alone"], chosen["carried iALS"]]
+        return harness.grid(parts=(parts,), weight=([0.5], [1.0], [2.0], [4.0]))
     if name == "PTUPCDR over iALS":
         return [{**chosen["EMCDR over iALS"], "rate": rate} for rate in (1e-4, 1e-3)]
     return method.settings
