@@ -93,7 +93,7 @@ def fit_als(
       params: of a ``MatrixFactorization`` without biases of this size, to start from; by default small random vectors.
       content: whether to fit regressions on the features of users and items.
       content_l2: regularisation of :math:`W`, beside squared errors that count 1 per entity on average. Tenths suit
-        labels and text; vectors of another domain (``transfer.carry``) want 30 to 1,000.
+        labels and text; vectors of another domain (``transfer.carry``) want 30 to 3,000.
       joint: ``"user"``, ``"item"``, both or none. Content of items is worth it; of people little is known by their age
         and occupation, and their vectors are better left alone (docs/design.md).
       mesh: devices that share the rows to be solved, from ``sharding.make_mesh``. Vectors lie on every one of them. The
