@@ -29,7 +29,7 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn, threads):
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
     prior = rng.normal(size=(users, dim)).astype(np.float32) if drawn else None
-    task = _als._task(jnp.asarray(others), options, prior)
+    task = _als._task(jnp.asarray(others), options, None if prior is None else jnp.asarray(prior))
     found = np.asarray(_als._sweep(jnp.copy(start), parts, task, steps=12))
     for row in range(users):
         mine = user == row

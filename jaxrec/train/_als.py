@@ -247,8 +247,9 @@ def _filled(plan: _Plan, blocks: int) -> _Plan:
 
 
 def _parts(plan: _Plan, number: int) -> list[_Plan]:
-    """Cut into parts of as many blocks each."""
+    """Cut into at most ``number`` parts of as many blocks each, none of them empty blocks alone."""
     size = -(-len(plan.row) // number)
+    number = -(-len(plan.row) // size)
     filled = _filled(plan, size * number)
     parts = [slice(start, start + size) for start in range(0, size * number, size)]
     return [_Plan(*(jnp.asarray(array[part]) for array in filled)) for part in parts]
@@ -264,10 +265,14 @@ class _Task(NamedTuple):
     prior: Float[Array, "rows dim"] | None
 
 
-@jax.jit
 def _task(others: jax.Array, options: dict[str, jax.Array], prior: jax.Array | None) -> _Task:
-    num_others = (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
-    return _Task(others, options["unobserved"] * (others.T @ others), num_others, options, prior)
+    gram, num_others = _whole(others, options["unobserved"])
+    return _Task(others, gram, num_others, options, prior)
+
+
+@jax.jit
+def _whole(others: jax.Array, unobserved: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return unobserved * (others.T @ others), (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
 
 
 def _sweep(table: jax.Array, parts: list[_Plan], task: _Task, *, steps: int) -> Float[jax.Array, "rows dim"]:
