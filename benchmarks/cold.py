@@ -85,7 +85,13 @@ _SMALL = [
 _ALS = [*_SMALL, *({**_SMALL[2], "dim": 256}, {**_SMALL[3], "dim": 256}, {**_SMALL[3], "dim": 512})]
 _BACKBONES = [_SMALL[2], {**_SMALL[3], "dim": 128}]
 _IMPLICIT = harness.grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
-_IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
+_IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
+_BAR = harness.grid(l2=(1000.0, 3000.0, 10000.0, 30000.0), weight=(0.01, 0.03, 0.1))
+_FOLDED = [
+    {**setting, "fold_unobserved": by * setting["unobserved"], "fold_l2": by_l2 * setting["l2"]}
+    for setting in _SMALL
+    for by, by_l2 in ((1.0, 1.0), (0.1, 4.0), (0.03, 8.0))
+]
 
 ITEMS = {
     "content k-NN": Method(_content_knn, harness.grid(normalise=(0.0, 0.5, 1.0))),
@@ -104,14 +110,12 @@ ITEMS = {
     "ColdStart": Method(_default, [{}]),
 }
 USERS = {
-    "EASE + demographic popularity": Method(
-        rivals.ease_and_popularity, harness.grid(l2=(300.0, 1000.0, 3000.0), weight=(0.003, 0.01, 0.03)), "NumPy"
-    ),
+    "EASE + demographic popularity": Method(rivals.ease_and_popularity, _BAR, "NumPy"),
     "popularity": Method(_popularity, [{}]),
     "EASE fold-in": Method(_ease, harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
     "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
-    "iALS with features": Method(_als, _ALS),
+    "iALS with features": Method(_als, _FOLDED),
     "ColdStart": Method(_default, [{}]),
 }
 METHODS = {"cold items": ITEMS, "cold users": USERS}

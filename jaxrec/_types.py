@@ -68,7 +68,7 @@ class FoldIn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImplicitSquares:
-    """The objective of ``train.fit_als``, by which vectors of new users and items are found too."""
+    """What vectors of new users and items minimise beside those that ``train.fit_als`` found."""
 
     unobserved: float
     l2: float

@@ -1,5 +1,7 @@
 """Mixtures are sums of their parts, and the default for newcomers explains what it chose."""
 
+import re
+
 import jax
 import numpy as np
 import pandas as pd
@@ -155,6 +157,13 @@ def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
     assert "Nearest neighbours by content make up" in cold.explanation
     assert {"known", "new items", "new users", "new users, 5 interactions"} <= set(cold.trials.columns)
     assert cold.trials["setting"].str.startswith("stretch of new items").any()
+    first = cold.trials.iloc[0]
+    by_unobserved, by_l2 = (
+        float(word) for word in re.findall(r"folding in by (\S+) and (\S+) of them", first["setting"])[0]
+    )
+    objective = cold.recommender.objective
+    assert (objective.unobserved, objective.l2) == pytest.approx((0.3 * by_unobserved, 0.01 * by_l2))
+    assert (by_unobserved == by_l2 == 1.0) != ("by which an unobserved pair weighs" in cold.explanation)
     found = cold.recommend(new_items=world.items.head(1).assign(**{world.schema.item: "brand-new"}), k=3)
     assert found.groupby("user").size().eq(3).all() and np.isfinite(found.score).all()
 

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxrec import evaluation, ranking
 from jaxrec._add import add
 from jaxrec._recommender import Recommender
+from jaxrec._types import ImplicitSquares
 from jaxrec.coldstart._mix import mix
 from jaxrec.data import Parts, Schema, encode, split_random
 from jaxrec.models import MatrixFactorization, TwoTower
@@ -24,6 +25,15 @@ _SETTINGS = (
     (0.01, 0.01),
 )  # weight of an unobserved pair, regularisation
 _WIDTHS = (64, 128, 256, 512)
+_Fold = tuple[float, float]
+_FOLDS: tuple[_Fold, ...] = (
+    (1.0, 1.0),
+    (0.33, 1.0),
+    (0.33, 2.0),
+    (0.33, 4.0),
+    (0.1, 4.0),
+    (0.03, 8.0),
+)  # what the two are multiplied by for somebody who is folded in
 _FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
@@ -31,7 +41,26 @@ _HELD_OUT, _REVEALED, _FEW = 0.1, 5, 5
 _LEAST = 20  # entities without which a task is left out: its figure would be noise
 _SAMPLE = 500
 
-Fit = Callable[[Any], Recommender]
+
+class _Setting(NamedTuple):
+    """Of a factorization."""
+
+    width: int
+    unobserved: float
+    l2: float
+    fold: _Fold
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For ``fit_als``."""
+        by_unobserved, by_l2 = self.fold
+        return {
+            "dim": self.width,
+            "unobserved": self.unobserved,
+            "l2": self.l2,
+            "fold_unobserved": self.unobserved * by_unobserved,
+            "fold_l2": self.l2 * by_l2,
+        }
 
 
 class _Task(NamedTuple):
@@ -51,9 +80,9 @@ class ColdStart:
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left; with item features, mixed with nearest neighbours by content (by all, or by the one feature that serves
-      new items best), for new items and for known ones apart, and new items' scores stretched so that they compete
-      with known ones;
+      is left, folding in by the weights that serve new users best; with item features, mixed with nearest neighbours by
+      content (by all, or by the one feature that serves new items best), for new items and for known ones apart, and
+      new items' scores stretched so that they compete with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
       stopping.
 
@@ -153,12 +182,8 @@ class _Search:
         train, self.tasks = self._held_out(interactions)
         inner = encode(Parts(train, None, None), self.schema, users=self.users, items=self.items).train
         whole = encode(Parts(interactions, None, None), self.schema, users=self.users, items=self.items).train
-        (unobserved, l2), width, best = self._factorization(inner)
-
-        def factors(dataset: Any) -> Recommender:
-            return self._als(dataset, unobserved, l2, width)
-
-        recommender = factors(whole)
+        setting, best = self._factorization(inner)
+        recommender = self._als(whole, setting)
         if self.schema.item_features:
             content, neighbours = self._neighbours(inner)
             weight = self._weights(best, neighbours, f"by {content[0]} alone" if content else "by content")
@@ -168,10 +193,8 @@ class _Search:
         self.owner.trials = pd.DataFrame(self.trials)
         self.owner.explanation = " ".join(self.reasons)
 
-    def _als(self, dataset: Any, unobserved: float, l2: float, width: int) -> Recommender:
-        return fit_als(
-            dataset, dim=width, epochs=10, unobserved=unobserved, l2=l2, content=self.content, seed=self.seed
-        )
+    def _als(self, dataset: Any, setting: _Setting) -> Recommender:
+        return fit_als(dataset, epochs=10, content=self.content, seed=self.seed, **setting.options)
 
     def _held_out(self, interactions: pd.DataFrame) -> tuple[pd.DataFrame, list[_Task]]:
         """A training part, and what it lacks as tasks."""
@@ -215,21 +238,33 @@ class _Search:
         name = f"ndcg@{k}"
         return float(evaluation.evaluate(recommender, task.rows, ks=(k,), candidates=task.candidates, draws=1)[name])
 
-    def _try(self, what: str, recommender: Recommender, start: float) -> dict[str, Any]:
-        row: dict[str, Any] = {"setting": what, "seconds": time.monotonic() - start}
-        row |= {task.name: self._value(recommender, task) for task in self.tasks}
-        self.trials.append(row)
-        return row
+    def _try(
+        self, inner: Any, setting: _Setting, folds: tuple[tuple[float, float], ...]
+    ) -> tuple[_Setting, Recommender]:
+        """Trains once, and folds in by the best of ``folds``. Adds a trial."""
+        start = time.monotonic()
+        recommender = self._als(inner, setting)
+        seconds = time.monotonic() - start
+        values = {task.name: self._value(recommender, task) for task in self.tasks if task.revealed is None}
+        for task in self.tasks:
+            if task.revealed is None:
+                continue
+            found = []
+            for fold in folds:
+                options = setting._replace(fold=fold).options
+                objective = ImplicitSquares(options["fold_unobserved"], options["fold_l2"], 1.0)
+                found.append((self._value(recommender.replace(objective=objective), task), fold, objective))
+            values[task.name], fold, objective = max(found, key=lambda each: each[0])
+            setting, recommender = setting._replace(fold=fold), recommender.replace(objective=objective)
+        what = f"width {setting.width}, unobserved {setting.unobserved:g}, l2 {setting.l2:g}"
+        if any(task.revealed is not None for task in self.tasks):
+            what += ", folding in by {:g} and {:g} of them".format(*setting.fold)
+        self.trials.append({"setting": what, "seconds": seconds} | values)
+        return setting, recommender
 
-    def _factorization(self, inner: Any) -> tuple[tuple[float, float], int, Recommender]:
-        """Setting and width that are best on average over the tasks, each measured by its best trial."""
-        tried: list[tuple[tuple[float, float], int, Recommender]] = []
-
-        def attempt(setting: tuple[float, float], width: int) -> None:
-            start = time.monotonic()
-            recommender = self._als(inner, *setting, width)
-            self._try(f"width {width}, unobserved {setting[0]:g}, l2 {setting[1]:g}", recommender, start)
-            tried.append((setting, width, recommender))
+    def _factorization(self, inner: Any) -> tuple[_Setting, Recommender]:
+        """What is best on average over the tasks, each measured by its best trial."""
+        tried: list[tuple[_Setting, Recommender]] = []
 
         def order() -> list[int]:
             """Trials, the best first."""
@@ -240,31 +275,33 @@ class _Search:
             value = (table / np.maximum(table.max(axis=0), 1e-12)).mean(axis=1)
             return np.argsort(-value, kind="stable").tolist()
 
-        for setting in _SETTINGS if self.tasks else _SETTINGS[:1]:
+        for unobserved, l2 in _SETTINGS if self.tasks else _SETTINGS[:1]:
             if tried and time.monotonic() > self.end:
                 break
-            attempt(setting, _WIDTHS[0])
+            tried.append(self._try(inner, _Setting(_WIDTHS[0], unobserved, l2, _FOLDS[0]), _FOLDS))
         finalists = [tried[number][0] for number in order()[:_FINALISTS]]
         for width in _WIDTHS[1:] if self.tasks else ():
             before = len(tried)
             for setting in finalists:  # what is best in a narrow model need not be in a wide one
                 if time.monotonic() <= self.end:
-                    attempt(setting, width)
+                    tried.append(self._try(inner, setting._replace(width=width), (setting.fold,)))
             if order()[0] < before:  # wider was not better, or there was no time
                 break
-        number = order()[0]
-        setting, width, recommender = tried[number]
+        setting, recommender = tried[order()[0]]
         names = " and ".join(side for side in ("user", "item") if getattr(self.schema, f"{side}_features"))
         self.reasons.append(
-            f"Implicit feedback: alternating least squares of width {width}, with unobserved pairs weighing "
-            f"{setting[0]:g} and regularisation {setting[1]:g}, "
+            f"Implicit feedback: alternating least squares of width {setting.width}, with unobserved pairs weighing "
+            f"{setting.unobserved:g} and regularisation {setting.l2:g}, "
             + (f"and with {names} features as prior, " if names else "without features to go by, ")
             + f"was best of {len(tried)} settings on "
             + (", ".join(task.name for task in self.tasks) if self.tasks else "no task, the data being too small")
             + ". New users and items are scored by " + ("their features and " if names else "")
-            + "their first interactions, without retraining."
+            + "their first interactions, without retraining"
+            + ("." if setting.fold == _FOLDS[0] else
+               ", by which an unobserved pair weighs {:g} times and the regularisation {:g} times as much."
+               .format(*setting.fold))
         )  # fmt: skip
-        return setting, width, recommender
+        return setting, recommender
 
     def _neighbours(self, inner: Any) -> tuple[list[str] | None, Recommender]:
         """By the content that tells new items apart best: all, or one feature that the others would dilute."""
