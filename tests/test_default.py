@@ -155,7 +155,7 @@ def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
     world, cold = chosen
     assert "alternating least squares of width 64" in cold.explanation
     assert "Nearest neighbours by content make up" in cold.explanation
-    assert {"known", "new items", "new users", "new users, 5 interactions"} <= set(cold.trials.columns)
+    assert {"known", "new items", "new users", "new users, 1 and 5 interactions"} <= set(cold.trials.columns)
     assert cold.trials["setting"].str.startswith("stretch of new items").any()
     first = cold.trials.iloc[0]
     by_unobserved, by_l2 = (

@@ -37,7 +37,8 @@ _FOLDS: tuple[_Fold, ...] = (
 _FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
-_HELD_OUT, _REVEALED, _FEW = 0.1, 5, 5
+_HELD_OUT, _FEW = 0.1, 5
+_REVEALED = (1, 5)  # interactions of a new user, of whom the rest is asked
 _LEAST = 20  # entities without which a task is left out: its figure would be noise
 _SAMPLE = 500
 
@@ -69,14 +70,14 @@ class _Task(NamedTuple):
     name: str
     rows: pd.DataFrame
     candidates: Any  # raw ids of items; None for all
-    revealed: pd.DataFrame | None = None
+    revealed: tuple[pd.DataFrame, ...] = ()  # what is known of them; several: the mean over them counts
 
 
 class ColdStart:
     """Recommendations for users and items of which little or nothing is known, without settings.
 
     ``fit`` holds out a tenth of the items, of the users and of the rows, tries a few settings on the rest by how well
-    they rank what was held out (new items among new items by their features, new users before and after five
+    they rank what was held out (new items among new items by their features, new users before, after one and after five
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
@@ -223,17 +224,21 @@ class _Search:
             place = rows.groupby(user).cumcount()
             if self.schema.user_features:
                 tasks.append(_Task("new users", rows, warm))
-            first, rest = rows[place < _REVEALED], rows[place >= _REVEALED]
+            rest = rows[place >= max(_REVEALED)]
+            first = tuple(rows[place < number] for number in _REVEALED)
             if rest[user].nunique() >= _LEAST:
-                tasks.append(_Task(f"new users, {_REVEALED} interactions", rest, warm, first))
+                tasks.append(_Task(f"new users, {' and '.join(map(str, _REVEALED))} interactions", rest, warm, first))
         return train, [task for task in tasks if task.rows[user].nunique() >= _LEAST]
 
     def _value(self, recommender: Recommender, task: _Task) -> float:
+        return float(np.mean([self._ranked(recommender, task, known) for known in task.revealed or (None,)]))
+
+    def _ranked(self, recommender: Recommender, task: _Task, revealed: pd.DataFrame | None) -> float:
         if self.users is not None and str(self.schema.user) in task.rows:
             inside = self.users[str(self.schema.user)].isin(task.rows[str(self.schema.user)])
-            recommender = add(recommender, users=self.users[inside], interactions=task.revealed)
-        elif task.revealed is not None:
-            recommender = add(recommender, interactions=task.revealed)
+            recommender = add(recommender, users=self.users[inside], interactions=revealed)
+        elif revealed is not None:
+            recommender = add(recommender, interactions=revealed)
         k = 20 if task.candidates is None else min(20, len(task.candidates))
         name = f"ndcg@{k}"
         return float(evaluation.evaluate(recommender, task.rows, ks=(k,), candidates=task.candidates, draws=1)[name])
@@ -245,9 +250,9 @@ class _Search:
         start = time.monotonic()
         recommender = self._als(inner, setting)
         seconds = time.monotonic() - start
-        values = {task.name: self._value(recommender, task) for task in self.tasks if task.revealed is None}
+        values = {task.name: self._value(recommender, task) for task in self.tasks if not task.revealed}
         for task in self.tasks:
-            if task.revealed is None:
+            if not task.revealed:
                 continue
             found = []
             for fold in folds:
@@ -257,7 +262,7 @@ class _Search:
             values[task.name], fold, objective = max(found, key=lambda each: each[0])
             setting, recommender = setting._replace(fold=fold), recommender.replace(objective=objective)
         what = f"width {setting.width}, unobserved {setting.unobserved:g}, l2 {setting.l2:g}"
-        if any(task.revealed is not None for task in self.tasks):
+        if any(task.revealed for task in self.tasks):
             what += ", folding in by {:g} and {:g} of them".format(*setting.fold)
         self.trials.append({"setting": what, "seconds": seconds} | values)
         return setting, recommender
