@@ -27,18 +27,23 @@ def _known(protocol: Protocol) -> tuple[Any, Vocabulary, Vocabulary]:
     return scipy.sparse.csr_matrix((np.ones(len(rows), np.float32), place), shape=shape), users, items
 
 
+def _implicit_als(matrix: Any, seed: int, **setting: float) -> Any:
+    from implicit.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # as implicit asks for: it has threads of its own
+        model = AlternatingLeastSquares(iterations=15, random_state=seed, num_threads=2, **setting)
+        model.fit(matrix, show_progress=False)
+    return model
+
+
 def implicit_als_then_ridge(
     protocol: Protocol, seed: int, *, factors: int, alpha: float, regularization: float, ridge: float
 ) -> Scores:
     """implicit's ALS; cold items get a ridge regression from their labels' TF-IDF (dense content where there is) to
     the factors of trained items, each counting once."""
-    from implicit.als import AlternatingLeastSquares
-
     matrix, users, items = _known(protocol)
-    model = AlternatingLeastSquares(
-        factors=factors, alpha=alpha, regularization=regularization, iterations=15, random_state=seed, num_threads=2
-    )
-    model.fit(matrix, show_progress=False)
+    model = _implicit_als(matrix, seed, factors=factors, alpha=alpha, regularization=regularization)
     frame, content = _content(protocol, items)
     known = items.encode(frame[protocol.schema.item])
     x, y = content[known > 0], np.asarray(model.item_factors)[known[known > 0] - 1]
@@ -80,13 +85,8 @@ def _content(protocol: Protocol, items: Vocabulary, most: int = 2000) -> tuple[p
 
 def implicit_als_fold_in(protocol: Protocol, seed: int, *, factors: int, alpha: float, regularization: float) -> Scores:
     """implicit's ALS and its ``recalculate_user`` for new users; nothing for a user without interactions."""
-    from implicit.als import AlternatingLeastSquares
-
     matrix, users, items = _known(protocol)
-    model = AlternatingLeastSquares(
-        factors=factors, alpha=alpha, regularization=regularization, iterations=15, random_state=seed, num_threads=2
-    )
-    model.fit(matrix, show_progress=False)
+    model = _implicit_als(matrix, seed, factors=factors, alpha=alpha, regularization=regularization)
 
     def scores(slice: Slice) -> Any:
         if slice.users is not None and slice.revealed is None:
