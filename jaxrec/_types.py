@@ -68,7 +68,7 @@ class FoldIn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImplicitSquares:
-    """What vectors of new users and items minimise beside those that ``train.fit_als`` found."""
+    """What vectors of new users and items minimise, those that ``train.fit_als`` found being fixed."""
 
     unobserved: float
     l2: float

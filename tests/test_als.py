@@ -150,7 +150,8 @@ def test_another_objective_is_measured_anew(parts, with_content):
 def test_folding_in_may_have_weights_of_its_own(parts):
     """They move no trained vector; those of new users solve the other regression."""
     plain = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02)
-    other = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_unobserved=0.02, fold_l2=0.5)
+    other = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_unobserved=0.02)
+    third = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_l2=0.5)
     jax.tree.map(np.testing.assert_array_equal, plain.params, other.params)
     ids = plain.encoder.items.ids[:3]
     touched = pd.DataFrame({"user": 9_999, "item": ids, "time": 0})
@@ -159,12 +160,11 @@ def test_folding_in_may_have_weights_of_its_own(parts):
     own = items[other.encoder.items.encode(ids)]
     nobody = Batch(user=jnp.zeros(1, jnp.int32))
     start = np.asarray(other.model.user_vectors(other.params, nobody, other.features))[0]
-    for recommender, unobserved, l2 in ((plain, 0.2, 0.02), (other, 0.02, 0.5)):
+    for recommender, unobserved, l2 in ((plain, 0.2, 0.02), (other, 0.02, 0.02), (third, 0.2, 0.5)):
         matrix = own.T @ own + unobserved * known.T @ known + l2 * (len(own) + unobserved * len(known)) * np.eye(4)
         right = own.T @ (1.0 - own @ start) - unobserved * known.T @ (known @ start)
         vector = start + np.linalg.solve(matrix, right)
-        pairs = pd.DataFrame({"user": 9_999, "item": ids, "time": 0})
-        found = jaxrec.predict(coldstart.add(recommender, interactions=touched), pairs)
+        found = jaxrec.predict(coldstart.add(recommender, interactions=touched), touched)
         np.testing.assert_allclose(found, own @ vector, rtol=1e-3, atol=1e-5)
 
 

@@ -1,7 +1,5 @@
 """Mixtures are sums of their parts, and the default for newcomers explains what it chose."""
 
-import re
-
 import jax
 import numpy as np
 import pandas as pd
@@ -157,15 +155,30 @@ def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
     assert "Nearest neighbours by content make up" in cold.explanation
     assert {"known", "new items", "new users", "new users, 1 and 5 interactions"} <= set(cold.trials.columns)
     assert cold.trials["setting"].str.startswith("stretch of new items").any()
-    first = cold.trials.iloc[0]
-    by_unobserved, by_l2 = (
-        float(word) for word in re.findall(r"folding in by (\S+) and (\S+) of them", first["setting"])[0]
-    )
-    objective = cold.recommender.objective
-    assert (objective.unobserved, objective.l2) == pytest.approx((0.3 * by_unobserved, 0.01 * by_l2))
-    assert (by_unobserved == by_l2 == 1.0) != ("by which an unobserved pair weighs" in cold.explanation)
     found = cold.recommend(new_items=world.items.head(1).assign(**{world.schema.item: "brand-new"}), k=3)
     assert found.groupby("user").size().eq(3).all() and np.isfinite(found.score).all()
+
+
+def test_new_users_choose_what_they_are_folded_in_by(chosen, monkeypatch):
+    world = chosen[0]
+
+    def fitted(folds, revealed=(1, 5)):
+        monkeypatch.setattr("jaxrec.coldstart._default._FOLDS", folds)
+        monkeypatch.setattr("jaxrec.coldstart._default._REVEALED", revealed)
+        cold = jaxrec.ColdStart(data.Schema(), seconds=1e-3, seed=1).fit(world.interactions)
+        what = f"new users, {' and '.join(map(str, revealed))} interactions"
+        return cold, float(cold.trials[what].iloc[0]), float(cold.trials["known"].iloc[0])
+
+    plain, of_plain, known = fitted(((1.0, 1.0),))
+    cold, value, same = fitted(((1.0, 1.0), (0.03, 8.0)))
+    assert value > 1.1 * of_plain and same == known
+    assert fitted(((0.03, 8.0),), (5,))[1] > fitted(((0.03, 8.0),), (1, 5))[1] == value
+    assert cold.recommender.objective.unobserved == pytest.approx(0.3 * 0.03)
+    assert cold.recommender.objective.l2 == pytest.approx(0.01 * 8)
+    assert "weighs 0.03 times and the regularisation 8 times what it does in training" in cold.explanation
+    assert "folding in with 0.03 and 8 times these" in cold.trials["setting"].iloc[0]
+    assert "times what it does in training" not in plain.explanation
+    assert plain.recommender.objective.unobserved == 0.3
 
 
 def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):

@@ -30,15 +30,15 @@ _FOLDS: tuple[_Fold, ...] = (
     (1.0, 1.0),
     (0.33, 1.0),
     (0.33, 2.0),
-    (0.33, 4.0),
     (0.1, 4.0),
     (0.03, 8.0),
+    (0.01, 16.0),
 )  # what the two are multiplied by for somebody who is folded in
 _FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
 _HELD_OUT, _FEW = 0.1, 5
-_REVEALED = (1, 5)  # interactions of a new user, of whom the rest is asked
+_REVEALED = (1, 5)  # interactions of a new user; asked for are in both cases those after the fifth
 _LEAST = 20  # entities without which a task is left out: its figure would be noise
 _SAMPLE = 500
 
@@ -52,16 +52,16 @@ class _Setting(NamedTuple):
     fold: _Fold
 
     @property
+    def objective(self) -> ImplicitSquares:
+        """By which newcomers are folded in."""
+        by_unobserved, by_l2 = self.fold
+        return ImplicitSquares(self.unobserved * by_unobserved, self.l2 * by_l2, 1.0)
+
+    @property
     def options(self) -> dict[str, Any]:
         """For ``fit_als``."""
-        by_unobserved, by_l2 = self.fold
-        return {
-            "dim": self.width,
-            "unobserved": self.unobserved,
-            "l2": self.l2,
-            "fold_unobserved": self.unobserved * by_unobserved,
-            "fold_l2": self.l2 * by_l2,
-        }
+        fold = {"fold_unobserved": self.objective.unobserved, "fold_l2": self.objective.l2}
+        return {"dim": self.width, "unobserved": self.unobserved, "l2": self.l2, "exponent": 1.0} | fold
 
 
 class _Task(NamedTuple):
@@ -70,7 +70,7 @@ class _Task(NamedTuple):
     name: str
     rows: pd.DataFrame
     candidates: Any  # raw ids of items; None for all
-    revealed: tuple[pd.DataFrame, ...] = ()  # what is known of them; several: the mean over them counts
+    revealed: tuple[pd.DataFrame, ...] = ()  # what is known of new users, in one question each; their mean counts
 
 
 class ColdStart:
@@ -81,7 +81,8 @@ class ColdStart:
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left, folding in by the weights that serve new users best; with item features, mixed with nearest neighbours by
+      is left, folding in by the weights that serve new users best (new items
+      get the same); with item features, mixed with nearest neighbours by
       content (by all, or by the one feature that serves new items best), for new items and for known ones apart, and
       new items' scores stretched so that they compete with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
@@ -95,7 +96,7 @@ class ColdStart:
     Attributes:
       recommender: for ``jaxrec.recommend``, ``evaluate``, ``save`` and ``coldstart.add``.
       explanation: what was chosen and why, in words.
-      trials: a row per setting tried: seconds, NDCG@20 of each task.
+      trials: a row per setting tried: seconds (of a factorization those of training), NDCG@20 of each task.
 
     Examples:
       >>> from jaxrec import data
@@ -239,31 +240,28 @@ class _Search:
             recommender = add(recommender, users=self.users[inside], interactions=revealed)
         elif revealed is not None:
             recommender = add(recommender, interactions=revealed)
+        exclude = task.revealed[-1] if task.revealed else None  # the same candidates whatever is known
         k = 20 if task.candidates is None else min(20, len(task.candidates))
         name = f"ndcg@{k}"
-        return float(evaluation.evaluate(recommender, task.rows, ks=(k,), candidates=task.candidates, draws=1)[name])
+        options: dict[str, Any] = {"ks": (k,), "candidates": task.candidates, "exclude": exclude, "draws": 1}
+        return float(evaluation.evaluate(recommender, task.rows, **options)[name])
 
-    def _try(
-        self, inner: Any, setting: _Setting, folds: tuple[tuple[float, float], ...]
-    ) -> tuple[_Setting, Recommender]:
+    def _try(self, inner: Any, setting: _Setting, folds: tuple[_Fold, ...]) -> tuple[_Setting, Recommender]:
         """Trains once, and folds in by the best of ``folds``. Adds a trial."""
         start = time.monotonic()
         recommender = self._als(inner, setting)
         seconds = time.monotonic() - start
-        values = {task.name: self._value(recommender, task) for task in self.tasks if not task.revealed}
-        for task in self.tasks:
-            if not task.revealed:
-                continue
+        newcomers = next((task for task in self.tasks if task.revealed), None)
+        values = {task.name: self._value(recommender, task) for task in self.tasks if task is not newcomers}
+        what = f"width {setting.width}, unobserved {setting.unobserved:g}, l2 {setting.l2:g}"
+        if newcomers is not None:
             found = []
             for fold in folds:
-                options = setting._replace(fold=fold).options
-                objective = ImplicitSquares(options["fold_unobserved"], options["fold_l2"], 1.0)
-                found.append((self._value(recommender.replace(objective=objective), task), fold, objective))
-            values[task.name], fold, objective = max(found, key=lambda each: each[0])
-            setting, recommender = setting._replace(fold=fold), recommender.replace(objective=objective)
-        what = f"width {setting.width}, unobserved {setting.unobserved:g}, l2 {setting.l2:g}"
-        if any(task.revealed for task in self.tasks):
-            what += ", folding in by {:g} and {:g} of them".format(*setting.fold)
+                option = setting._replace(fold=fold)
+                ready = recommender.replace(objective=option.objective)
+                found.append((self._value(ready, newcomers), option, ready))
+            values[newcomers.name], setting, recommender = max(found, key=lambda each: each[0])
+            what += ", folding in with {:g} and {:g} times these".format(*setting.fold)
         self.trials.append({"setting": what, "seconds": seconds} | values)
         return setting, recommender
 
@@ -303,8 +301,8 @@ class _Search:
             + ". New users and items are scored by " + ("their features and " if names else "")
             + "their first interactions, without retraining"
             + ("." if setting.fold == _FOLDS[0] else
-               ", by which an unobserved pair weighs {:g} times and the regularisation {:g} times as much."
-               .format(*setting.fold))
+               "; there an unobserved pair weighs {:g} times and the regularisation {:g} times what it does in "
+               "training, which serves new users best.".format(*setting.fold))
         )  # fmt: skip
         return setting, recommender
 

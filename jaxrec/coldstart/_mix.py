@@ -54,8 +54,9 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
     objectives = {part.objective for part in parts if part.factorises and not part.derived and not part.pooled_history}
     if len(objectives) > 1:
         raise ValueError(
-            "Expected parts that fold interactions in alike, got factorizations of fit_als and of fit. Mix only one of "
-            "them, with models that read histories."
+            f"Expected parts that fold interactions in alike, got {', '.join(sorted(map(str, objectives)))}. Give "
+            "fit_als the same fold_unobserved and fold_l2; of a factorization of fit_als (ImplicitSquares) and one of "
+            "fit (None) mix only one, with models that read histories."
         )
     row = first.encoder.features.item_row
     size = max(first.encoder.sizes.item_rows, int(row.max()) + 1)

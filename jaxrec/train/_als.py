@@ -79,9 +79,9 @@ def fit_als(
     ``joint`` are drawn towards it instead of towards zero. In :math:`x` each of an entity's :math:`n` labels of one
     feature is :math:`1 / \sqrt n`.
 
-    Users and items that are added later are folded in by the same regression that an epoch solves, if wanted with an
-    :math:`\alpha` and a :math:`\lambda` of its own: of somebody who has just come, a pair that was not observed says
-    less than of those who have had the time.
+    Users and items that are added later are folded in by the same regression that an epoch solves, unless
+    ``fold_unobserved`` and ``fold_l2`` give it an :math:`\alpha` and a :math:`\lambda` of its own: of somebody who has
+    just come, a pair that was not observed says less than of those who have had the time.
 
     Args:
       train: implicit feedback; weights are confidences.
@@ -101,9 +101,9 @@ def fit_als(
       joint: ``"user"``, ``"item"``, both or none. Content of items is worth it; of people little is known by their age
         and occupation, and their vectors are better left alone (docs/design.md).
       fold_unobserved: weight of an unobserved pair of a user or item that is folded in, positive; by default
-        ``unobserved``. Where there are few interactions a third to a thirtieth of it is often better.
-      fold_l2: regularisation there, positive; by default ``l2``. The smaller ``fold_unobserved`` the larger: with a
-        tenth of it four times ``l2``, with a thirtieth eight times (docs/design.md).
+        ``unobserved``. Where little is known of them a third to a hundredth of that is often better.
+      fold_l2: regularisation in folding in, positive; by default ``l2``. The smaller ``fold_unobserved`` the larger:
+        with a tenth of ``unobserved`` four times ``l2``, with a thirtieth eight times (docs/design.md).
       mesh: devices that share the rows to be solved, from ``sharding.make_mesh``. Vectors lie on every one of them. The
         result is that of one device but for rounding.
       seed: of the initial vectors.
