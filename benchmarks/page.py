@@ -122,6 +122,7 @@ def _steps(rows: list[Row]) -> None:
 
 
 def _seconds(rows: list[Row]) -> None:
+    # The targets of one loss are in the table alone: their systems stand in these plots already.
     cases = list(dict.fromkeys(row["case"] for row in rows if ", target " in row["case"]))
     figure, axes = plt.subplots(1, max(len(cases), 1), figsize=(5 * max(len(cases), 1), 3), squeeze=False)
     for axis, case in zip(axes[0], cases, strict=False):

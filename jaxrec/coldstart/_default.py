@@ -30,15 +30,15 @@ _FOLDS: tuple[_Fold, ...] = (
     (1.0, 1.0),
     (0.33, 1.0),
     (0.33, 2.0),
+    (0.33, 4.0),
     (0.1, 4.0),
     (0.03, 8.0),
-    (0.01, 16.0),
 )  # what the two are multiplied by for somebody who is folded in
 _FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
 _HELD_OUT, _FEW = 0.1, 5
-_REVEALED = (1, 5)  # interactions of a new user; asked for are in both cases those after the fifth
+_REVEALED = (1, 5, 10)  # interactions of a new user, fewer where few have so many; asked for are those after them all
 _LEAST = 20  # entities without which a task is left out: its figure would be noise
 _SAMPLE = 500
 
@@ -77,14 +77,13 @@ class ColdStart:
     """Recommendations for users and items of which little or nothing is known, without settings.
 
     ``fit`` holds out a tenth of the items, of the users and of the rows, tries a few settings on the rest by how well
-    they rank what was held out (new items among new items by their features, new users before, after one and after five
+    they rank what was held out (new items among new items by their features, new users before and after up to ten
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left, folding in by the weights that serve new users best (new items
-      get the same); with item features, mixed with nearest neighbours by
-      content (by all, or by the one feature that serves new items best), for new items and for known ones apart, and
-      new items' scores stretched so that they compete with known ones;
+      is left, folding in by the weights that serve new users best (new items get the same); with item features, mixed
+      with nearest neighbours by content (by all, or by the one feature that serves new items best), for new items and
+      for known ones apart, and new items' scores stretched so that they compete with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
       stopping.
 
@@ -225,10 +224,13 @@ class _Search:
             place = rows.groupby(user).cumcount()
             if self.schema.user_features:
                 tasks.append(_Task("new users", rows, warm))
-            rest = rows[place >= max(_REVEALED)]
-            first = tuple(rows[place < number] for number in _REVEALED)
-            if rest[user].nunique() >= _LEAST:
-                tasks.append(_Task(f"new users, {' and '.join(map(str, _REVEALED))} interactions", rest, warm, first))
+            for count in range(len(_REVEALED), 0, -1):
+                numbers = _REVEALED[:count]
+                rest = rows[place >= numbers[-1]]
+                if rest[user].nunique() >= _LEAST:
+                    name = f"new users, {' and '.join(map(str, numbers))} interactions"
+                    tasks.append(_Task(name, rest, warm, tuple(rows[place < number] for number in numbers)))
+                    break
         return train, [task for task in tasks if task.rows[user].nunique() >= _LEAST]
 
     def _value(self, recommender: Recommender, task: _Task) -> float:
