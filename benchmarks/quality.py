@@ -53,9 +53,11 @@ def main() -> None:
         path = harness.RESULTS / "quality.json"
         for name in options.data:
             rows = _again(name) if options.again else _compare(name)
-            # Another target is another case, so those of an earlier run go.
-            harness.save(path, [row for row in harness.saved(path) if not row["case"].startswith(f"{name},")])
             harness.write("quality.json", rows)
+            # Another target is another case, so those of an earlier run on this machine go.
+            new, here = {row["case"] for row in rows}, rows[0]["device"]
+            old = [row for row in harness.saved(path) if row["device"] == here and row["case"].startswith(f"{name},")]
+            harness.save(path, [row for row in harness.saved(path) if row not in old or row["case"] in new])
         return
     parts = _parts(options.data[0])
     if options.stage == "tune":

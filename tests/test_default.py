@@ -1,5 +1,7 @@
 """Mixtures are sums of their parts, and the default for newcomers explains what it chose."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pandas as pd
@@ -125,6 +127,7 @@ def test_a_part_is_given_the_latest_that_it_reads():
 
 
 def test_what_cannot_be_mixed_is_refused(two, factorization):
+    other = dataclasses.replace(two[0].objective, l2=9.0)
     for parts, weight, options, message in (
         ([], [], {}, "at least one recommender"),
         (two, [[1.0, 1.0, 1.0]], {}, r"shape \(2, 3\)"),
@@ -133,6 +136,7 @@ def test_what_cannot_be_mixed_is_refused(two, factorization):
         (two, WEIGHT, {"few": 0}, "few >= 1"),
         (two, BY_USER, {"few": 0}, "few >= 1"),
         ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
+        ((two[0], two[0].replace(objective=other)), WEIGHT, {}, r"l2=9.0.* the same fold_unobserved and fold_l2"),
         ((two[0], two[1].replace(num_trained=1)), WEIGHT, {}, "same training data"),
     ):
         with pytest.raises(ValueError, match=message):
