@@ -54,7 +54,7 @@ PACKAGES = {
     "T2": ("jaxrec", "torch"),
     "T3": ("jaxrec", "torch"),
     "T4": ("jaxrec", "torch"),
-    "T5": ("jaxrec", "torch"),
+    "T5": ("jaxrec", "torch", "optax"),
     "T6": ("jaxrec", "implicit", "faiss", "torch", "numpy"),
     "T7": ("jaxrec", "torch", "sklearn"),
     "T8": ("jaxrec", "implicit"),

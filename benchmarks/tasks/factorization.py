@@ -228,7 +228,10 @@ def step(full: bool) -> list[dict[str, Any]]:
             f"jaxrec {name}": functools.partial(_jaxrec_step, size, transformation)
             for name, transformation in OPTIMISERS.items()
         }
+        systems["jaxrec gather and scatter alone"] = functools.partial(_bare_step, size)
         systems |= {f"torch {name}": functools.partial(_torch_step, size, name) for name in ("sgd", "adagrad", "adam")}
+        systems["torch dense adam"] = functools.partial(_torch_step, size, "dense adam")
+        systems["optax dense adam"] = functools.partial(_dense_step, size)
         rows += harness.measure("T5", f"{size:,} rows", systems, unit="steps", repeats=5)
     return rows
 
@@ -239,20 +242,17 @@ OPTIMISERS = {
     "adagrad": optax.adagrad(0.1),
     "adam": optax.adam(0.01),
 }
-_STEPS = 64
+_STEPS, _DENSE_STEPS = 64, 8
 
 
 def _jaxrec_step(size: int, transformation: Any) -> harness.Run:
-    rng = np.random.default_rng(0)
     half = size // 2
     model = models.MatrixFactorization(user_rows=half, item_rows=half, dim=DIM, bias=False)
     optimizer, loss = optim.row_sparse(transformation), losses.on_batch("bpr")
     row = jnp.arange(half, dtype=jnp.int32)
     features = data.Features(user_row=row, item_row=row)
-    draw = functools.partial(rng.integers, 1, half, dtype=np.int32)
-    stack = data.Batch(
-        user=draw((_STEPS, BATCH)), item=draw((_STEPS, BATCH, 2)), weight=np.ones((_STEPS, BATCH), np.float32)
-    )
+    users, items = _drawn(half, _STEPS)
+    stack = data.Batch(user=users, item=items, weight=np.ones((_STEPS, BATCH), np.float32))
     example = data.Batch(*(None if values is None else values[0] for values in stack))
     state = train.init_state(model, model.init(jax.random.key(0)), optimizer, example, features, key=jax.random.key(1))
     epoch = jax.jit(
@@ -268,22 +268,79 @@ def _jaxrec_step(size: int, transformation: Any) -> harness.Run:
     return run
 
 
+def _drawn(half: int, steps: int, dtype: Any = np.int32) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform users and pairs of items, neither of which is row 0."""
+    rng = np.random.default_rng(0)
+    return rng.integers(1, half, (steps, BATCH), dtype), rng.integers(1, half, (steps, BATCH, 2), dtype)
+
+
+def _tables(half: int) -> tuple[jax.Array, jax.Array]:
+    user, item = (DIM**-0.5 * jax.random.normal(jax.random.key(seed), (half, DIM)) for seed in range(2))
+    return user, item
+
+
+def _bare_step(size: int) -> harness.Run:
+    """The rows of a step are read, and something is added to them: what no step can do without."""
+
+    @functools.partial(jax.jit, donate_argnums=(0,))
+    def steps(tables: Any, users: jax.Array, items: jax.Array) -> Any:
+        def body(tables: Any, ids: Any) -> Any:
+            added = [table.at[chosen].add(-1e-3 * table[chosen]) for table, chosen in zip(tables, ids, strict=True)]
+            return tuple(added), None
+
+        return jax.lax.scan(body, tables, (users, items))[0]
+
+    return _stepped(steps, _tables(size // 2), _drawn(size // 2, _STEPS))
+
+
+def _dense_step(size: int) -> harness.Run:
+    """As optax is used without row-sparse updates: gradient, state and update have the size of the tables."""
+    optimizer = optax.adam(0.01)
+
+    def loss(tables: Any, users: jax.Array, items: jax.Array) -> jax.Array:
+        user, item = tables
+        scores = jnp.einsum("bd,bnd->bn", user[users], item[items])
+        return jax.nn.softplus(scores[:, 1] - scores[:, 0]).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0,))
+    def steps(carry: Any, users: jax.Array, items: jax.Array) -> Any:
+        def body(carry: Any, ids: Any) -> Any:
+            tables, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(tables, *ids), state)
+            return (optax.apply_updates(tables, updates), state), None
+
+        return jax.lax.scan(body, carry, (users, items))[0]
+
+    tables = _tables(size // 2)
+    return _stepped(steps, (tables, optimizer.init(tables)), _drawn(size // 2, _DENSE_STEPS))
+
+
+def _stepped(steps: Callable[..., Any], carry: Any, drawn: tuple[np.ndarray, np.ndarray]) -> harness.Run:
+    box = [carry]
+
+    def run() -> float:
+        box[0] = jax.block_until_ready(steps(box[0], *drawn))
+        return len(drawn[0])
+
+    return run
+
+
 def _torch_step(size: int, name: str) -> harness.Run:
     import torch
 
     torch.set_num_threads(2)
-    rng = np.random.default_rng(0)
-    half = size // 2
-    user, item = (torch.nn.Embedding(half, DIM, sparse=True) for _ in range(2))
+    half, dense = size // 2, name == "dense adam"
+    user, item = (torch.nn.Embedding(half, DIM, sparse=not dense) for _ in range(2))
     parameters = [user.weight, item.weight]
     kinds = {
         "sgd": lambda: torch.optim.SGD(parameters, lr=0.1),
         "adagrad": lambda: torch.optim.Adagrad(parameters, lr=0.1),
         "adam": lambda: torch.optim.SparseAdam(parameters, lr=0.01),
+        "dense adam": lambda: torch.optim.Adam(parameters, lr=0.01, fused=True),
     }
     optimiser = kinds[name]()
-    users = torch.from_numpy(rng.integers(1, half, (_STEPS, BATCH)))
-    items = torch.from_numpy(rng.integers(1, half, (_STEPS, BATCH, 2)))
+    drawn = _drawn(half, _DENSE_STEPS if dense else _STEPS, np.int64)
+    users, items = (torch.from_numpy(values) for values in drawn)
 
     def run() -> float:
         for u, i in zip(users, items, strict=True):
@@ -291,6 +348,6 @@ def _torch_step(size: int, name: str) -> harness.Run:
             scores = (user(u)[:, None, :] * item(i)).sum(2)
             torch.nn.functional.softplus(scores[:, 1] - scores[:, 0]).mean().backward()
             optimiser.step()
-        return _STEPS
+        return len(users)
 
     return run
