@@ -4,6 +4,7 @@ from jaxrec._add import add
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._types import FoldIn, Prior
 from jaxrec.coldstart._aldi import aldi
+from jaxrec.coldstart._cfgan import cfgan
 from jaxrec.coldstart._clcrec import clcrec
 from jaxrec.coldstart._default import ColdStart
 from jaxrec.coldstart._dropoutnet import dropoutnet
@@ -23,6 +24,7 @@ __all__ = [
     "Prior",
     "add",
     "aldi",
+    "cfgan",
     "clcrec",
     "dropoutnet",
     "fold_in",

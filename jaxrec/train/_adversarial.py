@@ -14,6 +14,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.data._histories import Kind
 from jaxrec.models import Model
 from jaxrec.optim import Optimizer
 from jaxrec.train._fit import Diverged, check_rows
@@ -150,6 +151,8 @@ def play(
     epochs: int,
     batch_size: int | None,
     negatives: Negatives | None,
+    history: int = 0,
+    histories: Kind = "subset",
     validation: Dataset | None,
     metric: Metric | None,
     patience: int | None,
@@ -157,7 +160,8 @@ def play(
 ) -> Recommender:
     """``fit`` for a game: batches, validation, early stopping and the guard against NaN are the same.
 
-    The history has the mean loss of each player by epoch.
+    ``history`` and ``histories`` are those of ``Batches``, where the game reads other ones than ``fit`` would give it.
+    The log has the mean loss of each player by epoch.
     """
     expect(train, Dataset, "train")
     if validation is not None:
@@ -165,7 +169,8 @@ def play(
     if epochs < 1:
         raise ValueError(f"Expected epochs >= 1, got {epochs}.")
     check_rows(game, train)
-    batches = Batches(train, batch_size=batch_size, negatives=negatives, history=0, seed=seed)
+    options: dict[str, Any] = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
+    batches = Batches(train, history=history, histories=histories, **options)
     blank = Recommender(game, {}, train.encoder, train.interactions, len(train.interactions))
     key = jax.random.fold_in(jax.random.key(seed), 1)
     state = init_adversarial(game, jax.tree.map(jnp.array, params), optimizers, key=key)
