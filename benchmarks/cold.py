@@ -48,7 +48,9 @@ def _content_knn(protocol: Protocol, seed: int, **setting: Any) -> Any:
     return train.fit_content_knn(protocol.encoded(), features=protocol.neighbours or None, **setting)
 
 
-def _als(protocol: Protocol, seed: int, **setting: Any) -> Any:
+def _als(protocol: Protocol, seed: int, fold: tuple[float, ...] | None = None, **setting: Any) -> Any:
+    if fold is not None:
+        setting["fold_user"] = coldstart.ImplicitSquares(*fold)
     return train.fit_als(protocol.encoded(protocol.neighbours), content=True, epochs=10, seed=seed, **setting)
 
 
@@ -88,7 +90,7 @@ _IMPLICIT = harness.grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regula
 _IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
 _BAR = harness.grid(l2=(1000.0, 3000.0, 10000.0, 30000.0), weight=(0.01, 0.03, 0.1))
 _FOLDED = [
-    {**setting, "fold_unobserved": by * setting["unobserved"], "fold_l2": by_l2 * setting["l2"]}
+    {**setting, "fold": (by * setting["unobserved"], by_l2 * setting["l2"])}
     for setting in _SMALL
     for by, by_l2 in ((1.0, 1.0), (0.1, 4.0), (0.03, 8.0))
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxrec import _sharded
-from jaxrec._types import Batch, Features, ImplicitSquares, Params, Prior
+from jaxrec._types import Batch, Features, Folding, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture, Model
 
@@ -29,7 +29,7 @@ class Recommender:
       link: what turns a score into a prediction in the (scaled) unit of the target.
       log: one row per epoch of the training.
       mesh: devices that share the work of scoring, each with a copy of the parameters; None for one device.
-      objective: of ``fit_als``, by which interactions since the training are folded in; None for a softmax.
+      folding: of ``fit_als``, by which interactions since the training are folded in; None for a softmax.
     """
 
     model: Model
@@ -40,7 +40,7 @@ class Recommender:
     link: Literal["identity", "sigmoid"] = "identity"
     log: tuple[dict[str, Any], ...] = ()
     mesh: Mesh | None = None
-    objective: ImplicitSquares | None = None
+    folding: Folding | None = None
 
     def on(self, mesh: Mesh | None) -> "Recommender":
         """The same recommender with its parameters and features on every device of a mesh, which share the work."""
@@ -116,11 +116,11 @@ class Recommender:
         new = dataclasses.replace(self, **changes)
         if new.encoder is self.encoder and "features" in self.__dict__:
             new.__dict__["features"] = self.features
-        of = operator.attrgetter("num_trained", "objective")
+        of = operator.attrgetter("num_trained", "folding")
         if "prior" in self.__dict__ and new.params is self.params and of(new) == of(self):
             new.__dict__["prior"] = self.prior
         if "parts" in self.__dict__ and isinstance(self.model, Mixture) and isinstance(new.model, Mixture):
-            names = ("encoder", "seen", "num_trained", "mesh", "objective")
+            names = ("encoder", "seen", "num_trained", "mesh", "folding")
             shared = {name: getattr(new, name) for name in names}
             new.__dict__["parts"] = tuple(
                 part.replace(model=model, params=new.params["parts"].get(str(number), {}), **shared)

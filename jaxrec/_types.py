@@ -68,11 +68,32 @@ class FoldIn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImplicitSquares:
-    """What vectors of new users and items minimise, those that ``train.fit_als`` found being fixed."""
+    """What the vector of a new user or item minimises, those that ``train.fit_als`` found being fixed.
+
+    Args:
+      unobserved: weight of a pair that was not observed, >= 0. At 0 only what was observed is fitted.
+      l2: regularisation, positive.
+      exponent: what ``fit_als`` calls by that name; 0 regularises alike however much is known.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
 
     unobserved: float
     l2: float
-    exponent: float
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.unobserved >= 0 and self.l2 > 0):
+            raise ValueError(f"Expected unobserved >= 0 and l2 > 0, got {self.unobserved} and {self.l2}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Folding:
+    """How ``train.fit_als`` says that interactions since the training are folded in."""
+
+    user: ImplicitSquares
+    item: ImplicitSquares = ImplicitSquares(0.0, 0.5, 0.0)
 
 
 class Squares(NamedTuple):

@@ -1,6 +1,7 @@
 """Alternating least squares against dense regressions in NumPy, and its place beside ``fit``."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import jaxrec
 from jaxrec import coldstart, data, train
 from jaxrec._types import FoldIn
 from jaxrec.data import Batch
+from jaxrec.ranking import _vectors
 from jaxrec.train import _als, _prior
 
 
@@ -133,25 +135,27 @@ def test_folding_in_gives_what_an_epoch_gives(parts, with_content):
     np.testing.assert_array_equal(nobody, start)
 
 
-def test_another_objective_is_measured_anew(parts, with_content):
-    recommender, same, prior = with_content, with_content.objective, with_content.prior
-    assert recommender.replace(objective=same).prior is prior
-    other = dataclasses.replace(same, unobserved=0.5)
+def test_another_folding_is_measured_anew(parts, with_content):
+    recommender, same, prior = with_content, with_content.folding, with_content.prior
+    assert recommender.replace(folding=same).prior is prior
+    other = dataclasses.replace(same, user=dataclasses.replace(same.user, unobserved=0.5))
     np.testing.assert_allclose(
-        recommender.replace(objective=other).prior.user.gram,
-        recommender.prior.user.gram * (0.5 / same.unobserved),
+        recommender.replace(folding=other).prior.user.gram,
+        recommender.prior.user.gram * (0.5 / same.user.unobserved),
         rtol=1e-5,
     )
-    assert isinstance(recommender.replace(objective=None).prior.user, FoldIn)
+    assert isinstance(recommender.replace(folding=None).prior.user, FoldIn)
     mixed = coldstart.mix([recommender], [[1.0, 1.0, 1.0]])
-    assert mixed.parts[0].objective == same and mixed.replace(objective=other).parts[0].objective == other
+    assert mixed.parts[0].folding == same and mixed.replace(folding=other).parts[0].folding == other
 
 
 def test_folding_in_may_have_weights_of_its_own(parts):
     """They move no trained vector; those of new users solve the other regression."""
     plain = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02)
-    other = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_unobserved=0.02)
-    third = train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_l2=0.5)
+    own = [coldstart.ImplicitSquares(0.02, 0.5), coldstart.ImplicitSquares(0.0, 0.5, 0.0)]
+    other, third = (
+        train.fit_als(parts.train, dim=4, epochs=2, unobserved=0.2, l2=0.02, fold_user=each) for each in own
+    )
     jax.tree.map(np.testing.assert_array_equal, plain.params, other.params)
     ids = plain.encoder.items.ids[:3]
     touched = pd.DataFrame({"user": 9_999, "item": ids, "time": 0})
@@ -160,18 +164,42 @@ def test_folding_in_may_have_weights_of_its_own(parts):
     own = items[other.encoder.items.encode(ids)]
     nobody = Batch(user=jnp.zeros(1, jnp.int32))
     start = np.asarray(other.model.user_vectors(other.params, nobody, other.features))[0]
-    for recommender, unobserved, l2 in ((plain, 0.2, 0.02), (other, 0.02, 0.02), (third, 0.2, 0.5)):
-        matrix = own.T @ own + unobserved * known.T @ known + l2 * (len(own) + unobserved * len(known)) * np.eye(4)
+    for recommender, unobserved, ridge in (
+        (plain, 0.2, 0.02 * (len(own) + 0.2 * len(known))),
+        (other, 0.02, 0.5 * (len(own) + 0.02 * len(known))),
+        (third, 0.0, 0.5),
+    ):
+        matrix = own.T @ own + unobserved * known.T @ known + ridge * np.eye(4)
         right = own.T @ (1.0 - own @ start) - unobserved * known.T @ (known @ start)
         vector = start + np.linalg.solve(matrix, right)
         found = jaxrec.predict(coldstart.add(recommender, interactions=touched), touched)
         np.testing.assert_allclose(found, own @ vector, rtol=1e-3, atol=1e-5)
 
 
-def test_the_objective_is_saved(with_content, tmp_path):
+def test_new_items_are_folded_in_by_what_was_observed_alone(parts):
+    """By default; an objective of theirs solves the other regression, and moves no user."""
+    options: dict[str, Any] = {"dim": 4, "epochs": 2, "unobserved": 0.2, "l2": 0.02}
+    plain = train.fit_als(parts.train, **options)
+    other = train.fit_als(parts.train, **options, fold_item=coldstart.ImplicitSquares(0.2, 0.02))
+    ids = plain.encoder.users.ids[:3]
+    touched = pd.DataFrame({"user": ids, "item": "film-new", "time": 0})
+    users = np.asarray(plain.params["user"]["embedding"])
+    row = np.asarray(plain.features.user_row)
+    known, own = users[row[row > 0]], users[row[plain.encoder.users.encode(ids)]]
+    start = np.asarray(plain.params["item"]["embedding"])[0]
+    for recommender, unobserved, ridge in ((plain, 0.0, 0.5), (other, 0.2, 0.02 * (3 + 0.2 * len(known)))):
+        matrix = own.T @ own + unobserved * known.T @ known + ridge * np.eye(4)
+        right = own.T @ (1.0 - own @ start) - unobserved * known.T @ (known @ start)
+        grown = coldstart.add(recommender, interactions=touched)
+        found = _vectors.item_vectors(grown, grown.encoder.items.encode(np.asarray(["film-new"])))[0]
+        np.testing.assert_allclose(found, start + np.linalg.solve(matrix, right), rtol=1e-3, atol=1e-5)
+    assert plain.folding.user == other.folding.user
+
+
+def test_the_folding_is_saved(with_content, tmp_path):
     jaxrec.save(with_content, tmp_path / "als")
     loaded = jaxrec.load(tmp_path / "als")
-    assert loaded.objective == with_content.objective
+    assert loaded.folding == with_content.folding
     touched = pd.DataFrame({"user": [9_999] * 2, "item": with_content.encoder.items.ids[:2], "time": [0, 1]})
     lists = [jaxrec.recommend(each, [9_999], interactions=touched, k=5) for each in (with_content, loaded)]
     pd.testing.assert_frame_equal(*lists)
@@ -213,11 +241,12 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
         ({"unobserved": 0.0}, "unobserved > 0"),
         ({"l2": -1.0}, "l2 > 0"),
         ({"dim": 0}, "dim >= 1"),
-        ({"fold_unobserved": 0.0}, "fold_unobserved > 0"),
-        ({"fold_l2": -1.0}, "fold_l2 > 0"),
     ):
         with pytest.raises(ValueError, match=message):
             train.fit_als(parts.train, **options)
+    for wrong in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="unobserved >= 0 and l2 > 0, got"):
+            coldstart.ImplicitSquares(*wrong)
 
 
 def test_weights_are_confidences():

@@ -127,7 +127,7 @@ def test_a_part_is_given_the_latest_that_it_reads():
 
 
 def test_what_cannot_be_mixed_is_refused(two, factorization):
-    other = dataclasses.replace(two[0].objective, l2=9.0)
+    other = dataclasses.replace(two[0].folding, item=coldstart.ImplicitSquares(0.0, 9.0))
     for parts, weight, options, message in (
         ([], [], {}, "at least one recommender"),
         (two, [[1.0, 1.0, 1.0]], {}, r"shape \(2, 3\)"),
@@ -136,7 +136,7 @@ def test_what_cannot_be_mixed_is_refused(two, factorization):
         (two, WEIGHT, {"few": 0}, "few >= 1"),
         (two, BY_USER, {"few": 0}, "few >= 1"),
         ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
-        ((two[0], two[0].replace(objective=other)), WEIGHT, {}, r"l2=9.0.* the same fold_unobserved and fold_l2"),
+        ((two[0], two[0].replace(folding=other)), WEIGHT, {}, r"l2=9.0.* the same fold_user and fold_item"),
         ((two[0], two[1].replace(num_trained=1)), WEIGHT, {}, "same training data"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -173,16 +173,19 @@ def test_new_users_choose_what_they_are_folded_in_by(chosen, monkeypatch):
         what = f"new users, {' and '.join(map(str, revealed))} interactions"
         return cold, float(cold.trials[what].iloc[0]), float(cold.trials["known"].iloc[0])
 
-    plain, of_plain, known = fitted(((1.0, 1.0),))
-    cold, value, same = fitted(((1.0, 1.0), (0.03, 8.0)))
+    plain, of_plain, known = fitted(((1.0, 1.0, 1.0),))
+    better = (0.03, 8.0, 1.0)
+    cold, value, same = fitted(((1.0, 1.0, 1.0), better))
     assert value > 1.1 * of_plain and same == known
-    assert fitted(((0.03, 8.0),), (5,))[1] > fitted(((0.03, 8.0),), (1, 5))[1] == value
-    assert cold.recommender.objective.unobserved == pytest.approx(0.3 * 0.03)
-    assert cold.recommender.objective.l2 == pytest.approx(0.01 * 8)
+    assert fitted((better,), (5,))[1] > fitted((better,), (1, 5))[1] == value
+    assert cold.recommender.folding.user.unobserved == pytest.approx(0.3 * 0.03)
+    assert cold.recommender.folding.user.l2 == pytest.approx(0.01 * 8)
     assert "weighs 0.03 times and the regularisation 8 times what it does in training" in cold.explanation
-    assert "folding in with 0.03 and 8 times these" in cold.trials["setting"].iloc[0]
+    assert "folding in with 0.03 and 8 times these and exponent 1" in cold.trials["setting"].iloc[0]
     assert "times what it does in training" not in plain.explanation
-    assert plain.recommender.objective.unobserved == 0.3
+    flat = fitted(((0.01, 100.0, 0.0),))[0]
+    assert flat.recommender.folding.user == coldstart.ImplicitSquares(0.003, 1.0, 0.0)
+    assert plain.recommender.folding.user.unobserved == 0.3
 
 
 def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):

@@ -182,8 +182,8 @@ def cfgan(
         latest.
       discriminator: widths of the hidden layers, at least one.
       zero_weight: weight of the mean square of the generator's numbers for items drawn (zero-reconstruction), >= 0.
-      smoothness: weight of the penalty on the discriminator's slope, >= 0. At 0.01 the discriminator wins and nothing
-        is learned (docs/design.md).
+      smoothness: weight of the penalty on the discriminator's slope, >= 0; without it the generator learns less
+        (docs/design.md).
       dropout: probability with which an item is kept from the generator while training, in [0, 1).
       negatives: items drawn for each that a user touched, at least 1.
       generator_optimizer: by default AdamW with a rate of 0.001, decay 0.01 and hardly any momentum (0.5), which in a

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec import evaluation, ranking
 from jaxrec._add import add
 from jaxrec._recommender import Recommender
-from jaxrec._types import ImplicitSquares
+from jaxrec._types import Folding, ImplicitSquares
 from jaxrec.coldstart._mix import mix
 from jaxrec.data import Parts, Schema, encode, split_random
 from jaxrec.models import MatrixFactorization, TwoTower
@@ -25,15 +25,17 @@ _SETTINGS = (
     (0.01, 0.01),
 )  # weight of an unobserved pair, regularisation
 _WIDTHS = (64, 128, 256, 512)
-_Fold = tuple[float, float]
+_Fold = tuple[float, float, float]
 _FOLDS: tuple[_Fold, ...] = (
-    (1.0, 1.0),
-    (0.33, 1.0),
-    (0.33, 2.0),
-    (0.33, 4.0),
-    (0.1, 4.0),
-    (0.03, 8.0),
-)  # what the two are multiplied by for somebody who is folded in
+    (1.0, 1.0, 1.0),
+    (0.33, 1.0, 1.0),
+    (0.33, 2.0, 1.0),
+    (0.33, 4.0, 1.0),
+    (0.1, 4.0, 1.0),
+    (0.03, 8.0, 1.0),
+    (0.03, 300.0, 0.0),
+    (0.01, 100.0, 0.0),
+)  # what the two are multiplied by for a user who is folded in, and the exponent
 _FINALISTS = 2  # settings that are tried in wider models too
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of nearest neighbours in a score
 _FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # by which scores of new items are stretched to compete with known ones
@@ -52,16 +54,15 @@ class _Setting(NamedTuple):
     fold: _Fold
 
     @property
-    def objective(self) -> ImplicitSquares:
-        """By which newcomers are folded in."""
-        by_unobserved, by_l2 = self.fold
-        return ImplicitSquares(self.unobserved * by_unobserved, self.l2 * by_l2, 1.0)
+    def fold_user(self) -> ImplicitSquares:
+        """By which new users are folded in."""
+        by_unobserved, by_l2, exponent = self.fold
+        return ImplicitSquares(self.unobserved * by_unobserved, self.l2 * by_l2, exponent)
 
     @property
     def options(self) -> dict[str, Any]:
         """For ``fit_als``."""
-        fold = {"fold_unobserved": self.objective.unobserved, "fold_l2": self.objective.l2}
-        return {"dim": self.width, "unobserved": self.unobserved, "l2": self.l2, "exponent": 1.0} | fold
+        return {"dim": self.width, "unobserved": self.unobserved, "l2": self.l2, "fold_user": self.fold_user}
 
 
 class _Task(NamedTuple):
@@ -81,7 +82,7 @@ class ColdStart:
     interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
-      is left, folding in by the weights that serve new users best (new items get the same); with item features, mixed
+      is left, folding in by the weights that serve new users best; with item features, mixed
       with nearest neighbours by content (by all, or by the one feature that serves new items best), for new items and
       for known ones apart, and new items' scores stretched so that they compete with known ones;
     - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
@@ -260,10 +261,10 @@ class _Search:
             found = []
             for fold in folds:
                 option = setting._replace(fold=fold)
-                ready = recommender.replace(objective=option.objective)
+                ready = recommender.replace(folding=Folding(option.fold_user))
                 found.append((self._value(ready, newcomers), option, ready))
             values[newcomers.name], setting, recommender = max(found, key=lambda each: each[0])
-            what += ", folding in with {:g} and {:g} times these".format(*setting.fold)
+            what += ", folding in with {:g} and {:g} times these and exponent {:g}".format(*setting.fold)
         self.trials.append({"setting": what, "seconds": seconds} | values)
         return setting, recommender
 
@@ -303,8 +304,8 @@ class _Search:
             + ". New users and items are scored by " + ("their features and " if names else "")
             + "their first interactions, without retraining"
             + ("." if setting.fold == _FOLDS[0] else
-               "; there an unobserved pair weighs {:g} times and the regularisation {:g} times what it does in "
-               "training, which serves new users best.".format(*setting.fold))
+               "; of a new user an unobserved pair weighs {:g} times and the regularisation {:g} times what it does "
+               "in training (its exponent is {:g}), which serves them best.".format(*setting.fold))
         )  # fmt: skip
         return setting, recommender
 

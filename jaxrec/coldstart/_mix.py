@@ -27,7 +27,7 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
 
     Raises:
       ValueError: there is no part, the parts are not of the same data, weights are not finite or of another shape, or
-        two parts fold interactions in by different objectives.
+        two parts fold interactions in differently.
     """
     parts = list(parts)
     weight = np.asarray(weight, np.float32)
@@ -51,11 +51,11 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
         raise ValueError("Expected users for a gate that looks at them. Name the user column in the schema.")
     if few < 1:
         raise ValueError(f"Expected few >= 1, got {few}.")
-    objectives = {part.objective for part in parts if part.factorises and not part.derived and not part.pooled_history}
-    if len(objectives) > 1:
+    foldings = {part.folding for part in parts if part.factorises and not part.derived and not part.pooled_history}
+    if len(foldings) > 1:
         raise ValueError(
-            f"Expected parts that fold interactions in alike, got {', '.join(sorted(map(str, objectives)))}. Give "
-            "fit_als the same fold_unobserved and fold_l2; of a factorization of fit_als (ImplicitSquares) and one of "
+            f"Expected parts that fold interactions in alike, got {', '.join(sorted(map(str, foldings)))}. Give "
+            "fit_als the same fold_user and fold_item; of a factorization of fit_als (Folding) and one of "
             "fit (None) mix only one, with models that read histories."
         )
     row = first.encoder.features.item_row
@@ -69,6 +69,6 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
             "parts": {str(number): part.params for number, part in enumerate(parts)},
             "gate": {"weight": jnp.asarray(weight), "bucket": jnp.asarray(bucket)},
         },
-        objective=objectives.pop() if objectives else None,
+        folding=foldings.pop() if foldings else None,
         log=(),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrec import models
 from jaxrec._recommender import Recommender
-from jaxrec._types import Features, ImplicitSquares
+from jaxrec._types import Features, Folding, ImplicitSquares
 from jaxrec.data import (
     Categorical,
     Encoder,
@@ -32,8 +32,8 @@ _MODELS = tuple(
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        Categorical, Encoder, Features, FittedFeature, ImplicitSquares, Interactions, Labels, Numeric, Recommender,
-        Scaler, Schema, TfidfSVD, Vector, Vocabulary, *_MODELS,
+        Categorical, Encoder, Features, FittedFeature, Folding, ImplicitSquares, Interactions, Labels, Numeric,
+        Recommender, Scaler, Schema, TfidfSVD, Vector, Vocabulary, *_MODELS,
     )
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec import _sharded
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Features, ImplicitSquares, Params, Prior, Squares
+from jaxrec._types import Batch, Features, Folding, ImplicitSquares, Params, Prior, Squares
 from jaxrec.data import Encoder, Interactions
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
@@ -116,8 +116,8 @@ def measure(recommender: Recommender) -> Prior:
     rng = np.random.default_rng(0)
     trained = recommender.trained
     recommender = recommender.replace(seen=trained)  # histories as training left them, whatever was added since
-    if recommender.objective is not None:
-        return _squares(recommender, recommender.objective)
+    if recommender.folding is not None:
+        return _squares(recommender, recommender.folding)
     samples = []
     for count in (trained.user_count, trained.item_count):
         known = np.flatnonzero(count)
@@ -149,10 +149,10 @@ def measure(recommender: Recommender) -> Prior:
     )
 
 
-def _squares(recommender: Recommender, objective: ImplicitSquares) -> Prior:
+def _squares(recommender: Recommender, folding: Folding) -> Prior:
     """Sums over the vectors that training moved."""
 
-    def of_other(vectors: jax.Array) -> Squares:
+    def of_other(vectors: jax.Array, objective: ImplicitSquares) -> Squares:
         weight = jnp.float32(objective.unobserved)
         gram = weight * _product(vectors.T, vectors.T)
         return Squares(gram, weight * len(vectors), jnp.float32(objective.l2), jnp.float32(objective.exponent))
@@ -168,7 +168,11 @@ def _squares(recommender: Recommender, objective: ImplicitSquares) -> Prior:
         )
         for start in range(0, len(users), _ROWS)
     ]
-    return Prior(of_other(_plain_item_vectors(recommender, items)), of_other(jnp.concatenate(blocks)), noise=1.0)
+    return Prior(
+        user=of_other(_plain_item_vectors(recommender, items), folding.user),
+        item=of_other(jnp.concatenate(blocks), folding.item),
+        noise=1.0,
+    )
 
 
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:

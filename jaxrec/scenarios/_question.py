@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxrec._metrics import task_of
 from jaxrec._recommender import Recommender
-from jaxrec._types import ImplicitSquares
+from jaxrec._types import Folding, ImplicitSquares
 from jaxrec.coldstart import add, mix, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
@@ -167,5 +167,6 @@ def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callab
 
 def folding(recommender: Recommender, setting: Squares) -> Recommender:
     """The recommender that folds newcomers in as the setting says, whatever it was derived from."""
-    objective = None if setting.softmax else ImplicitSquares(setting.unobserved, setting.l2, 1.0)
-    return recommender.replace(objective=objective)
+    if setting.softmax:
+        return recommender.replace(folding=None)
+    return recommender.replace(folding=Folding(ImplicitSquares(setting.unobserved, setting.l2)))

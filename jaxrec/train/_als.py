@@ -1,5 +1,6 @@
 """Alternating least squares for implicit feedback: each side in turn is a regression on the other."""
 
+import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from jaxrec import _sharded, _threads
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Array, ImplicitSquares, Params
+from jaxrec._types import Array, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
@@ -56,8 +57,8 @@ def fit_als(
     content: bool = False,
     content_l2: float = 0.3,
     joint: tuple[str, ...] = ("item",),
-    fold_unobserved: float | None = None,
-    fold_l2: float | None = None,
+    fold_user: ImplicitSquares | None = None,
+    fold_item: ImplicitSquares | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> Recommender:
@@ -79,9 +80,10 @@ def fit_als(
     ``joint`` are drawn towards it instead of towards zero. In :math:`x` each of an entity's :math:`n` labels of one
     feature is :math:`1 / \sqrt n`.
 
-    Users and items that are added later are folded in by the same regression that an epoch solves, unless
-    ``fold_unobserved`` and ``fold_l2`` give it an :math:`\alpha` and a :math:`\lambda` of its own: of somebody who has
-    just come, a pair that was not observed says less than of those who have had the time.
+    Users that are added later are folded in by the same regression that an epoch solves, unless ``fold_user`` gives it
+    an :math:`\alpha`, :math:`\lambda` and :math:`\nu` of its own: of somebody who has just come, a pair that was not
+    observed says less than of those who have had the time. Of a new item it says nothing, since hardly anyone can have
+    met it: items are folded in by what was observed alone.
 
     Args:
       train: implicit feedback; weights are confidences.
@@ -100,10 +102,9 @@ def fit_als(
         labels and text; vectors of another domain (``transfer.carry``) want 30 to 3,000.
       joint: ``"user"``, ``"item"``, both or none. Content of items is worth it; of people little is known by their age
         and occupation, and their vectors are better left alone (docs/design.md).
-      fold_unobserved: weight of an unobserved pair of a user or item that is folded in, positive; by default
-        ``unobserved``. Where little is known of them a third to a hundredth of that is often better.
-      fold_l2: regularisation in folding in, positive; by default ``l2``. The smaller ``fold_unobserved`` the larger:
-        with a tenth of ``unobserved`` four times ``l2``, with a thirtieth eight times (docs/design.md).
+      fold_user: what the vector of a user who is folded in minimises; by default what an epoch minimises. Where little
+        is known of users a thirtieth of ``unobserved`` with eight times ``l2`` is often better (docs/design.md).
+      fold_item: likewise of an item; by default ``ImplicitSquares(0, 0.5, 0)``, which three data sets agree on.
       mesh: devices that share the rows to be solved, from ``sharding.make_mesh``. Vectors lie on every one of them. The
         result is that of one device but for rounding.
       seed: of the initial vectors.
@@ -129,15 +130,7 @@ def fit_als(
     for name, value, least in (("epochs", epochs, 1), ("steps", steps, 1), ("dim", dim, 1)):
         if value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
-    fold_unobserved = unobserved if fold_unobserved is None else fold_unobserved
-    fold_l2 = l2 if fold_l2 is None else fold_l2
-    for name, number in (
-        ("unobserved", unobserved),
-        ("l2", l2),
-        ("content_l2", content_l2),
-        ("fold_unobserved", fold_unobserved),
-        ("fold_l2", fold_l2),
-    ):
+    for name, number in (("unobserved", unobserved), ("l2", l2), ("content_l2", content_l2)):
         if not number > 0:
             raise ValueError(f"Expected {name} > 0, got {number}.")
     model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
@@ -168,13 +161,14 @@ def fit_als(
     if not set(joint) <= {"user", "item"}:
         raise ValueError(f"Expected joint among 'user' and 'item', got {joint!r}.")
     priors = Priors(train, dim, options, content_l2, joint, mesh) if content else None
+    folding = Folding(fold_user or ImplicitSquares(unobserved, l2, exponent))
     blank = Recommender(
         model if priors is None else priors.model,
         {},
         train.encoder,
         train.interactions,
         len(train.interactions),
-        objective=ImplicitSquares(fold_unobserved, fold_l2, exponent),
+        folding=folding if fold_item is None else dataclasses.replace(folding, item=fold_item),
     )
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
