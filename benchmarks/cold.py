@@ -27,7 +27,7 @@ import rivals
 from protocols import PROTOCOLS, Protocol, Slice
 
 import jaxrec
-from jaxrec import coldstart, train
+from jaxrec import coldstart, models, train
 
 _RESULTS = Path(__file__).parent / "results" / "cold.json"
 _KS = (20, 100)
@@ -69,6 +69,16 @@ def _over_backbone(method: Callable[..., Any], protocol: Protocol, seed: int, **
     if method is coldstart.clcrec:
         return method(dataset, backbone=backbone, seed=seed)
     return method(backbone, dataset, seed=seed)
+
+
+def _autoencoder(protocol: Protocol, seed: int, *, epochs: int, **setting: Any) -> Any:
+    dataset = protocol.encoded()
+    model = models.VariationalAutoencoder.for_data(dataset, **setting)
+    return train.fit(model, dataset, epochs=epochs, seed=seed)
+
+
+def _cfgan(protocol: Protocol, seed: int, **setting: Any) -> Any:
+    return coldstart.cfgan(protocol.encoded(), seed=seed, **setting)
 
 
 def _ease(protocol: Protocol, seed: int, **setting: Any) -> Any:
@@ -117,6 +127,8 @@ USERS = {
     "EASE fold-in": Method(_ease, harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
     "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
+    "Mult-VAE": Method(_autoencoder, harness.grid(epochs=(5, 20), beta=(0.002, 0.02))),
+    "CFGAN": Method(_cfgan, harness.grid(epochs=(50, 150), zero_weight=(0.5,))),
     "iALS with features": Method(_als, _FOLDED),
     "ColdStart": Method(_default, [{}]),
 }
