@@ -4,6 +4,7 @@ python benchmarks/transfer.py                               # what is not measur
 python benchmarks/transfer.py --pairs TV-Movie --shots 0 5  # one pair (source-target), two numbers of shots
 python benchmarks/transfer.py --methods "stacked iALS"      # one method
 python benchmarks/transfer.py --seeds 0 1 2 --finalists     # more seeds of what validation chose, and of what it faced
+python benchmarks/transfer.py --pooled                      # what validation chose against scratch, all shots together
 python benchmarks/transfer.py --table                       # the table of README.md, and results/transfer.md
 
 ``JAXREC_DATA`` names the folder of data; what each pair asks stands in ``domains.py``, what is done in
@@ -37,7 +38,7 @@ from jaxrec.ranking._vectors import scorer
 
 _RESULTS = Path(__file__).parent / "results" / "transfer.json"
 _NEGATIVES, _DRAWS = 999, 1000
-_ALONE = " alone"
+_ALONE, _CHOSEN, _MEAN = " alone", "chosen on validation", "mean"
 Rows = list[dict[str, Any]]
 
 
@@ -186,6 +187,44 @@ def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, 
     forget()
 
 
+def pooled(name: str, folder: Path) -> None:
+    """What validation chose at each number of shots against scratch there: the mean over shots, users being drawn."""
+    rows = harness.saved(_RESULTS)
+    protocol, metric = _measure_of(rows, name)
+    users, values, differences, seconds = [], [], [], 0.0
+    for shots in (count for count in SHOTS if count is not None):
+        pair = PAIRS[name](folder, shots)
+        methods, found = methods_for(pair), []
+        for alone in (True, False):
+            best = best_of(rows, name, shots, alone)
+            if best is None:
+                raise ValueError(f"{name} has not been measured at {shots} shots. Run it first.")
+            fitted = methods[best].fit(pair, 0, **(_setting(rows, name, shots, best) or {}))
+            found.append(_values(answers(fitted, pair, pair.test), metric))
+            seconds += fitted.seconds
+        scratch, chosen = found
+        users.append(chosen["user"])
+        values.append(chosen["value"].to_numpy())
+        differences.append(chosen["value"].to_numpy() - scratch["value"].to_numpy())
+        print(name, shots, f"{values[-1].mean():.4f} {differences[-1].mean():+.4f}", flush=True)
+        forget()
+    everybody, value, difference = pd.concat(users), np.concatenate(values), np.concatenate(differences)
+    new: dict[str, Any] = {"pair": name, "shots": _MEAN, "system": "jaxrec", "method": _CHOSEN}
+    new |= {"protocol": protocol, "metric": metric, "seed": 0, "validation": None, "seconds": round(seconds, 1)}
+    new |= {"value": float(value.mean()), "difference": float(difference.mean()), "commit": harness.commit()}
+    for start, numbers in (("", value), ("difference_", difference)):
+        new[f"{start}low"], new[f"{start}high"] = interval(everybody, numbers)
+    kept = [row for row in rows if (row["pair"], row["shots"]) != (name, _MEAN)]
+    harness.save(_RESULTS, [*kept, new])
+
+
+def _values(found: Answers, metric: str) -> pd.DataFrame:
+    """By user, or by held-out row of a user, in an order that is every method's."""
+    if found.rows is not None:
+        return found.rows[["user", metric]].set_axis(["user", "value"], axis=1)
+    return found.full.per_user[["user", metric]].set_axis(["user", "value"], axis=1).sort_values("user")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shots = ["all" if count is None else str(count) for count in SHOTS]
@@ -195,6 +234,7 @@ def main() -> None:
     arguments.add_argument("--finalists", action="store_true", help="what validation chose, scratch, and stacked iALS")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
+    arguments.add_argument("--pooled", action="store_true", help="the mean over shots of what validation chose")
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
     if options.table:
@@ -204,6 +244,10 @@ def main() -> None:
         _RESULTS.with_suffix(".md").write_text(text + "\n")
         return
     folder = harness.data_folder()
+    for name in options.pairs if options.pooled else ():
+        pooled(name, folder)
+    if options.pooled:
+        return
     order = sorted(options.shots, key=["0", "2", "1", "5", "10", "all"].index)
     for name in options.pairs:
         for text in order:
@@ -249,6 +293,10 @@ def summary(rows: Rows) -> str:
             ]
             cells += [len(found), "yes" if found[0]["validation"] > theirs[0]["validation"] else "no"]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
+        for row in _headline(rows, name, _MEAN, _CHOSEN):
+            gain = f"**{row['difference']:+.4f}** | [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
+            scratch = row["value"] - row["difference"]
+            lines.append(f"| {name} | mean | | {scratch:.4f} | | | | {row['value']:.4f} | {gain} | 1 | |")
     return "\n".join(lines)
 
 
@@ -262,7 +310,7 @@ def _mean(rows: Rows) -> str:
 
 def details(rows: Rows, name: str) -> str:
     """Markdown: every method by shots, a table for each metric; behind a figure half of its 95 % interval."""
-    here = [row for row in rows if row["pair"] == name]
+    here = [row for row in rows if row["pair"] == name and row["shots"] != _MEAN]
     columns = [("full", "recall@20", "R@20"), ("full", "ndcg@10", "N@10")]
     if _measure_of(rows, name)[0] != "full":
         columns += [("999 negatives", each, each.upper()) for each in ("hr@10", "ndcg@10", "mrr")]
