@@ -203,6 +203,8 @@ def pooled(name: str, folder: Path) -> None:
             found.append(_values(answers(fitted, pair, pair.test), metric))
             seconds += fitted.seconds
         scratch, chosen = found
+        if not scratch["user"].equals(chosen["user"]):
+            raise ValueError(f"{name} at {shots} shots: scratch and the chosen method answered for other users.")
         users.append(chosen["user"])
         values.append(chosen["value"].to_numpy())
         differences.append(chosen["value"].to_numpy() - scratch["value"].to_numpy())
@@ -222,7 +224,7 @@ def _values(found: Answers, metric: str) -> pd.DataFrame:
     """By user, or by held-out row of a user, in an order that is every method's."""
     if found.rows is not None:
         return found.rows[["user", metric]].set_axis(["user", "value"], axis=1)
-    return found.full.per_user[["user", metric]].set_axis(["user", "value"], axis=1).sort_values("user")
+    return found.full.users(metric).sort_index().rename_axis("user").rename("value").reset_index()
 
 
 def main() -> None:

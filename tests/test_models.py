@@ -512,6 +512,19 @@ def test_ids_start_at_zero_where_content_stands_in():
     assert of_ids["user"]["embedding"][1:].any(axis=1).all() and not of_ids["user"]["embedding"][0].any()
 
 
+def test_a_large_table_is_drawn_in_blocks_without_taking_its_memory_twice(monkeypatch):
+    shape = (20_001, 12)
+    whole = _base.normal.lower(jax.random.key(0), shape, 0.5).compile().memory_analysis()
+    _base.normal.clear_cache()
+    monkeypatch.setattr(_base, "_AT_ONCE", 2**14)  # fifteen blocks, of which the last is a piece
+    table = np.asarray(_base.normal(jax.random.key(0), shape, 0.5))
+    np.testing.assert_array_equal(table, _base.normal(jax.random.key(0), shape, 0.5))
+    assert abs(table.mean()) < 5e-3 and table.std() == pytest.approx(0.5, rel=5e-3)
+    assert len(np.unique(table, axis=0)) == len(table) and table.all()
+    blocks = _base.normal.lower(jax.random.key(0), shape, 0.5).compile().memory_analysis()
+    assert blocks.temp_size_in_bytes < 1.5 * table.nbytes < 2.0 * table.nbytes < whole.temp_size_in_bytes
+
+
 def test_popularity_scores_counts_alike_for_everybody():
     model = models.Popularity(item_rows=7)
     params = {"item": {"count": jnp.arange(7, dtype=jnp.float32)[:, None]}}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +16,7 @@ from jaxrec._expect import expect
 from jaxrec._types import Array, Batch, Features, HasSizes, Params, Sizes
 
 Gathered = dict[str, jax.Array]
+_AT_ONCE = 2**22  # numbers drawn at once
 
 
 def sizes_of(data: HasSizes) -> Sizes:
@@ -276,8 +278,21 @@ def id_tables(key: Key[jax.Array, ""], user_rows: int, item_rows: int, dim: int)
 @functools.partial(jax.jit, static_argnames=("shape",))
 def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.Array) -> Float[jax.Array, "..."]:
     """Normal numbers with standard deviation ``scale``, compiled once for each shape."""
-    # Without the barrier XLA would multiply the constants first, and a seed's numbers depend on who compiles this.
-    return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, jnp.float32))
+
+    def drawn(key: Key[jax.Array, ""], shape: tuple[int, ...]) -> jax.Array:
+        # Without the barrier XLA would multiply the constants first, and a seed's numbers depend on who compiles this.
+        return scale * jax.lax.optimization_barrier(jax.random.normal(key, shape, jnp.float32))
+
+    if math.prod(shape) <= _AT_ONCE:
+        return drawn(key, shape)
+    # Drawn at once they would take twice their own memory besides, more than training does. The last blocks overlap.
+    size = max(_AT_ONCE // math.prod(shape[1:]), 1)
+
+    def filled(block: jax.Array, table: jax.Array) -> jax.Array:
+        rows = drawn(jax.random.fold_in(key, block), (size, *shape[1:]))
+        return jax.lax.dynamic_update_slice_in_dim(table, rows, block * size, axis=0)
+
+    return jax.lax.fori_loop(0, -(-shape[0] // size), filled, jnp.zeros(shape, jnp.float32))
 
 
 def with_unknown_rows(model: Model, params: Params, features: Features) -> Params:
