@@ -78,8 +78,8 @@ class ColdStart:
     """Recommendations for users and items of which little or nothing is known, without settings.
 
     ``fit`` holds out a tenth of the items, of the users and of the rows, tries a few settings on the rest by how well
-    they rank what was held out (new items among new items by their features, new users before and after up to ten
-    interactions, known users and items), and trains the best on everything:
+    they rank what was held out (new items among new items by their features, new and known ones among all, new users
+    before and after up to ten interactions, known users and items), and trains the best on everything:
 
     - implicit feedback: ``train.fit_als`` with the features as prior, of growing width as long as that helps and time
       is left, folding in by the weights that serve new users best; with item features, mixed
@@ -219,6 +219,8 @@ class _Search:
         if cold_item.any():
             rows = _within(interactions[of_cold_item & ~of_cold_user], {user: train[user].unique()})
             tasks.append(_Task("new items", rows, rows[item].unique()))
+            both = set(rows[user]) & set(tasks[0].rows[user])
+            tasks.append(_Task("all items", _within(pd.concat([rows, tasks[0].rows]), {user: both}), None))
         if cold_user.any():
             rows = _within(interactions[of_cold_user & ~of_cold_item], {item: warm})
             rows = rows.iloc[rng.permutation(len(rows))]
@@ -361,13 +363,9 @@ class _Search:
         if "new items" in by_name:
             task = by_name["new items"]
             cold = best(task, _SHARES, lambda share: weight(share, warm), "neighbours of new items")
-            if "known" in by_name:
-                user = str(self.schema.user)
-                rows = pd.concat([task.rows, by_name["known"].rows])
-                both = set(task.rows[user]) & set(by_name["known"].rows[user])
-                every = _Task("all items", _within(rows, {user: both}), None)
-                if len(both) >= _LEAST:
-                    factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
+            if "all items" in by_name:
+                every = by_name["all items"]
+                factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
         self.reasons.append(
             f"Nearest neighbours {which} make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
             f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
