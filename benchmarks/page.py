@@ -29,8 +29,14 @@ def main() -> None:
             raise SystemExit(
                 f"README.md has no place for {task}: expected a line '<!-- {task} -->' and '<!-- end -->'."
             )
-        table = _table([row for row in rows if row["task"] == task], _TIMES if task == "T10" else _RATES)
-        page = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)
+        here, columns = [row for row in rows if row["task"] == task], _TIMES if task == "T10" else _RATES
+        devices = dict.fromkeys((row["device"], row["threads"]) for row in here)
+        blocks = [
+            f"*{device}, {threads} threads*\n\n{_table([row for row in here if row['device'] == device], columns)}"
+            for device, threads in devices
+        ]
+        text = "\n\n".join(blocks)
+        page = mark.sub(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)
     _PAGE.write_text(page)
     _throughput([row for row in rows if row["task"] not in ("T5", "T10")])
     _steps([row for row in rows if row["task"] == "T5"])
@@ -86,11 +92,11 @@ def _table(rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> str:
 
 def _throughput(rows: list[Row]) -> None:
     """Every system against the fastest rival of its case."""
-    cases = list(dict.fromkeys((row["task"], row["case"]) for row in rows))
+    cases = list(dict.fromkeys((row["task"], row["case"], row["device"]) for row in rows))
     cases.sort(key=lambda found: int(found[0][1:]))
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2))
-    for place, (task, case) in enumerate(cases):
-        chosen = [row for row in rows if (row["task"], row["case"]) == (task, case)]
+    for place, key in enumerate(cases):
+        chosen = [row for row in rows if (row["task"], row["case"], row["device"]) == key]
         best = max(row["value"] for row in chosen if not _ours(row))
         for row in chosen:
             axes.plot(row["value"] / best, -place, "o", color=_OURS if _ours(row) else _THEIRS)
@@ -98,12 +104,15 @@ def _throughput(rows: list[Row]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("throughput, best rival = 1 (orange: jaxrec)")
     axes.set_yticks(
-        [-place for place in range(len(cases))], [f"{task} {case[:52]}" for task, case in cases], fontsize=7
+        [-place for place in range(len(cases))], [f"{task} {case[:52]}" for task, case, _ in cases], fontsize=7
     )
     _save(figure, "throughput.png")
 
 
 def _steps(rows: list[Row]) -> None:
+    """Of the device that has most."""
+    devices = [row["device"] for row in rows]
+    rows = [row for row in rows if row["device"] == max(devices, key=devices.count)]
     figure, axes = plt.subplots(figsize=(6, 4))
     for system in dict.fromkeys(row["system"] for row in rows):
         points = sorted(
