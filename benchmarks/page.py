@@ -30,11 +30,10 @@ def main() -> None:
                 f"README.md has no place for {task}: expected a line '<!-- {task} -->' and '<!-- end -->'."
             )
         here, columns = [row for row in rows if row["task"] == task], _TIMES if task == "T10" else _RATES
-        devices = dict.fromkeys((row["device"], row["threads"]) for row in here)
-        blocks = [
-            f"*{device}, {threads} threads*\n\n{_table([row for row in here if row['device'] == device], columns)}"
-            for device, threads in devices
-        ]
+        groups: dict[str, list[Row]] = {}
+        for row in here:
+            groups.setdefault(f"*{row['device']}, {row['threads']} threads*", []).append(row)
+        blocks = [f"{device}\n\n{_table(group, columns)}" for device, group in groups.items()]
         text = "\n\n".join(blocks)
         page = mark.sub(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)
     _PAGE.write_text(page)
@@ -97,7 +96,7 @@ def _throughput(rows: list[Row]) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2))
     for place, key in enumerate(cases):
         chosen = [row for row in rows if (row["task"], row["case"], row["device"]) == key]
-        best = max(row["value"] for row in chosen if not _ours(row))
+        best = max((row["value"] for row in chosen if not _ours(row)), default=chosen[0]["value"])
         for row in chosen:
             axes.plot(row["value"] / best, -place, "o", color=_OURS if _ours(row) else _THEIRS)
     axes.axvline(1.0, color="black", linewidth=0.8)
@@ -111,6 +110,8 @@ def _throughput(rows: list[Row]) -> None:
 
 def _steps(rows: list[Row]) -> None:
     """Of the device that has most."""
+    if not rows:
+        return
     devices = [row["device"] for row in rows]
     rows = [row for row in rows if row["device"] == max(devices, key=devices.count)]
     figure, axes = plt.subplots(figsize=(6, 4))

@@ -195,10 +195,12 @@ def pooled(name: str, folder: Path) -> None:
     for shots in (count for count in SHOTS if count is not None):
         pair = PAIRS[name](folder, shots)
         methods, found = methods_for(pair), []
-        for alone in (True, False):
-            best = best_of(rows, name, shots, alone)
-            if best is None:
-                raise ValueError(f"{name} has not been measured at {shots} shots. Run it first.")
+        scratch_name, best_name = (best_of(rows, name, shots, alone) for alone in (True, False))
+        if scratch_name is None or best_name is None:
+            raise ValueError(f"{name} has not been measured at {shots} shots. Run it first.")
+        if _validation(rows, name, shots, best_name) <= _validation(rows, name, shots, scratch_name):
+            best_name = scratch_name  # the source would not be taken
+        for best in (scratch_name, best_name):
             fitted = methods[best].fit(pair, 0, **(_setting(rows, name, shots, best) or {}))
             found.append(_values(answers(fitted, pair, pair.test), metric))
             seconds += fitted.seconds
@@ -218,6 +220,11 @@ def pooled(name: str, folder: Path) -> None:
         new[f"{start}low"], new[f"{start}high"] = interval(everybody, numbers)
     kept = [row for row in rows if (row["pair"], row["shots"]) != (name, _MEAN)]
     harness.save(_RESULTS, [*kept, new])
+
+
+def _validation(rows: Rows, name: str, shots: int, method: str) -> float:
+    key = (name, shots, method, 0)
+    return next(r["validation"] for r in rows if (r["pair"], r["shots"], r["method"], r["seed"]) == key)
 
 
 def _values(found: Answers, metric: str) -> pd.DataFrame:
@@ -246,9 +253,11 @@ def main() -> None:
         _RESULTS.with_suffix(".md").write_text(text + "\n")
         return
     folder = harness.data_folder()
-    for name in options.pairs if options.pooled else ():
-        pooled(name, folder)
     if options.pooled:
+        if options.shots != shots or options.methods or options.finalists or options.again or options.seeds != [0]:
+            arguments.error("--pooled takes all shots, seed 0 and what validation chose: give --pairs alone.")
+        for name in options.pairs:
+            pooled(name, folder)
         return
     order = sorted(options.shots, key=["0", "2", "1", "5", "10", "all"].index)
     for name in options.pairs:

@@ -74,7 +74,7 @@ def fold_in_squares(
     others: Float[Array, "batch length dim"],
     mask: Float[Array, "batch length"],
 ) -> Float[jax.Array, "batch dim"]:
-    r"""As ``fold_in`` for vectors of ``train.fit_als``: what an epoch would make of these interactions.
+    r"""As ``fold_in`` for vectors of ``train.fit_als``: a regression whose weights ``prior`` has.
 
     .. math:: u = u_0 + \Bigl(\textstyle\sum_i v_i v_i^\top + \alpha V^\top V + r I\Bigr)^{-1}
         \Bigl(\textstyle\sum_i (1 - u_0^\top v_i) v_i - \alpha V^\top V u_0\Bigr),

@@ -1,6 +1,7 @@
 """The named tuples that cross room borders: what a batch holds and what is known of each entity."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -73,7 +74,7 @@ class ImplicitSquares:
     Args:
       unobserved: weight of a pair that was not observed, >= 0. At 0 only what was observed is fitted.
       l2: regularisation, positive.
-      exponent: what ``fit_als`` calls by that name; 0 regularises alike however much is known.
+      exponent: what ``fit_als`` calls by that name, >= 0; 0 regularises alike however much is known.
 
     Raises:
       ValueError: an argument is out of range.
@@ -84,13 +85,16 @@ class ImplicitSquares:
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.unobserved >= 0 and self.l2 > 0):
-            raise ValueError(f"Expected unobserved >= 0 and l2 > 0, got {self.unobserved} and {self.l2}.")
+        if not (0 <= self.unobserved < math.inf and 0 < self.l2 < math.inf and 0 <= self.exponent < math.inf):
+            raise ValueError(
+                "Expected finite numbers unobserved >= 0, l2 > 0 and exponent >= 0, got "
+                f"{self.unobserved}, {self.l2} and {self.exponent}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """How ``train.fit_als`` says that interactions since the training are folded in."""
+    """How ``train.fit_als`` says that interactions since the training are folded in: users, and items."""
 
     user: ImplicitSquares
     item: ImplicitSquares = ImplicitSquares(0.0, 0.5, 0.0)

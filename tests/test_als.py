@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import refuses
 
 import jaxrec
 from jaxrec import coldstart, data, train
@@ -244,9 +245,12 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
     ):
         with pytest.raises(ValueError, match=message):
             train.fit_als(parts.train, **options)
-    for wrong in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0)):
-        with pytest.raises(ValueError, match="unobserved >= 0 and l2 > 0, got"):
+    for wrong in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0), (0.1, 1.0, -1.0), (0.1, 1.0, float("nan"))):
+        with pytest.raises(ValueError, match="finite numbers unobserved >= 0, l2 > 0 and exponent >= 0, got"):
             coldstart.ImplicitSquares(*wrong)
+    for name in ("fold_user", "fold_item"):
+        with refuses(TypeError, f"Expected an? ImplicitSquares for {name}, got tuple"):
+            train.fit_als(parts.train, **{name: (0.1, 1.0)})
 
 
 def test_weights_are_confidences():

@@ -13,6 +13,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import coldstart, data, models
+from jaxrec.coldstart import _cfgan
 from jaxrec.coldstart._cfgan import Preferences
 from jaxrec.train import _adversarial
 
@@ -78,6 +79,20 @@ def test_a_stretch_without_items_changes_no_loss():
         assert loss(padded) == pytest.approx(float(loss(BATCH)), rel=1e-6)
 
 
+def test_a_user_has_so_many_draws_for_each_item_touched(trained):
+    """Batches draw for the padding behind short users too, and now and then what the user touched."""
+    parts, _ = trained
+    options: dict[str, Any] = {"history": 12, "histories": "sequences", "batch_size": 13 * 8, "seed": 0}
+    batch = data.Batches(parts.train, negatives=data.Negatives(num=2), **options).example()
+    touched, drawn = map(np.asarray, _cfgan._touched_and_drawn(jax.tree.map(jnp.asarray, batch)))
+    assert touched.shape == (8, 13) and drawn.shape == (8, 26)
+    lengths = (touched > 0).sum(axis=1)
+    assert lengths.max() < 13 and len(set(lengths)) > 1
+    assert ((drawn > 0).sum(axis=1) <= 2 * lengths).all() and (drawn > 0).sum() > 1.2 * lengths.sum()
+    for row, other in zip(touched, drawn, strict=True):
+        assert not set(row[row > 0]) & set(other)
+
+
 OPTIONS: dict[str, Any] = {"dim": 16, "latent": 8, "history": 24, "discriminator": (16,), "batch_size": 8}
 
 
@@ -129,10 +144,56 @@ def test_the_same_seed_gives_the_same_preferences(trained):
     assert (first.params["autoencoder"]["bias"] != other.params["autoencoder"]["bias"]).any()
 
 
+def test_every_option_counts(trained):
+    parts, _ = trained
+    plain = coldstart.cfgan(parts.train, epochs=1, **OPTIONS)
+    rate = optax.sgd(0.01)
+    for other in (
+        {"dropout": 0.1}, {"negatives": 1}, {"history": 5}, {"discriminator": (16, 8)},
+        {"discriminator_optimizer": rate}, {"generator_optimizer": rate},
+    ):  # fmt: skip
+        found = coldstart.cfgan(parts.train, epochs=1, **OPTIONS | other)
+        assert (found.params["autoencoder"]["bias"] != plain.params["autoencoder"]["bias"]).any(), other
+
+
+def test_it_stops_by_the_recommender_that_it_returns(frame):
+    """Of which items without training have the mean of the trained ones."""
+    parts = data.split_random(frame, validation=0.2, test=0.0, seed=0)
+    items = pd.DataFrame({"item": np.arange(60), "shelf": np.arange(60) // 10 % 4})  # the last twenty have no row
+    schema = data.Schema(item_features=(data.Categorical("shelf"),))
+    encoded = data.encode(parts, schema, items=items)
+    rates = {f"{player}_optimizer": optax.adamw(0.01, b1=0.5) for player in _adversarial.PLAYERS}
+    options: dict[str, Any] = {"epochs": 12, "patience": 3, "validation": encoded.validation, **rates}
+    found = coldstart.cfgan(encoded.train, **OPTIONS | options)
+    best = jaxrec.evaluate(found, encoded.validation, draws=1)["ndcg@10"]
+    assert best == pytest.approx(found.history["ndcg@10"].max(), rel=1e-6) and best > 0.1
+    values, seen = iter([0.1, 0.3, 0.2, 0.1]), []
+
+    def metric(recommender):
+        seen.append((recommender.model, np.array(recommender.params["autoencoder"]["bias"])))
+        return next(values)
+
+    stopped = coldstart.cfgan(encoded.train, **OPTIONS | options | {"metric": metric, "patience": 2})
+    assert len(stopped.history) == 4 and isinstance(seen[0][0], models.VariationalAutoencoder)
+    np.testing.assert_array_equal(stopped.params["autoencoder"]["bias"], seen[1][1])
+
+
+def test_somebody_who_touched_everything_has_no_draws():
+    rows = [(user, item) for user in range(20) for item in range(4 if user else 6)]
+    parts = data.encode(data.Parts(pd.DataFrame(rows, columns=["user", "item"]), None, None), data.Schema())
+    found = coldstart.cfgan(parts.train, epochs=2, **OPTIONS)
+    assert np.isfinite(found.history[["generator_loss", "discriminator_loss"]]).all(axis=None)
+    lone = data.encode(data.Parts(pd.DataFrame({"user": [1, 2], "item": [7, 7]}), None, None), data.Schema())
+    found = coldstart.cfgan(lone.train, epochs=1, **OPTIONS)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"negatives": 0}, "negatives >= 1"),
+        ({"dim": 0}, "dim >= 1"),
+        ({"latent": 0}, "latent >= 1"),
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"discriminator": ()}, r"one or more widths >= 1 for the discriminator, got \(\)"),
         ({"zero_weight": -1.0}, "zero_weight >= 0"),
@@ -152,7 +213,7 @@ def test_what_is_no_dataset_of_users_is_refused(frame):
     with refuses(TypeError, "Expected an? .*got str"):
         coldstart.cfgan("train")  # pyright: ignore[reportArgumentType]
     nobody = data.encode(data.Parts(frame[["item"]], None, None), data.Schema(user=None))
-    with pytest.raises(ValueError, match="user"):
+    with pytest.raises(ValueError, match="implicit feedback of users and items"):
         coldstart.cfgan(nobody.train, **OPTIONS)
     weighed = data.encode(data.Parts(frame.assign(often=2.0), None, None), data.Schema(weight="often"))
     with pytest.raises(ValueError, match="without weights"):

@@ -188,6 +188,27 @@ def test_new_users_choose_what_they_are_folded_in_by(chosen, monkeypatch):
     assert plain.recommender.folding.user.unobserved == 0.3
 
 
+def test_ranking_all_items_together_has_a_say(chosen, monkeypatch):
+    world, cold = chosen
+    tried = cold.trials[cold.trials["setting"].str.startswith("width")]
+    assert tried["all items"].gt(0).all()
+    monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01), (0.1, 0.01)))
+    monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4,))
+
+    def value(self, recommender, task):
+        first = recommender.folding is not None and recommender.folding.user.l2 == pytest.approx(0.01 * 0.3)
+        return (0.1 if first else 1.0) if task.name == "all items" else (1.0 if first else 0.95)
+
+    monkeypatch.setattr("jaxrec.coldstart._default._FOLDS", ((1.0, 1.0, 1.0),))
+    monkeypatch.setattr("jaxrec.coldstart._default._Search._value", value)
+    monkeypatch.setattr(
+        "jaxrec.coldstart._default._Setting.fold_user",
+        property(lambda setting: coldstart.ImplicitSquares(setting.unobserved, setting.l2 * setting.unobserved)),
+    )
+    found = jaxrec.ColdStart(world.schema, seconds=100).fit(world.interactions, users=world.users, items=world.items)
+    assert "unobserved pairs weighing 0.1 and" in found.explanation
+
+
 def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):
     monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
     monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))

@@ -157,7 +157,7 @@ def test_other_files_versions_and_damage_are_refused(saved, tmp_path):
 
     with pytest.raises(ValueError, match="is 'something', expected 'jaxrec'"):
         jaxrec.load(changed(format="something"))
-    with pytest.raises(ValueError, match="has version 99 of the file format and this jaxrec reads 1"):
+    with pytest.raises(ValueError, match="has version 99 of the file format and this jaxrec reads 2"):
         jaxrec.load(changed(version=99))
     with pytest.raises(ValueError, match="names 'Popen', which this version of jaxrec does not know"):
         jaxrec.load(changed(tree={"class": "Popen", "fields": {}}))

@@ -2,7 +2,7 @@
 
 from jaxrec._add import add
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
-from jaxrec._types import FoldIn, ImplicitSquares, Prior
+from jaxrec._types import FoldIn, Folding, ImplicitSquares, Prior
 from jaxrec.coldstart._aldi import aldi
 from jaxrec.coldstart._cfgan import cfgan
 from jaxrec.coldstart._clcrec import clcrec
@@ -20,6 +20,7 @@ from jaxrec.coldstart._popularity import popularity
 __all__ = [
     "ColdStart",
     "FoldIn",
+    "Folding",
     "ImplicitSquares",
     "InnerLoop",
     "Prior",

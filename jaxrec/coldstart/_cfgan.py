@@ -138,12 +138,14 @@ class Preferences(Over):
 def _touched_and_drawn(
     batch: Batch,
 ) -> tuple[Int32[jax.Array, "users touched"], Int32[jax.Array, "users drawn"]]:
-    """A row for each stretch of a batch of sequences; 0 is padding."""
+    """A row for each stretch of a batch of sequences; 0 is padding, whose draws go, as do draws of what was touched."""
     items = None if batch.item is None else _base.as_index(batch.item)
     if items is None or items.shape[1] < 2:
         raise ValueError("Expected a batch with own negatives. Draw it with Negatives(num=1).")
     users = _base.history_of(batch).shape[0]
-    return items[:, 0].reshape(users, -1), items[:, 1:].reshape(users, -1)
+    touched = items[:, 0].reshape(users, -1)
+    drawn = jnp.where(items[:, :1] > 0, items[:, 1:], 0).reshape(users, -1)
+    return touched, jnp.where(_base.among(drawn, touched), 0, drawn)
 
 
 def cfgan(
@@ -185,7 +187,8 @@ def cfgan(
       smoothness: weight of the penalty on the discriminator's slope, >= 0; without it the generator learns less
         (docs/design.md).
       dropout: probability with which an item is kept from the generator while training, in [0, 1).
-      negatives: items drawn for each that a user touched, at least 1.
+      negatives: items drawn for each that a user touched, at least 1; of those that the user touched too there are
+        fewer.
       generator_optimizer: by default AdamW with a rate of 0.001, decay 0.01 and hardly any momentum (0.5), which in a
         game carries players past each other.
       discriminator_optimizer: likewise, with a rate of 0.003.
@@ -214,8 +217,10 @@ def cfgan(
     """
     expect(train, Dataset, "train")
     need_plain(train)
-    if negatives < 1 or batch_size < 1:
-        raise ValueError(f"Expected negatives >= 1 and batch_size >= 1, got {negatives} and {batch_size}.")
+    counts = {"negatives": negatives, "batch_size": batch_size, "dim": dim, "latent": latent, "history": history}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"Expected {name} >= 1, got {value}.")
     discriminator = tuple(discriminator)
     if not discriminator or min(discriminator) < 1:
         raise ValueError(f"Expected one or more widths >= 1 for the discriminator, got {discriminator}.")
@@ -230,22 +235,24 @@ def cfgan(
         discriminator=optim.row_sparse(discriminator_optimizer or _DISCRIMINATOR),
         generator=optim.row_sparse(generator_optimizer or _GENERATOR),
     )
-    found = play(
+
+    def served(found: Recommender) -> Recommender:
+        params = {name: part for name, part in found.params.items() if name != "discriminator"}
+        return found.replace(model=generator, params=_base.with_unknown_rows(generator, params, train.features))
+
+    return play(
         game,
         train,
         game.init(jax.random.key(seed)),
         optimizers,
         epochs=epochs,
         batch_size=batch_size * (history + 1),
-        negatives=Negatives(num=negatives, reject_seen=True),
+        negatives=Negatives(num=negatives),
         history=history,
         histories="sequences",
         validation=validation,
         metric=metric,
         patience=patience,
         seed=seed,
+        served=served,
     )
-    params = _base.with_unknown_rows(
-        generator, {name: part for name, part in found.params.items() if name != "discriminator"}, train.features
-    )
-    return found.replace(model=generator, params=params)

@@ -17,7 +17,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.data import Encoder, TfidfSVD
 from jaxrec.export._pack import is_custom, pack, unpack
 
-_FORMAT, _VERSION = "jaxrec", 1
+_FORMAT, _VERSION = "jaxrec", 2
 
 
 def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Two players with a loss each, moved in turn: one step with two optimisers, and the loop around it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -157,10 +157,12 @@ def play(
     metric: Metric | None,
     patience: int | None,
     seed: int,
+    served: Callable[[Recommender], Recommender] = lambda recommender: recommender,
 ) -> Recommender:
     """``fit`` for a game: batches, validation, early stopping and the guard against NaN are the same.
 
     ``history`` and ``histories`` are those of ``Batches``, where the game reads other ones than ``fit`` would give it.
+    ``served`` makes a recommender of the game into the one that is validated and returned.
     The log has the mean loss of each player by epoch.
     """
     expect(train, Dataset, "train")
@@ -185,7 +187,7 @@ def play(
                 break
             state, info = _epoch(state, chunk, blank.features, steps, game=game, optimizers=optimizers)
             infos.append(info)
-        recommender = blank.replace(params=_tree.merge(*state.params.values()), log=tuple(log))
+        recommender = served(blank.replace(params=_tree.merge(*state.params.values()), log=tuple(log)))
         if not infos[-1].ok:
             raise Diverged(
                 f"A loss or gradient became infinite or NaN in step {int(state.step) + 1} (epoch {epoch}). Training "

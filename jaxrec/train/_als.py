@@ -130,6 +130,9 @@ def fit_als(
     for name, value, least in (("epochs", epochs, 1), ("steps", steps, 1), ("dim", dim, 1)):
         if value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
+    for name, fold in (("fold_user", fold_user), ("fold_item", fold_item)):
+        if fold is not None:
+            expect(fold, ImplicitSquares, name)
     for name, number in (("unobserved", unobserved), ("l2", l2), ("content_l2", content_l2)):
         if not number > 0:
             raise ValueError(f"Expected {name} > 0, got {number}.")
