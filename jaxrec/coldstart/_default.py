@@ -70,7 +70,7 @@ class _Task(NamedTuple):
 
     name: str
     rows: pd.DataFrame
-    candidates: Any  # raw ids of items; None for all
+    candidates: np.ndarray  # raw ids of items
     revealed: tuple[pd.DataFrame, ...] = ()  # what is known of new users, in one question each; their mean counts
 
 
@@ -220,7 +220,8 @@ class _Search:
             rows = _within(interactions[of_cold_item & ~of_cold_user], {user: train[user].unique()})
             tasks.append(_Task("new items", rows, rows[item].unique()))
             both = set(rows[user]) & set(tasks[0].rows[user])
-            tasks.append(_Task("all items", _within(pd.concat([rows, tasks[0].rows]), {user: both}), None))
+            every = np.concatenate([warm, rows[item].unique()])  # who has no row at all can be right for nobody here
+            tasks.append(_Task("all items", _within(pd.concat([rows, tasks[0].rows]), {user: both}), every))
         if cold_user.any():
             rows = _within(interactions[of_cold_user & ~of_cold_item], {item: warm})
             rows = rows.iloc[rng.permutation(len(rows))]
@@ -246,7 +247,7 @@ class _Search:
         elif revealed is not None:
             recommender = add(recommender, interactions=revealed)
         exclude = task.revealed[-1] if task.revealed else None  # the same candidates whatever is known
-        k = 20 if task.candidates is None else min(20, len(task.candidates))
+        k = min(20, len(task.candidates))
         name = f"ndcg@{k}"
         options: dict[str, Any] = {"ks": (k,), "candidates": task.candidates, "exclude": exclude, "draws": 1}
         return float(evaluation.evaluate(recommender, task.rows, **options)[name])
