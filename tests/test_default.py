@@ -209,6 +209,24 @@ def test_ranking_all_items_together_has_a_say(chosen, monkeypatch):
     assert "unobserved pairs weighing 0.1 and" in found.explanation
 
 
+def test_new_items_are_stretched_without_neighbours_too(monkeypatch):
+    world = data.generate(seed=3, target_users=260, target_items=220, source_users=260, source_items=20).target
+    monkeypatch.setattr("jaxrec.coldstart._default._SHARES", (0.0, 0.0))
+
+    def scores(factor):
+        monkeypatch.setattr("jaxrec.coldstart._default._FACTORS", (factor,))
+        cold = jaxrec.ColdStart(world.schema, seconds=1e-3)
+        cold.fit(world.interactions, users=world.users, items=world.items)
+        assert f"are multiplied by {factor:g}" in cold.explanation
+        grown = coldstart.add(cold.recommender, items=world.items.head(1).assign(item="brand-new"))
+        pairs = pd.DataFrame({"user": world.users["user"].head(5)})
+        return [jaxrec.predict(grown, pairs.assign(item=each)) for each in ("brand-new", world.items["item"].iloc[0])]
+
+    (new, known), (plain, same) = scores(2.0), scores(1.0)
+    ratio = known / same  # both on one scale
+    np.testing.assert_allclose(new / plain, 2.0 * ratio, rtol=1e-4)
+
+
 def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):
     monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
     monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))

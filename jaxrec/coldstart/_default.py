@@ -191,6 +191,8 @@ class _Search:
             weight = self._weights(best, neighbours, f"by {content[0]} alone" if content else "by content")
             if weight[1].any():
                 recommender = mix([recommender, fit_content_knn(whole, features=content)], weight, few=_FEW)
+            elif np.ptp(weight[0]) > 0:  # no neighbours, but a stretch of new items
+                recommender = mix([recommender], weight[:1], few=_FEW)
         self.owner._recommender = recommender
         self.owner.trials = pd.DataFrame(self.trials)
         self.owner.explanation = " ".join(self.reasons)
