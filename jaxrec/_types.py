@@ -94,7 +94,12 @@ class ImplicitSquares:
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """How ``train.fit_als`` says that interactions since the training are folded in: users, and items."""
+    """How ``train.fit_als`` says that interactions since the training are folded in.
+
+    Args:
+      user: what a new user's vector minimises.
+      item: what a new item's does; by default only what was observed is fitted.
+    """
 
     user: ImplicitSquares
     item: ImplicitSquares = ImplicitSquares(0.0, 0.5, 0.0)

@@ -225,7 +225,7 @@ def step(full: bool) -> list[dict[str, Any]]:
     rows = []
     for size in (10_000, 100_000, 1_000_000, 5_000_000) if full else (10_000, 100_000, 1_000_000):
         systems: dict[str, Callable[[], harness.Run]] = {
-            f"jaxrec {name}": functools.partial(_jaxrec_step, size, transformation)
+            f"jaxrec {name}": functools.partial(jaxrec_step, size, transformation)
             for name, transformation in OPTIMISERS.items()
         }
         systems["jaxrec gather and scatter alone"] = functools.partial(_bare_step, size)
@@ -245,7 +245,7 @@ OPTIMISERS = {
 _STEPS, _DENSE_STEPS = 64, 8
 
 
-def _jaxrec_step(size: int, transformation: Any) -> harness.Run:
+def jaxrec_step(size: int, transformation: Any) -> harness.Run:
     half = size // 2
     model = models.MatrixFactorization(user_rows=half, item_rows=half, dim=DIM, bias=False)
     optimizer, loss = optim.row_sparse(transformation), losses.on_batch("bpr")

@@ -77,18 +77,6 @@ class Preferences(Over):
 
     apply = _base.apply
 
-    @property
-    def history(self) -> int:
-        return self.base.history
-
-    def user_vectors(self, params: Params, batch: Batch, features: Features) -> Float[jax.Array, "batch vector"]:
-        return self.base.user_vectors(params, batch, features)
-
-    def item_vectors(
-        self, params: Params, items: Int32[jax.Array, " items"], features: Features
-    ) -> Float[jax.Array, "items vector"]:
-        return self.base.item_vectors(params, items, features)
-
     def player_loss(self, player: str, params: Params, batch: Batch, features: Features, *, key: Any) -> jax.Array:
         """Of a batch of sequences with own negatives: a user's stretch of items is ``P``, its negatives are ``N``."""
         touched, drawn = _touched_and_drawn(batch)
@@ -139,10 +127,7 @@ def _touched_and_drawn(
     batch: Batch,
 ) -> tuple[Int32[jax.Array, "users touched"], Int32[jax.Array, "users drawn"]]:
     """A row for each stretch of a batch of sequences; 0 is padding, whose draws go, as do draws of what was touched."""
-    items = None if batch.item is None else _base.as_index(batch.item)
-    if items is None or items.shape[1] < 2:
-        raise ValueError("Expected a batch with own negatives. Draw it with Negatives(num=1).")
-    users = _base.history_of(batch).shape[0]
+    items, users = _base.item_fields(batch)["item"], _base.history_of(batch).shape[0]
     touched = items[:, 0].reshape(users, -1)
     drawn = jnp.where(items[:, :1] > 0, items[:, 1:], 0).reshape(users, -1)
     return touched, jnp.where(_base.among(drawn, touched), 0, drawn)
@@ -189,8 +174,8 @@ def cfgan(
       dropout: probability with which an item is kept from the generator while training, in [0, 1).
       negatives: items drawn for each that a user touched, at least 1; of those that the user touched too there are
         fewer.
-      generator_optimizer: by default AdamW with a rate of 0.001, decay 0.01 and hardly any momentum (0.5), which in a
-        game carries players past each other.
+      generator_optimizer: by default AdamW with a rate of 0.001, decay 0.01 and momentum 0.5, as is usual in such
+        games.
       discriminator_optimizer: likewise, with a rate of 0.003.
       epochs: passes over the users, at most.
       batch_size: users per step, counted as ``history + 1`` interactions each.

@@ -1,6 +1,5 @@
 """Alternating least squares for implicit feedback: each side in turn is a regression on the other."""
 
-import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
@@ -104,7 +103,8 @@ def fit_als(
         and occupation, and their vectors are better left alone (docs/design.md).
       fold_user: what the vector of a user who is folded in minimises; by default what an epoch minimises. Where little
         is known of users a thirtieth of ``unobserved`` with eight times ``l2`` is often better (docs/design.md).
-      fold_item: likewise of an item; by default ``ImplicitSquares(0, 0.5, 0)``, which three data sets agree on.
+      fold_item: likewise of an item; by default ``ImplicitSquares(0, 0.5, 0)``, good on three data sets
+        (docs/design.md).
       mesh: devices that share the rows to be solved, from ``sharding.make_mesh``. Vectors lie on every one of them. The
         result is that of one device but for rounding.
       seed: of the initial vectors.
@@ -164,14 +164,13 @@ def fit_als(
     if not set(joint) <= {"user", "item"}:
         raise ValueError(f"Expected joint among 'user' and 'item', got {joint!r}.")
     priors = Priors(train, dim, options, content_l2, joint, mesh) if content else None
-    folding = Folding(fold_user or ImplicitSquares(unobserved, l2, exponent))
     blank = Recommender(
         model if priors is None else priors.model,
         {},
         train.encoder,
         train.interactions,
         len(train.interactions),
-        folding=folding if fold_item is None else dataclasses.replace(folding, item=fold_item),
+        folding=Folding(fold_user or ImplicitSquares(unobserved, l2, exponent), fold_item or Folding.item),
     )
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
