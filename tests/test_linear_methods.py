@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import coldstart, data, models, ranking, train, transfer
+from jaxrec.train import _ease
 
 SCHEMA = data.Schema(item_features=(data.Vector("vector"), data.Labels("tags")))
 USERS, ITEMS, COLD, BARE = 14, 12, (10, 11), 9  # item 9 has no content, 10 and 11 no interaction
@@ -89,13 +91,34 @@ def shared_users(touched, similarity, shrink):
 # EASE
 
 
+@pytest.mark.parametrize("users", [USERS, 5])  # of few users the matrix that is inverted is theirs
 @pytest.mark.parametrize("l2", [0.5, 20.0])
-def test_ease_is_its_closed_form(dataset, l2):
-    touched = touched_by()[:USERS, :ITEMS]
+def test_ease_is_its_closed_form(l2, users):
+    interactions = INTERACTIONS[INTERACTIONS["user"] < users]
+    dataset = data.encode(data.Parts(interactions, None, None), SCHEMA, items=CONTENT).train
+    touched = touched_by(interactions)[:users, :ITEMS]
     inverse = np.linalg.inv(touched.T @ touched + l2 * np.eye(ITEMS))
     weights = np.eye(ITEMS) - inverse / np.diag(inverse)[None, :]
     np.fill_diagonal(weights, 0.0)
-    np.testing.assert_allclose(scores_of(train.fit_ease(dataset, l2=l2)), touched @ weights, rtol=1e-4, atol=1e-5)
+    found = scores_of(train.fit_ease(dataset, l2=l2), range(users))
+    np.testing.assert_allclose(found, touched @ weights, rtol=1e-4, atol=1e-5)
+
+
+def test_ease_inverts_a_large_matrix_by_halves(monkeypatch):
+    factor = np.random.default_rng(0).normal(size=(13, 13)).astype(np.float32)
+    matrix = factor @ factor.T + np.eye(13, dtype=np.float32)
+    monkeypatch.setattr(_ease, "_LEAF", 3)
+    np.testing.assert_allclose(_ease._inverse(jnp.asarray(matrix)), np.linalg.inv(matrix), rtol=1e-4, atol=1e-5)
+
+
+def test_ease_of_a_small_penalty_is_not_solved_by_users(dataset, monkeypatch):
+    """What is left of a diagonal of ones there would have too few digits."""
+    few = data.encode(data.Parts(INTERACTIONS[INTERACTIONS["user"] < 5], None, None), SCHEMA, items=CONTENT).train
+    monkeypatch.setattr(_ease, "_solved_by_users", None)
+    train.fit_ease(few, l2=0.04)
+    train.fit_ease(dataset, l2=1.0)
+    with pytest.raises(TypeError, match="NoneType"):
+        train.fit_ease(few, l2=0.06)
 
 
 def test_ease_trusts_some_items_less(dataset):

@@ -17,6 +17,7 @@ from jaxrec.train._fit import check_rows
 from jaxrec.train._implicit import history_length, need_plain
 
 _NUMBERS = 2**24  # of the users x items array that is multiplied at once
+_LEAF = 2048  # rows of a matrix that is inverted in one piece
 
 
 def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | None = None) -> Recommender:
@@ -32,7 +33,8 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     was no interaction scores 0, and so does everything for a user without any; use a method with content for those.
 
     Memory: the square of the number of trained items, in float32, about four times while fitting (20,000 items: 1.6 GB
-    each) and twice after; time: its cube. The same arguments give the same weights.
+    each) and twice after; time: its cube, or where there are half as many users or fewer, its square times their number
+    (of a penalty of a hundredth of their number or more). The same arguments give the same weights.
 
     Args:
       train: implicit feedback. A pair counts once however often it occurs.
@@ -51,7 +53,7 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
 
     References:
       Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019. The matrix is scaled to a unit diagonal and
-      factorised by Cholesky in float32, which agrees with double precision to about 1e-5 of the largest weight.
+      inverted in float32, which agrees with double precision to about 1e-5 of the largest weight.
     """
     expect(train, Dataset, "train")
     need_plain(train)
@@ -59,16 +61,18 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     model = ItemWeights(item_rows=int(row.max()) + 1, history=history_length(train, history))
     check_rows(model, train)
     penalty = _penalties(l2, train, model.item_rows)
-    gram = jnp.zeros((model.item_rows, model.item_rows), jnp.float32)
     seen = train.interactions
     users = np.flatnonzero(seen.user_count)
-    step = max(_NUMBERS // model.item_rows, 1)
-    for start in range(0, len(users), step):
-        position, rows = seen.rows_of(users[start : start + step])
-        touched = np.zeros((min(step, len(users)), model.item_rows), np.float32)
-        touched[position, row[seen.item[rows]]] = 1.0
-        gram = _with_products(gram, touched)
-    return Recommender(model, {"item": {"weights": _solved(gram, penalty)}}, train.encoder, seen, len(seen))
+    if 2 * len(users) <= model.item_rows and 100 * penalty.min() >= len(users):
+        weights = _solved_by_users(_touched(train, users, len(users), model.item_rows), penalty)
+    else:
+        gram = jnp.zeros((model.item_rows, model.item_rows), jnp.float32)
+        step = max(_NUMBERS // model.item_rows, 1)
+        for start in range(0, len(users), step):
+            size = min(step, len(users))
+            gram = _with_products(gram, _touched(train, users[start : start + step], size, model.item_rows))
+        weights = _solved(gram, penalty)
+    return Recommender(model, {"item": {"weights": weights}}, train.encoder, seen, len(seen))
 
 
 def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
@@ -101,6 +105,14 @@ def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
     return found
 
 
+def _touched(train: Dataset, users: np.ndarray, size: int, rows: int) -> Float[np.ndarray, "size rows"]:
+    """A row of ones and zeros for each of the users, then rows of zeros."""
+    position, of_users = train.interactions.rows_of(users)
+    touched = np.zeros((size, rows), np.float32)
+    touched[position, np.asarray(train.features.item_row)[train.interactions.item[of_users]]] = 1.0
+    return touched
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def _with_products(gram: jax.Array, touched: jax.Array) -> jax.Array:
     return gram + touched.T @ touched  # whole numbers: exact in any precision that accumulates in float32
@@ -113,8 +125,39 @@ def _solved(gram: Float[jax.Array, "rows rows"], l2: Float[Array, " rows"]) -> F
     matrix = gram + jnp.diag(jnp.asarray(l2))
     # A popular item's row is thousands of times larger than a rare one's, which would cost as many digits.
     scale = jax.lax.rsqrt(jnp.diag(matrix))
-    lower = jnp.linalg.cholesky(matrix * scale[:, None] * scale[None, :])
-    root = jax.scipy.linalg.solve_triangular(lower, jnp.eye(size, dtype=gram.dtype), lower=True)
-    inverse = jnp.matmul(root.T, root, precision="highest") * scale[:, None] * scale[None, :]
+    inverse = _inverse(matrix * scale[:, None] * scale[None, :]) * scale[:, None] * scale[None, :]
     weights = -inverse / jnp.diag(inverse)[:, None]
     return jnp.where(jnp.eye(size, dtype=bool), 0.0, weights)
+
+
+@jax.jit
+def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
+    r"""The same where there are few users, from a matrix of users x users.
+
+    With :math:`Y = X \Lambda^{-1/2}` Woodbury's identity gives
+    :math:`P = \Lambda^{-1/2} (I - Y^\top (I + Y Y^\top)^{-1} Y) \Lambda^{-1/2}`. Of the identity's
+    diagonal at least :math:`\lambda / (\lambda + n)` is left with n users, so a small penalty would cost digits.
+    """
+    product = functools.partial(jnp.matmul, precision="highest")
+    scale = jax.lax.rsqrt(jnp.asarray(l2))
+    scaled = touched * scale[None, :]
+    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + product(scaled, scaled.T))
+    root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
+    left = 1.0 - (root * root).sum(axis=0)
+    weights = product(root.T, root) * scale[None, :] / (scale * left)[:, None]
+    return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
+
+
+def _inverse(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
+    """Of a symmetric positive definite matrix, by halves: nearly all of the work is products, which use all cores."""
+    size = matrix.shape[0]
+    if size <= _LEAF:
+        lower = jnp.linalg.cholesky(matrix)
+        return jax.scipy.linalg.cho_solve((lower, True), jnp.eye(size, dtype=matrix.dtype))
+    half = size // 2
+    product = functools.partial(jnp.matmul, precision="highest")
+    first, corner = _inverse(matrix[:half, :half]), matrix[half:, :half]
+    share = product(corner, first)
+    last = _inverse(matrix[half:, half:] - product(share, corner.T))
+    across = -product(last, share)
+    return jnp.block([[first - product(share.T, across), across.T], [across, last]])
