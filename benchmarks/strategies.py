@@ -303,31 +303,31 @@ _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.
 _KINDS = ("linear", "mlp")
 _DECAYS = (1.0, 3.0, 10.0, 30.0)
 _EASE = harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0))
+_EASE_SPARSE = harness.grid(l2=(60.0, 200.0, 600.0))  # each inverts a matrix of up to 37,000 items
 _KNN = harness.grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
 
 
 def methods_for(pair: Pair) -> dict[str, Method]:
     """What can be done with a pair; those named ``... alone`` know nothing of the source."""
     grid = _SPARSE if pair.negatives else _DENSE
+    ease = _EASE_SPARSE if pair.negatives else _EASE
     ridges = (1.0, 100.0, 1000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0)
     found = {
         "popularity alone": Method(popularity, [{}]),
         "iALS alone": Method(alone, grid),
-        "EASE alone": Method(alone_ease, _EASE),
+        "EASE alone": Method(alone_ease, ease),
         "item k-NN alone": Method(alone_knn, _KNN),
         "stacked iALS": Method(stacked_als, [*grid, *_MORE] if pair.negatives else grid),
-        "stacked EASE": Method(stacked_ease, _EASE),
+        "stacked EASE": Method(stacked_ease, ease),
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
         "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in ridges]),
         "carried iALS and item k-NN": Method(carried_and_knn, []),
         "iALS and carried iALS": Method(functools.partial(blend, [alone, carried]), []),
     }
-    if pair.shared == "user":
+    if pair.shared == "user" and not pair.negatives:
         found["stacked EASE, source weighed"] = Method(stacked_ease, [])
         found["EASE of each domain, mixed"] = Method(mixed_ease, [])
-    if pair.negatives:  # inverting matrices of 20,000 items takes minutes
-        found = {name: method for name, method in found.items() if "EASE" not in name}
     maps = (20.0, 100.0) if pair.negatives else (100.0,)
     if pair.shared == "user":
         found |= {
