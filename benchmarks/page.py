@@ -82,11 +82,16 @@ def _table(rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> str:
     """One table, the cases one after the other, the fastest first."""
     lines = ["| case | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     slow_first = "first_s" in rows[0]
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case in sorted({row["case"] for row in rows}, key=_natural):
         chosen = sorted((row for row in rows if row["case"] == case), key=lambda row: row["value"])
         for row in chosen if slow_first else chosen[::-1]:
             lines.append(f"| {case} | " + " | ".join(cell(row) for cell in columns.values()) + " |")
     return "\n".join(lines)
+
+
+def _natural(case: str) -> list[Any]:
+    """To sort by: numbers as numbers."""
+    return [int(part.replace(",", "")) if part[:1].isdigit() else part for part in re.split(r"(\d[\d,]*)", case)]
 
 
 def _of_one_device(rows: list[Row]) -> list[Row]:
