@@ -162,6 +162,17 @@ def test_shared_users_help_and_an_unrelated_source_does_not(results, planted):
     assert unrelated.differences["difference"].iloc[0] < results["cross_domain"].differences["difference"].iloc[0]
 
 
+def test_a_prior_from_the_source_and_the_three_blended_use_it(planted):
+    names = ["prior", "EMCDR + prior + regression"]
+    with quick():
+        found = scenarios.cross_domain(planted.source, planted.target, strategies=names, **SMALL)
+    best = found.trials.groupby("method")["value"].max()
+    assert (best[names] > best["iALS"]).all()
+    assert found.chosen == found.strategy and found.recommender.encoder.items.ids.tolist()
+    tried = set(found.trials.loc[found.trials["method"] == "prior", "setting"])
+    assert {setting.rpartition(", ")[2] for setting in tried} == {"content_l2 30", "content_l2 1000"}
+
+
 def test_content_serves_new_items_that_factors_alone_cannot(results):
     result = results["new_item"]
     nothing = result.table[(result.table["slice"] == "nothing known") & (result.table["metric"] == "ndcg@10")]

@@ -1,7 +1,9 @@
 """Scenarios of two domains: users shared and items not, or nothing shared but what features say."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import popularity
-from jaxrec.data import Frames, Parts, Schema, encode
+from jaxrec.data import Dataset, Frames, Parts, Schema, Vector, encode
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
 from jaxrec.scenarios._question import (
     SHRINKS,
@@ -28,10 +30,11 @@ from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
 from jaxrec.train import fit_item_knn
-from jaxrec.transfer import blend, emcdr, regress, stack
+from jaxrec.transfer import blend, carry, emcdr, regress, stack
 
 _BARE = Schema()
 _SHARES = (0.25, 0.5)  # of the regression in a blend
+_RIDGES = (30.0, 1000.0)  # of a prior from the source's vectors
 
 
 def cross_domain(
@@ -51,9 +54,9 @@ def cross_domain(
 
     Shared users are held out whole in the target, and shown and judged as in ``new_user``. Strategies: ``"stacked
     iALS"`` and ``"stacked item k-NN"`` (both domains as one matrix, ``transfer.stack``), ``"EMCDR"``
-    (``transfer.emcdr`` over iALS), ``"regression"`` (``transfer.regress``) and ``"EMCDR + regression"``
-    (``transfer.blend``). Baselines: popularity, popularity among the target's users who are in the source too, and
-    iALS and item k-NN of the target alone.
+    (``transfer.emcdr`` over iALS), ``"prior"`` (``transfer.carry`` into iALS), ``"regression"`` (``transfer.regress``),
+    and ``"EMCDR + regression"`` and ``"EMCDR + prior + regression"`` (``transfer.blend``). Baselines: popularity,
+    popularity among the target's users who are in the source too, and iALS and item k-NN of the target alone.
 
     Args:
       source: interactions without target. Users are the same by raw id, items never.
@@ -130,6 +133,7 @@ class _Domains:
         # The catalogue stands for held-out rows: every item of the target is known, whatever the training part has.
         self.both = encode(Parts(stack(both).interactions, catalogue, None), _BARE).train
         self.of_both = factoriser(self.both, **sizes)
+        self.items = target.items
 
     def _bare(self, rows: pd.DataFrame) -> pd.DataFrame:
         return rows[[self.schema.user, self.schema.item]].set_axis(["user", "item"], axis=1)
@@ -141,6 +145,17 @@ class _Domains:
     def stacked(self, recommender: Recommender) -> Fitted:
         return Fitted(recommender, self.named, self.candidates)
 
+    def with_source(self, setting: Squares) -> Dataset:
+        """The target's training part with the source's vectors as the only features."""
+        users = pd.concat(self.splits)[self.schema.user].unique()
+        vectors = carry(self.of_source(setting)).rename(columns={"user": self.schema.user})
+        vectors = vectors[vectors[self.schema.user].isin(users)]
+        features = {"user_features": (Vector("source", scale="rms"),), "item_features": ()}
+        schema = dataclasses.replace(self.schema, **features)
+        with warnings.catch_warnings():  # users of the target alone have no vector, as they should
+            warnings.simplefilter("ignore", UserWarning)
+            return encode(as_parts(self.splits), schema, users=vectors, items=self.items).train
+
     def methods(self) -> list[Method]:
         of_shared = self.there.encoder.users.encode(self.here.encoder.users.decode(self.here.user)) > 0
         among = Method(
@@ -148,7 +163,7 @@ class _Domains:
             lambda _: popularity(self.here.subset(of_shared)), strategy=False,
         )  # fmt: skip
         shared = np.unique(self.here.user[of_shared])
-        width = min(128, max(len(shared) // 2, 1))
+        width = max(min(128, len(shared) // 2, len(self.there.encoder.items) // 2), 1)
 
         @functools.cache
         def regression(setting: One | None) -> Recommender:
@@ -158,11 +173,25 @@ class _Domains:
         def bridge(setting: Squares) -> Recommender:
             return folding(emcdr(self.of_source(setting), self.of_target(setting)), setting)
 
+        @functools.cache
+        def of_target(setting: Squares, content_l2: float) -> Callable[[Squares], Recommender]:
+            sizes = {"dim": self.options.dim, "seed": self.options.seed}
+            return factoriser(self.with_source(setting), content=True, content_l2=content_l2, joint=("user",), **sizes)
+
+        def prior(setting: _Prior) -> Recommender:
+            solved = setting.squares._replace(softmax=False)  # one solution, whatever newcomers are folded in by
+            return of_target(solved, setting.content_l2)(setting.squares)
+
         def blended(setting: _Blend) -> Recommender:
-            return blend([bridge(setting.bridge), regression(None)], [1.0 - setting.share, setting.share])
+            parts, weight = [bridge(setting.bridge), regression(None)], [1.0 - setting.share, setting.share]
+            if setting.content_l2 is not None:
+                parts.append(prior(_Prior(setting.bridge, setting.content_l2)))
+                weight.append(weight[0])
+            return blend(parts, weight)
 
         softmax = [setting for setting in SQUARES if setting.softmax]
         blends = tuple(_Blend(setting, share) for setting in softmax for share in _SHARES)
+        priors = tuple(_Prior(setting, content_l2) for setting in SQUARES for content_l2 in _RIDGES)
         return [
             *baselines(self.here, self.of_target)[:2],
             among,
@@ -174,13 +203,27 @@ class _Domains:
             Method("EMCDR", "a linear map from users' vectors in the source to theirs in the target", bridge, SQUARES),
             Method("regression", "a ridge regression from what users touched in the source to what they touch here",
                    regression, (None, One("l2", 100.0))),
+            Method("prior", "a factorisation of the target whose users have the source's vectors as a prior",
+                   prior, priors),
             Method("EMCDR + regression", "the two blended", blended, blends),
+            Method("EMCDR + prior + regression", "the three blended",
+                   blended, tuple(each._replace(content_l2=_RIDGES[-1]) for each in blends)),
         ]  # fmt: skip
+
+
+class _Prior(NamedTuple):
+    squares: Squares
+    content_l2: float
+
+    def __str__(self) -> str:
+        return f"{self.squares}, content_l2 {self.content_l2:g}"
 
 
 class _Blend(NamedTuple):
     bridge: Squares
-    share: float
+    share: float  # of the regression
+    content_l2: float | None = None  # of the prior, which weighs what the bridge does; None: without it
 
     def __str__(self) -> str:
-        return f"{self.bridge}, regression {self.share:g}"
+        prior = "" if self.content_l2 is None else f", prior's content_l2 {self.content_l2:g}"
+        return f"{self.bridge}, regression {self.share:g}{prior}"
