@@ -4,6 +4,7 @@ python benchmarks/cold.py                          # what is not measured yet; u
 python benchmarks/cold.py --data ml-1m --again     # one protocol anew
 python benchmarks/cold.py --methods ColdStart      # one method
 python benchmarks/cold.py --seeds 0 1 2 --methods "iALS with content" "iALS with features" ColdStart
+python benchmarks/cold.py --slices answerable      # one question alone, of what has no row of it, with settings found
 python benchmarks/cold.py --table                  # the tables of README.md, from the JSON
 
 ``JAXREC_DATA`` names the folder of data; what each protocol asks stands in ``protocols.py``. A tuned method tries its
@@ -184,6 +185,7 @@ def main() -> None:
     arguments.add_argument("--data", nargs="*", default=list(PROTOCOLS), choices=list(PROTOCOLS))
     arguments.add_argument("--methods", nargs="*", help="by default all")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
+    arguments.add_argument("--slices", nargs="*", help="by default all that the protocol asks")
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
@@ -193,6 +195,9 @@ def main() -> None:
     folder, commit = harness.data_folder(), harness.commit()
     for name in options.data:
         protocol = PROTOCOLS[name](folder)
+        asked = [part for part in protocol.test if not options.slices or part.name in options.slices]
+        if not asked:
+            continue
         methods = METHODS[protocol.title]
         bar, bar_name = None, next(iter(methods))
         for what, method in methods.items():
@@ -200,15 +205,16 @@ def main() -> None:
                 continue
             rows = harness.saved(_RESULTS)
             key = {"dataset": name, "protocol": protocol.title, "system": method.system, "method": what}
-            done = {row["seed"] for row in rows if all(row[field] == value for field, value in key.items())}
+            own = [row for row in rows if all(row[field] == value for field, value in key.items())]
+            done = {row["seed"] for row in own if not options.slices or row["slice"] in options.slices}
             seeds = [seed for seed in options.seeds if options.again or seed not in done]
             if not seeds:
                 continue
             if bar is None and what != bar_name:
                 chosen = _setting_of(rows, name, bar_name) or chosen_setting(protocol, methods[bar_name])
-                bar = measured(protocol, methods[bar_name].fit(protocol, 0, **chosen), protocol.test)
+                bar = measured(protocol, methods[bar_name].fit(protocol, 0, **chosen), asked)
             try:
-                setting = _setting_of(rows, name, what) if 0 not in seeds else None
+                setting = _setting_of(rows, name, what) if 0 not in seeds or options.slices else None
                 setting = chosen_setting(protocol, method) if setting is None else setting
             except ModuleNotFoundError as error:
                 print(f"{what} is left out: {error}")
@@ -217,14 +223,14 @@ def main() -> None:
                 start = time.perf_counter()
                 fitted = method.fit(protocol, seed, **setting)
                 seconds = time.perf_counter() - start
-                reports = measured(protocol, fitted, protocol.test)
+                reports = measured(protocol, fitted, asked)
                 common = {"seconds": seconds, "setting": setting, "commit": commit}
                 same = key | {"seed": seed}
                 new = [same | row | common for row in rows_of(reports, bar)]
                 figures = ", ".join(f"{part} {report['ndcg@20']:.4f}" for part, report in reports.items())
                 print(name, what, seed, figures, f"{seconds:.0f} s", flush=True)
-                kept = [row for row in rows if any(row[field] != value for field, value in same.items())]
-                rows = [*kept, *new]
+                old = [row for row in own if row["seed"] == seed and row["slice"] in reports]
+                rows = [*(row for row in rows if row not in old), *new]
                 harness.save(_RESULTS, rows)
 
 

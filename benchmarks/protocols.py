@@ -60,15 +60,20 @@ class Protocol(NamedTuple):
 
 
 def _item_slices(rows: pd.DataFrame, warm_part: int, cold_part: int, user: str, item: str) -> list[Slice]:
-    """Cold items among themselves, warm items, and all items together for users who have both."""
+    """Cold items among themselves, warm items, and all items together for users who have both.
+
+    Among all items are those of the other cold part, which can be right for nobody; ``answerable`` leaves them out.
+    """
     of_warm, of_cold = (rows.loc[rows.part == part, [user, item]] for part in (warm_part, cold_part))
     warm = rows.loc[rows.part == 0, item].unique()
     joined = pd.concat([of_warm, of_cold])
-    both = np.intersect1d(of_warm[user].unique(), of_cold[user].unique())
+    both = joined[joined[user].isin(np.intersect1d(of_warm[user].unique(), of_cold[user].unique()))]
+    cold = of_cold[item].unique()
     return [
-        Slice("cold", of_cold, of_cold[item].unique()),
+        Slice("cold", of_cold, cold),
         Slice("warm", of_warm, warm),
-        Slice("overall", joined[joined[user].isin(both)], rows[item].unique()),
+        Slice("overall", both, rows[item].unique()),
+        Slice("answerable", both, np.concatenate([warm, cold])),
     ]
 
 
