@@ -152,6 +152,15 @@ def test_ease_of_users_in_several_blocks_is_that_of_one(dataset, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, train.fit_ease(dataset, l2=2.0).params, whole.params)
 
 
+@pytest.mark.parametrize("pairs", [1, 50, 2**22])
+def test_ease_counts_the_pairs_of_sparse_data_one_by_one(dataset, monkeypatch, pairs):
+    whole = train.fit_ease(dataset, l2=2.0)
+    monkeypatch.setattr(_ease, "_PAIR", 0)
+    monkeypatch.setattr(_ease, "_PAIRS", pairs)
+    monkeypatch.setattr(_ease, "_with_products", None)
+    jax.tree.map(np.testing.assert_array_equal, train.fit_ease(dataset, l2=2.0).params, whole.params)
+
+
 def test_item_weights_can_be_trained_by_gradient_too(parts):
     model = models.ItemWeights.for_data(parts.train, history=30)
     fitted = jaxrec.fit(model, parts.train, epochs=5, batch_size=256)

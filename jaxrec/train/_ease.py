@@ -17,6 +17,8 @@ from jaxrec.train._fit import check_rows
 from jaxrec.train._implicit import history_length, need_plain
 
 _NUMBERS = 2**24  # of the users x items array that is multiplied at once
+_PAIR = 5000  # multiplications and additions in which a product of matrices is as far as counting one pair of items
+_PAIRS = 2**22  # that are counted at once
 _LEAF = 2048  # rows of a matrix that is inverted in one piece
 
 
@@ -66,11 +68,7 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     if 2 * len(users) <= model.item_rows and 100 * penalty.min() >= len(users):
         weights = _solved_by_users(_touched(train, users, len(users), model.item_rows), penalty)
     else:
-        gram = jnp.zeros((model.item_rows, model.item_rows), jnp.float32)
-        step = max(_NUMBERS // model.item_rows, 1)
-        for start in range(0, len(users), step):
-            size = min(step, len(users))
-            gram = _with_products(gram, _touched(train, users[start : start + step], size, model.item_rows))
+        gram = _gram(train, users, model.item_rows)
         weights = _solved(gram, penalty)
     return Recommender(model, {"item": {"weights": weights}}, train.encoder, seen, len(seen))
 
@@ -103,6 +101,31 @@ def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
     found = np.ones(rows, np.float32)  # the unknown's row is zero whatever its penalty
     found[row[trained]] = values
     return found
+
+
+def _gram(train: Dataset, users: np.ndarray, rows: int) -> jax.Array:
+    """How many users touched both of two items: counted pair by pair where that is less work than a product."""
+    row, seen = np.asarray(train.features.item_row), train.interactions
+    key = np.unique(seen.user.astype(np.int64) * rows + row[seen.item])
+    user, item = np.divmod(key, rows)
+    _, start, count = np.unique(user, return_index=True, return_counts=True)
+    if _PAIR * (count.astype(np.float64) ** 2).sum() > len(users) * float(rows) ** 2:
+        gram = jnp.zeros((rows, rows), jnp.float32)
+        step = max(_NUMBERS // rows, 1)
+        for first in range(0, len(users), step):
+            gram = _with_products(gram, _touched(train, users[first : first + step], min(step, len(users)), rows))
+        return gram
+    partners, start = np.repeat(count, count), np.repeat(start, count)  # of each touch all touches of the same user
+    end = np.cumsum(partners)
+    counted = np.zeros(rows * rows, np.float32)
+    first = 0
+    while first < len(key):
+        last = max(int(np.searchsorted(end, end[first] - partners[first] + _PAIRS, side="right")), first + 1)
+        length = partners[first:last]
+        other = np.repeat(start[first:last] - np.cumsum(length) + length, length) + np.arange(length.sum())
+        np.add.at(counted, np.repeat(item[first:last], length) * rows + item[other], 1.0)
+        first = last
+    return jnp.asarray(counted.reshape(rows, rows))
 
 
 def _touched(train: Dataset, users: np.ndarray, size: int, rows: int) -> Float[np.ndarray, "size rows"]:
