@@ -104,21 +104,49 @@ def test_ease_is_its_closed_form(l2, users):
     np.testing.assert_allclose(found, touched @ weights, rtol=1e-4, atol=1e-5)
 
 
-def test_ease_inverts_a_large_matrix_by_halves(monkeypatch):
-    factor = np.random.default_rng(0).normal(size=(13, 13)).astype(np.float32)
-    matrix = factor @ factor.T + np.eye(13, dtype=np.float32)
+def popular_and_rare(users, items):
+    """Touches ``[users, items]`` of which a few items have most."""
+    share = (np.arange(items) + 3.0) ** -0.8
+    touched = np.random.default_rng(0).random((users, items)) < 0.6 * share / share.max()
+    touched[np.arange(users), np.arange(users) % items] = True
+    return touched.astype(np.float32)
+
+
+def test_ease_by_halves_has_the_digits_of_one_piece(monkeypatch):
+    touched = popular_and_rare(600, 200)
+    matrix = touched.T @ touched + np.eye(200, dtype=np.float32)
+    scale = np.diag(matrix) ** -0.5
+    matrix = matrix * scale[:, None] * scale[None, :]
+    exact = np.linalg.inv(matrix.astype(np.float64))
+    whole = np.abs(np.asarray(_ease._inverse(jnp.asarray(matrix))) - exact).max()
     monkeypatch.setattr(_ease, "_LEAF", 3)
-    np.testing.assert_allclose(_ease._inverse(jnp.asarray(matrix)), np.linalg.inv(matrix), rtol=1e-4, atol=1e-5)
+    halved = np.abs(np.asarray(_ease._inverse(jnp.asarray(matrix))) - exact).max()
+    assert halved < 3 * whole < 1e-3 * np.abs(exact).max()
 
 
-def test_ease_of_a_small_penalty_is_not_solved_by_users(dataset, monkeypatch):
-    """What is left of a diagonal of ones there would have too few digits."""
-    few = data.encode(data.Parts(INTERACTIONS[INTERACTIONS["user"] < 5], None, None), SCHEMA, items=CONTENT).train
+def test_ease_is_solved_by_users_where_they_are_few_and_digits_suffice(monkeypatch):
+    touched = popular_and_rare(120, 260)
+    user, item = np.nonzero(touched)
+    frame = pd.DataFrame({"user": user, "item": item})
+    few = data.encode(data.Parts(frame, None, None), data.Schema()).train
+    found = train.fit_ease(few, l2=2.0).params["item"]["weights"]
     monkeypatch.setattr(_ease, "_solved_by_users", None)
-    train.fit_ease(few, l2=0.04)
-    train.fit_ease(dataset, l2=1.0)
     with pytest.raises(TypeError, match="NoneType"):
-        train.fit_ease(few, l2=0.06)
+        train.fit_ease(few, l2=2.0)
+    train.fit_ease(few, l2=1.0)
+    inverse = np.linalg.inv(touched.T.astype(np.float64) @ touched + 2.0 * np.eye(260))
+    weights = -inverse / np.diag(inverse)[:, None]
+    np.fill_diagonal(weights, 0.0)
+    order = few.encoder.items.decode(np.arange(1, len(few.encoder.items) + 1))
+    row = np.asarray(few.features.item_row)[1 : len(order) + 1]
+    ours = np.asarray(found)[np.ix_(row, row)]
+    np.testing.assert_allclose(ours, weights[np.ix_(order, order)], atol=1e-5 * np.abs(weights).max())
+
+
+def test_ease_says_where_digits_do_not_suffice():
+    few = data.encode(data.Parts(INTERACTIONS[INTERACTIONS["user"].isin([1, 2])], None, None), data.Schema()).train
+    with refuses(ValueError, "too few digits for l2 down to 1e-30 with 2 users. Raise l2"):
+        train.fit_ease(few, l2=1e-30)
 
 
 def test_ease_trusts_some_items_less(dataset):

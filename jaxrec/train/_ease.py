@@ -65,11 +65,17 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     penalty = _penalties(l2, train, model.item_rows)
     seen = train.interactions
     users = np.flatnonzero(seen.user_count)
-    if 2 * len(users) <= model.item_rows and 100 * penalty.min() >= len(users):
+    least = penalty[row[row > 0]].min(initial=np.inf)
+    if 2 * len(users) <= model.item_rows and 100 * least >= len(users):
         weights = _solved_by_users(_touched(train, users, len(users), model.item_rows), penalty)
     else:
         gram = _gram(train, users, model.item_rows)
         weights = _solved(gram, penalty)
+    if not bool(jnp.isfinite(weights).all()):
+        raise ValueError(
+            f"Float32 has too few digits for l2 down to {least:g} with {len(users)} users. Raise l2; tens to "
+            "thousands are usual."
+        )
     return Recommender(model, {"item": {"weights": weights}}, train.encoder, seen, len(seen))
 
 
@@ -161,13 +167,66 @@ def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " row
     :math:`P = \Lambda^{-1/2} (I - Y^\top (I + Y Y^\top)^{-1} Y) \Lambda^{-1/2}`. Of the identity's
     diagonal at least :math:`\lambda / (\lambda + n)` is left with n users, so a small penalty would cost digits.
     """
-    product = functools.partial(jnp.matmul, precision="highest")
     scale = jax.lax.rsqrt(jnp.asarray(l2))
     scaled = touched * scale[None, :]
-    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + product(scaled, scaled.T))
+    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + _product(scaled, scaled.T))
     root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
     left = 1.0 - (root * root).sum(axis=0)
-    weights = product(root.T, root) * scale[None, :] / (scale * left)[:, None]
+    weights = _product(root.T, root) * scale[None, :] / (scale * left)[:, None]
+    return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
+
+
+def _inverse(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
+    """Of a symmetric positive definite matrix."""
+    return _squared(_root(matrix))
+
+
+_product = functools.partial(jnp.matmul, precision="highest")
+
+
+def _root(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
+    """Inverse of the Cholesky factor, by halves: nearly all of the work is products, which use all cores.
+
+    Halving the inverse itself would be less work and lose digits in every level.
+    """
+    size = matrix.shape[0]
+    if size <= _LEAF:
+        lower = jnp.linalg.cholesky(matrix)
+        return jax.scipy.linalg.solve_triangular(lower, jnp.eye(size, dtype=matrix.dtype), lower=True)
+    half = size // 2
+    first = _root(matrix[:half, :half])
+    corner = _product(matrix[half:, :half], first.T)
+    last = _root(matrix[half:, half:] - _product(corner, corner.T))
+    below = -_product(_product(last, corner), first)
+    return jnp.block([[first, jnp.zeros_like(below.T)], [below, last]])
+
+
+def _squared(root: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
+    """``root.T @ root`` of a lower triangular matrix, a quarter of which need not be multiplied."""
+    size = root.shape[0]
+    if size <= _LEAF:
+        return _product(root.T, root)
+    half = size // 2
+    below, last = root[half:, :half], root[half:, half:]
+    across = _product(last.T, below)
+    first = _squared(root[:half, :half]) + _product(below.T, below)
+    return jnp.block([[first, across.T], [across, _squared(last)]])
+
+
+@jax.jit
+def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
+    r"""The same where there are few users, from a matrix of users x users.
+
+    With :math:`Y = X \Lambda^{-1/2}` Woodbury's identity gives
+    :math:`P = \Lambda^{-1/2} (I - Y^\top (I + Y Y^\top)^{-1} Y) \Lambda^{-1/2}`. Of the identity's
+    diagonal at least :math:`\lambda / (\lambda + n)` is left with n users, so a small penalty would cost digits.
+    """
+    scale = jax.lax.rsqrt(jnp.asarray(l2))
+    scaled = touched * scale[None, :]
+    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + _product(scaled, scaled.T))
+    root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
+    left = 1.0 - (root * root).sum(axis=0)
+    weights = _product(root.T, root) * scale[None, :] / (scale * left)[:, None]
     return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
 
 
