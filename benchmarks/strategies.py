@@ -298,6 +298,18 @@ _MORE = [  # for stacked iALS, which others are measured by
     {"dim": 64, "unobserved": 0.003, "l2": 0.05},
     {"dim": 64, "unobserved": 0.001, "l2": 0.05},
 ]
+_EVEN = [  # for cold users of games and videos: with them it has as many settings as the blend of three in all
+    {"dim": dim, "unobserved": unobserved, "l2": l2, "exponent": 0.5}
+    for dim, unobserved, l2 in (
+        (128, 0.002, 0.5), (128, 0.005, 0.5), (128, 0.003, 0.7), (128, 0.003, 1.0), (256, 0.003, 0.7), (128, 0.01, 0.3),
+    )
+] + [
+    {"dim": dim, "unobserved": unobserved, "l2": l2}
+    for dim, unobserved, l2 in (
+        (128, 0.005, 0.04), (128, 0.007, 0.03), (128, 0.005, 0.02), (192, 0.005, 0.03), (192, 0.003, 0.04),
+        (256, 0.005, 0.04), (128, 0.01, 0.02), (96, 0.005, 0.03), (128, 0.003, 0.02),
+    )
+]  # fmt: skip
 _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
 _KINDS = ("linear", "mlp")
@@ -310,6 +322,8 @@ _KNN = harness.grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
 def methods_for(pair: Pair) -> dict[str, Method]:
     """What can be done with a pair; those named ``... alone`` know nothing of the source."""
     grid = _SPARSE if pair.negatives else _DENSE
+    published = {pair.source, pair.target} == {"game", "video"} and pair.shots == 0
+    stacked = [*grid, *_MORE * pair.negatives, *_EVEN * published]
     ease = _EASE_SPARSE if pair.negatives else _EASE
     ridges = (1.0, 100.0, 1000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0)
     found = {
@@ -317,7 +331,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "iALS alone": Method(alone, grid),
         "EASE alone": Method(alone_ease, ease),
         "item k-NN alone": Method(alone_knn, _KNN),
-        "stacked iALS": Method(stacked_als, [*grid, *_MORE] if pair.negatives else grid),
+        "stacked iALS": Method(stacked_als, stacked),
         "stacked EASE": Method(stacked_ease, ease),
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
@@ -339,7 +353,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         }
     if pair.negatives and pair.shots == 0:
         found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
-    if {pair.source, pair.target} == {"game", "video"} and pair.shots == 0:
+    if published:
         found |= {
             "EMCDR and regression": Method(functools.partial(blend, [emcdr, regress]), []),
             "PTUPCDR over iALS": Method(ptupcdr, []),
