@@ -307,7 +307,7 @@ _EVEN = [  # for cold users of games and videos: with them it has as many settin
     {"dim": dim, "unobserved": unobserved, "l2": l2}
     for dim, unobserved, l2 in (
         (128, 0.005, 0.04), (128, 0.007, 0.03), (128, 0.005, 0.02), (192, 0.005, 0.03), (192, 0.003, 0.04),
-        (256, 0.005, 0.04), (128, 0.01, 0.02), (96, 0.005, 0.03), (128, 0.003, 0.02),
+        (256, 0.005, 0.04), (128, 0.01, 0.02), (96, 0.005, 0.03), (128, 0.003, 0.02), (160, 0.004, 0.035),
     )
 ]  # fmt: skip
 _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
