@@ -213,8 +213,9 @@ def pooled(name: str, folder: Path) -> None:
         print(name, shots, f"{values[-1].mean():.4f} {differences[-1].mean():+.4f}", flush=True)
         forget()
     everybody, value, difference = pd.concat(users), np.concatenate(values), np.concatenate(differences)
-    new: dict[str, Any] = {"pair": name, "shots": _MEAN, "system": "jaxrec", "method": _CHOSEN}
-    new |= {"protocol": protocol, "metric": metric, "seed": 0, "validation": None, "seconds": round(seconds, 1)}
+    new: dict[str, Any] = {"pair": name, "source": pair.source, "target": pair.target, "shots": _MEAN}
+    new |= {"system": "jaxrec", "method": _CHOSEN, "protocol": protocol, "metric": metric, "seed": 0}
+    new |= {"validation": None, "setting": None, "seconds": round(seconds, 1)}
     new |= {"value": float(value.mean()), "difference": float(difference.mean()), "commit": harness.commit()}
     for start, numbers in (("", value), ("difference_", difference)):
         new[f"{start}low"], new[f"{start}high"] = interval(everybody, numbers)
@@ -322,7 +323,7 @@ def _mean(rows: Rows) -> str:
 def details(rows: Rows, name: str) -> str:
     """Markdown: every method by shots, a table for each metric; behind a figure half of its 95 % interval."""
     here = [row for row in rows if row["pair"] == name and row["shots"] != _MEAN]
-    columns = [("full", "recall@20", "R@20"), ("full", "ndcg@10", "N@10")]
+    columns = [("full", "recall@20", "R@20"), ("full", "ndcg@10", "N@10"), ("full", "ndcg@20", "N@20")]
     if _measure_of(rows, name)[0] != "full":
         columns += [("999 negatives", each, each.upper()) for each in ("hr@10", "ndcg@10", "mrr")]
     shots = [count for count in SHOTS if count is not None and any(row["shots"] == count for row in here)]

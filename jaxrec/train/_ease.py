@@ -20,6 +20,7 @@ _NUMBERS = 2**24  # of the users x items array that is multiplied at once
 _PAIR = 5000  # multiplications and additions in which a product of matrices is as far as counting one pair of items
 _PAIRS = 2**22  # that are counted at once
 _LEAF = 2048  # rows of a matrix that is inverted in one piece
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | None = None) -> Recommender:
@@ -159,29 +160,9 @@ def _solved(gram: Float[jax.Array, "rows rows"], l2: Float[Array, " rows"]) -> F
     return jnp.where(jnp.eye(size, dtype=bool), 0.0, weights)
 
 
-@jax.jit
-def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
-    r"""The same where there are few users, from a matrix of users x users.
-
-    With :math:`Y = X \Lambda^{-1/2}` Woodbury's identity gives
-    :math:`P = \Lambda^{-1/2} (I - Y^\top (I + Y Y^\top)^{-1} Y) \Lambda^{-1/2}`. Of the identity's
-    diagonal at least :math:`\lambda / (\lambda + n)` is left with n users, so a small penalty would cost digits.
-    """
-    scale = jax.lax.rsqrt(jnp.asarray(l2))
-    scaled = touched * scale[None, :]
-    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + _product(scaled, scaled.T))
-    root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
-    left = 1.0 - (root * root).sum(axis=0)
-    weights = _product(root.T, root) * scale[None, :] / (scale * left)[:, None]
-    return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
-
-
 def _inverse(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
     """Of a symmetric positive definite matrix."""
     return _squared(_root(matrix))
-
-
-_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def _root(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
@@ -228,18 +209,3 @@ def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " row
     left = 1.0 - (root * root).sum(axis=0)
     weights = _product(root.T, root) * scale[None, :] / (scale * left)[:, None]
     return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
-
-
-def _inverse(matrix: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
-    """Of a symmetric positive definite matrix, by halves: nearly all of the work is products, which use all cores."""
-    size = matrix.shape[0]
-    if size <= _LEAF:
-        lower = jnp.linalg.cholesky(matrix)
-        return jax.scipy.linalg.cho_solve((lower, True), jnp.eye(size, dtype=matrix.dtype))
-    half = size // 2
-    product = functools.partial(jnp.matmul, precision="highest")
-    first, corner = _inverse(matrix[:half, :half]), matrix[half:, :half]
-    share = product(corner, first)
-    last = _inverse(matrix[half:, half:] - product(share, corner.T))
-    across = -product(last, share)
-    return jnp.block([[first - product(share.T, across), across.T], [across, last]])
