@@ -310,6 +310,11 @@ _EVEN = [  # for cold users of games and videos: with them it has as many settin
         (256, 0.005, 0.04), (128, 0.01, 0.02), (96, 0.005, 0.03), (128, 0.003, 0.02), (160, 0.004, 0.035),
     )
 ]  # fmt: skip
+_COLD = [  # there, of what is trained on a domain: two of the above, and two such as the stacked ones preferred
+    *(_SPARSE[0], _SPARSE[3]),
+    {"dim": 128, "unobserved": 0.005, "l2": 0.5, "exponent": 0.5},
+    {"dim": 128, "unobserved": 0.01, "l2": 0.3, "exponent": 0.5},
+]
 _DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
 _BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
 _KINDS = ("linear", "mlp")
@@ -324,6 +329,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
     grid = _SPARSE if pair.negatives else _DENSE
     published = {pair.source, pair.target} == {"game", "video"} and pair.shots == 0
     stacked = [*grid, *_MORE * pair.negatives, *_EVEN * published]
+    own = _COLD if published else grid
     ease = _EASE_SPARSE if pair.negatives else _EASE
     ridges = (1.0, 100.0, 1000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0)
     found = {
@@ -335,7 +341,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "stacked EASE": Method(stacked_ease, ease),
         "stacked item k-NN": Method(stacked_knn, _KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
-        "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in grid for l2 in ridges]),
+        "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in own for l2 in ridges]),
         "carried iALS and item k-NN": Method(carried_and_knn, []),
         "iALS and carried iALS": Method(functools.partial(blend, [alone, carried]), []),
     }
@@ -346,7 +352,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
     if pair.shared == "user":
         found |= {
             "popularity among shared users": Method(popular_with_shared, [{}]),
-            "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in grid for l2 in maps]),
+            "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in own for l2 in maps]),
             "regression": Method(regress, harness.grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
             "carried iALS and regression": Method(functools.partial(blend, [carried, regress]), []),
             "EMCDR, carried iALS and regression": Method(functools.partial(blend, [emcdr, carried, regress]), []),
