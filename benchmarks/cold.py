@@ -208,7 +208,7 @@ def main() -> None:
             own = [row for row in rows if all(row[field] == value for field, value in key.items())]
             done = {row["seed"] for row in own if not options.slices or row["slice"] in options.slices}
             seeds = [seed for seed in options.seeds if options.again or seed not in done]
-            if not seeds:
+            if not seeds or (options.slices and not own):  # a row of one slice would pass for the whole
                 continue
             if bar is None and what != bar_name:
                 chosen = _setting_of(rows, name, bar_name) or chosen_setting(protocol, methods[bar_name])

@@ -97,7 +97,8 @@ def _natural(case: str) -> list[Any]:
 def _of_one_device(rows: list[Row]) -> list[Row]:
     """The one that has most rows."""
     devices = [row["device"] for row in rows]
-    return [row for row in rows if row["device"] == max(devices, key=devices.count, default=None)]
+    most = max(devices, key=devices.count, default=None)
+    return [row for row in rows if row["device"] == most]
 
 
 def _throughput(rows: list[Row]) -> None:

@@ -121,8 +121,8 @@ class _Domains:
         self.schema, self.splits, self.options = target.schema, splits, options
         self.there = encode(Parts(there, None, None), _BARE).train
         self.here = encode(as_parts(splits), target.schema, users=target.users, items=target.items).train
-        sizes = {"dim": options.dim, "seed": options.seed}
-        self.of_source, self.of_target = factoriser(self.there, **sizes), factoriser(self.here, **sizes)
+        self.sizes = {"dim": options.dim, "seed": options.seed}
+        self.of_source, self.of_target = factoriser(self.there, **self.sizes), factoriser(self.here, **self.sizes)
         both = {
             "source": Frames(there, None, None, _BARE),
             "target": Frames(self._bare(splits.train), None, None, _BARE),
@@ -132,7 +132,7 @@ class _Domains:
         self.candidates = catalogue["item"].to_numpy()
         # The catalogue stands for held-out rows: every item of the target is known, whatever the training part has.
         self.both = encode(Parts(stack(both).interactions, catalogue, None), _BARE).train
-        self.of_both = factoriser(self.both, **sizes)
+        self.of_both = factoriser(self.both, **self.sizes)
         self.items = target.items
 
     def _bare(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +175,8 @@ class _Domains:
 
         @functools.cache
         def of_target(setting: Squares, content_l2: float) -> Callable[[Squares], Recommender]:
-            sizes = {"dim": self.options.dim, "seed": self.options.seed}
-            return factoriser(self.with_source(setting), content=True, content_l2=content_l2, joint=("user",), **sizes)
+            features = {"content": True, "content_l2": content_l2, "joint": ("user",)}
+            return factoriser(self.with_source(setting), **features, **self.sizes)
 
         def prior(setting: _Prior) -> Recommender:
             solved = setting.squares._replace(softmax=False)  # one solution, whatever newcomers are folded in by
