@@ -74,8 +74,8 @@ def _over_backbone(method: Callable[..., Any], protocol: Protocol, seed: int, **
 
 def _autoencoder(protocol: Protocol, seed: int, *, epochs: int, **setting: Any) -> Any:
     dataset = protocol.encoded()
-    model = models.VariationalAutoencoder.for_data(dataset, **setting)
-    return train.fit(model, dataset, epochs=epochs, seed=seed)
+    model = models.VariationalAutoencoder.for_data(dataset, history=500, **setting)
+    return train.fit(model, dataset, epochs=epochs, batch_size=8192, seed=seed)
 
 
 def _cfgan(protocol: Protocol, seed: int, **setting: Any) -> Any:
@@ -128,7 +128,7 @@ USERS = {
     "EASE fold-in": Method(_ease, harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0))),
     "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
-    "Mult-VAE": Method(_autoencoder, harness.grid(epochs=(5, 20), beta=(0.002, 0.02))),
+    "Mult-VAE": Method(_autoencoder, harness.grid(epochs=(30, 100), beta=(0.2, 1.0))),
     "CFGAN": Method(_cfgan, harness.grid(epochs=(50, 150), zero_weight=(0.5,))),
     "iALS with features": Method(_als, _FOLDED),
     "ColdStart": Method(_default, [{}]),

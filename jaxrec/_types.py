@@ -23,12 +23,15 @@ class Batch(NamedTuple):
     A batch of *sequences*, which only some models read, scores what follows each position: ``user`` and ``history``
     have a row per sequence, and ``item``, ``target``, ``weight``, ``log_q`` and ``context`` have ``length + 1`` rows of
     it, one after the other: the first is scored for an empty history, the second after the first item, and so on.
+
+    A batch of *users*, which only some models read, has the whole trained catalogue in ``shared_negatives``, neither
+    ``item`` nor ``history``, and a ``target`` for each column: 1 where the user touched the item, else 0.
     """
 
     user: Int[Array, " batch"] | None = None
     item: Int[Array, "batch own"] | None = None  # a positive first, then its own negatives
     shared_negatives: Int[Array, " shared"] | None = None  # scored for every user of the batch
-    target: Float[Array, " batch"] | None = None  # as trained on, that is after the encoder's scaling
+    target: Float[Array, " batch"] | Float[Array, "batch columns"] | None = None  # as trained on, after scaling
     weight: Float[Array, " batch"] | None = None  # non-negative; 0 marks padding
     log_q: Float[Array, "#batch columns"] | None = None  # log of each column's sampling probability
     history: Int[Array, "batch length"] | None = None  # items the user touched, 0 where there are fewer

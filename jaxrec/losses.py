@@ -21,6 +21,7 @@ __all__ = [
     "reverse_gradient",
     "sampled_softmax",
     "sigmoid_cross_entropy",
+    "softmax",
     "warp",
 ]
 
@@ -101,6 +102,36 @@ def bpr(scores: Float[Array, "batch columns"], *, weight: Float[Array, " batch"]
     _need_negatives(scores)
     scores = _float32(scores)
     return _mean(jax.nn.softplus(scores[:, 1:] - scores[:, :1]).mean(axis=1), weight)
+
+
+def softmax(
+    scores: Float[Array, "batch items"],
+    targets: Float[Array, "batch items"],
+    *,
+    weight: Float[Array, " batch"] | None = None,
+) -> Float[jax.Array, ""]:
+    r"""Softmax cross-entropy over the whole catalogue; of several positives in a row, their multinomial likelihood.
+
+    .. math:: \sum_i t_i \Bigl(\log \sum_j e^{s_j} - s_i\Bigr)
+
+    Args:
+      scores: of every item.
+      targets: non-negative, 1 for each positive and 0 for all others.
+      weight: of each row, non-negative.
+
+    Returns:
+      float32 scalar in nats, the mean over rows of the sum over a row; 0 for an empty batch or zero weights.
+
+    Examples:
+      >>> print(f"{softmax(jnp.zeros((1, 4)), jnp.array([[1.0, 1.0, 0.0, 0.0]])):.4f}")
+      2.7726
+
+    References:
+      Liang, Krishnan, Hoffman and Jebara, Variational autoencoders for collaborative filtering, WWW 2018 (its
+      multinomial likelihood, less the constant that no parameter changes).
+    """
+    _need_same_shape(scores, targets)
+    return _mean(-(_float32(targets) * jax.nn.log_softmax(_float32(scores), axis=1)).sum(axis=1), weight)
 
 
 def sampled_softmax(
@@ -274,6 +305,14 @@ def _bpr(scores: jax.Array, batch: Batch) -> jax.Array:
     return bpr(scores, weight=batch.weight)
 
 
+def _softmax(scores: jax.Array, batch: Batch) -> jax.Array:
+    if batch.item is None:
+        assert batch.target is not None
+        return softmax(scores, batch.target, weight=batch.weight)
+    everything = _float32(scores[:, 1:])
+    return _mean(jax.nn.logsumexp(everything, axis=1) - _float32(scores[:, 0]), batch.weight)
+
+
 def _sampled_softmax(scores: jax.Array, batch: Batch) -> jax.Array:
     return sampled_softmax(scores, log_q=batch.log_q, hit=_hits(batch), weight=batch.weight)
 
@@ -300,6 +339,7 @@ _ON_BATCH: dict[str, Loss] = {
     "mse": _pointwise(mse),
     "sigmoid_cross_entropy": _pointwise(sigmoid_cross_entropy),
     "bpr": _bpr,
+    "softmax": _softmax,
     "sampled_softmax": _sampled_softmax,
     "in_batch_softmax": _in_batch_softmax,
     "warp": _warp,

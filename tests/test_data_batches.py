@@ -196,11 +196,56 @@ def test_in_batch_items_of_sequences_are_the_next_items(parts):
     np.testing.assert_array_equal(batch.shared_negatives > 0, batch.weight > 0)
 
 
+@pytest.mark.parametrize("batch_size", [60, None])
+def test_a_batch_of_users_has_each_user_once_with_all_items_marked(parts, batch_size):
+    train = parts.train
+    options = {"history": 2, "seed": 0, "histories": "users", "negatives": data.Negatives(catalogue=True)}
+    batches = data.Batches(train, batch_size=batch_size, **options, multiple_of=4)
+    everything, met = np.unique(train.item), []
+    for stack, steps in batches.epoch(1):
+        assert stack.item is None and stack.history is None and stack.weight.shape[1] % 4 == 0
+        np.testing.assert_array_equal(stack.shared_negatives, np.tile(everything, (len(stack.weight), 1)))
+        assert not stack.weight[steps:].any() and not stack.target[stack.weight == 0].any()
+        real = stack.weight > 0
+        for user, marked in zip(stack.user[real], stack.target[real], strict=True):
+            met.append(user)
+            np.testing.assert_array_equal(everything[marked == 1], np.unique(train.item[train.user == user]))
+            assert set(marked) <= {0, 1}
+    assert sorted(met) == np.unique(train.user).tolist()
+    mean = len(train) / len(met)
+    assert batches.steps == (1 if batch_size is None else -(-len(met) // (batch_size // int(mean))))
+    again = [stack.user for stack, _ in batches.epoch(2)]
+    assert batch_size is None or (again[0] != next(batches.epoch(1))[0].user).any()
+
+
+def test_the_catalogue_stands_beside_every_row(parts):
+    batches = data.Batches(parts.train, batch_size=8, negatives=data.Negatives(catalogue=True), history=0, seed=0)
+    stack, _ = next(batches.epoch(1))
+    assert stack.item.shape[2] == 1 and stack.log_q is None
+    np.testing.assert_array_equal(stack.shared_negatives[-1], np.unique(parts.train.item))
+
+
+def test_users_as_examples_need_the_catalogue_and_nothing_besides(parts, rated_parts):
+    options = {"batch_size": 8, "history": 2, "seed": 0, "histories": "users"}
+    with refuses(
+        ValueError, r"expected Negatives\(catalogue=True\), the default of loss='softmax', got Negatives\(num=1"
+    ):
+        data.Batches(parts.train, negatives=data.Negatives(num=1), **options)
+    everything = data.Negatives(catalogue=True)
+    with refuses(ValueError, "the data has targets, which would not be read"):
+        data.Batches(rated_parts.train, negatives=everything, **options)
+    weighted = dataclasses.replace(parts.train, weight=np.ones(len(parts.train), np.float32))
+    with refuses(ValueError, "the data has weights, which would not be read"):
+        data.Batches(weighted, negatives=everything, **options)
+    with refuses(ValueError, "has every trained item: leave out num, shared and in_batch"):
+        data.Negatives(catalogue=True, shared=3)
+
+
 def test_histories_of_no_length_or_of_another_kind_are_refused(parts):
     options = {"batch_size": 8, "negatives": None, "seed": 0}
     with refuses(ValueError, "history >= 1 for histories='before', got 0"):
         data.Batches(parts.train, history=0, histories="before", **options)
-    with refuses(ValueError, "histories to be 'subset', 'before', 'sequences', got 'latest'"):
+    with refuses(ValueError, "histories to be 'subset', 'before', 'sequences', 'users', got 'latest'"):
         data.Batches(parts.train, history=2, histories="latest", **options)
 
 

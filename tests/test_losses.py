@@ -61,6 +61,21 @@ def test_sampled_softmax_subtracts_log_q_and_leaves_accidental_hits_out():
     assert losses.sampled_softmax(SCORES, log_q=log_q, hit=hit) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_softmax_is_the_multinomial_likelihood_of_a_rows_positives():
+    targets = jnp.asarray([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]], jnp.float32)
+    s = np.asarray(SCORES, np.float64)
+    log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
+    expected = weighted(-(np.asarray(targets) * log_p).sum(axis=1), WEIGHT)
+    assert losses.softmax(SCORES, targets, weight=WEIGHT) == pytest.approx(expected, rel=1e-5)
+    of_batch = losses.on_batch("softmax")
+    assert of_batch(SCORES, Batch(target=targets, weight=WEIGHT)) == pytest.approx(expected, rel=1e-5)
+    # One positive in a column of its own, the catalogue behind it.
+    first = jnp.zeros(SCORES.shape).at[:, 2].set(1.0)
+    batch = Batch(item=jnp.full((5, 1), 3), weight=WEIGHT)
+    beside = of_batch(jnp.concatenate([SCORES[:, 2:3], SCORES], axis=1), batch)
+    assert beside == pytest.approx(float(losses.softmax(SCORES, first, weight=WEIGHT)), rel=1e-5)
+
+
 def test_in_batch_softmax_compares_each_row_with_the_other_rows_positives():
     item = jnp.asarray([1, 2, 1, 3, 0])  # rows 0 and 2 have the same positive, row 4 is padding
     log_q = jnp.log(jnp.asarray([[0.5, 0.2, 0.5, 0.1, 1.0]]))

@@ -397,6 +397,21 @@ def test_a_batch_of_sequences_scores_every_position_by_what_came_before(name):
         np.testing.assert_allclose(scores[row], apply(model, params, one, FEATURES)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_an_autoencoder_scores_a_batch_of_users_like_their_histories():
+    model, params = initialised("autoencoder")
+    catalogue = jnp.asarray([1, 3, 4, 5, 6], jnp.int32)
+    touched = jnp.asarray([[1, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], jnp.float32)
+    users = Batch(shared_negatives=catalogue, target=touched)
+    history = jnp.asarray([[4, 1, 0], [3, 6, 0], [0, 0, 0]], jnp.int32)
+    expected = apply(model, params, Batch(shared_negatives=catalogue, history=history), FEATURES)
+    np.testing.assert_allclose(apply(model, params, users, FEATURES), expected, rtol=1e-4, atol=1e-5)
+    first, second = (apply(model, params, users, FEATURES, jax.random.key(seed)) for seed in (0, 1))
+    assert (first != expected).any() and (first != second).any()
+    odd: Any = "sequences"
+    with refuses(ValueError, "histories 'users' or 'subset', got 'sequences'"):
+        dataclasses.replace(model, histories=odd)
+
+
 def test_dropout_acts_only_while_training():
     model, params = initialised("sequence")
     plain = apply(model, params, batch_of(), FEATURES)

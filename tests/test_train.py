@@ -246,8 +246,8 @@ def test_a_planted_block_structure_is_found():
     assert jaxrec.evaluate(recommender, parts.test, ks=(1,))["recall@1"] == 1.0
 
 
-@pytest.mark.parametrize("histories", ["before", "sequences"])
-def test_a_sequence_transformer_learns_what_follows_what(histories):
+@pytest.mark.parametrize(("histories", "loss"), [("before", None), ("sequences", None), ("sequences", "softmax")])
+def test_a_sequence_transformer_learns_what_follows_what(histories, loss):
     """Everybody walks a ring of 20 items from a start of their own; popularity knows nothing of who stands where."""
     rows = [(user, (user + step) % 20, step) for user in range(60) for step in range(5 + user % 3)]
     schema = data.Schema(time="time")
@@ -256,7 +256,7 @@ def test_a_sequence_transformer_learns_what_follows_what(histories):
     model = models.SequenceTransformer.for_data(
         parts.train, dim=16, layers=1, history=4, dropout=0.0, histories=histories
     )
-    recommender = jaxrec.fit(model, parts.train, epochs=40, batch_size=64, optimizer=optax.adam(0.01))
+    recommender = jaxrec.fit(model, parts.train, epochs=40, batch_size=64, optimizer=optax.adam(0.01), loss=loss)
     popular = jaxrec.evaluate(jaxrec.coldstart.popularity(parts.train), parts.test, ks=(1,))["recall@1"]
     assert jaxrec.evaluate(recommender, parts.test, ks=(1,))["recall@1"] > 0.9 > 0.4 > popular
     steps = pd.DataFrame({"user": 1000, "item": [7, 8], "time": [0, 1]})  # somebody new, by the interactions alone
@@ -385,9 +385,12 @@ def test_neumf_is_fitted_by_its_link_and_goes_on_from_its_parts(parts):
     assert jaxrec.fit(plain, parts.train, epochs=1, batch_size=64).link == "identity"
 
 
-def test_an_autoencoder_beats_popularity_and_serves_somebody_new_from_their_history(world):
+@pytest.mark.parametrize(
+    "options", [{"history": 32}, {"history": 16, "dropout": 0.2, "beta": 0.002, "histories": "subset"}]
+)
+def test_an_autoencoder_beats_popularity_and_serves_somebody_new_from_their_history(world, options):
     parts = encoded(world.target)
-    model = models.VariationalAutoencoder.for_data(parts.train, dim=32, latent=8, history=16, dropout=0.2)
+    model = models.VariationalAutoencoder.for_data(parts.train, dim=32, latent=8, **options)
     recommender = jaxrec.fit(model, parts.train, epochs=30, batch_size=64)
     popular = jaxrec.evaluate(jaxrec.coldstart.popularity(parts.train), parts.test)["ndcg@10"]
     assert jaxrec.evaluate(recommender, parts.test)["ndcg@10"] > 1.1 * popular
@@ -421,6 +424,7 @@ def test_a_factorization_machine_knows_cold_users_by_their_features(parts, facto
         ({"freeze": "towers/*"}, "matches no parameter"),
         ({"negatives": data.Negatives(num=2)}, "go together, got 'in_batch_softmax'"),
         ({"loss": "bpr", "negatives": data.Negatives(in_batch=True)}, "go together, got 'bpr'"),
+        ({"loss": "softmax", "negatives": data.Negatives(shared=4)}, "over all items: expected .*catalogue=True"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(parts, options, message):

@@ -24,6 +24,7 @@ from jaxrec.train._judge import Metric
 _GENERATOR = optax.adamw(1e-3, b1=0.5, weight_decay=1e-2)
 _DISCRIMINATOR = optax.adamw(3e-3, b1=0.5, weight_decay=1e-2)
 _SILENT = -20.0  # logarithm of the variance of a code without noise
+_LOUD = 0.5  # of first layers: whatever the length of a history, tanh gets numbers of about this size
 _FLAT = 0.03  # of the discriminator at first: of unit size it would be punished for its slope alone, for many steps
 
 
@@ -54,6 +55,8 @@ class Preferences(Over):
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         params = self.base.init(key)
+        table = _base.embedding(jax.random.fold_in(key, 2), self.base.item_rows, self.base.dim, _LOUD)
+        params["item"]["encoder"]["embedding"] = table
         noise = params["autoencoder"]["log_variance"]
         params["autoencoder"]["log_variance"] = {
             "kernel": jnp.zeros_like(noise["kernel"]),
@@ -63,7 +66,7 @@ class Preferences(Over):
         key_values, key_given, key_mlp = jax.random.split(jax.random.fold_in(key, 1), 3)
         params["discriminator"] = {
             "values": _base.embedding(key_values, self.base.item_rows, first, _FLAT),
-            "given": _base.embedding(key_given, self.base.item_rows, first, 0.5),
+            "given": _base.embedding(key_given, self.base.item_rows, first, _LOUD),
             "bias": jnp.zeros((first,), jnp.float32),
             "mlp": init_mlp(key_mlp, (first, *rest, 1), 1.0),
         }

@@ -47,7 +47,8 @@ class Batches:
         one time, or without times, in the order of the dataset), at most ``history``, padded with 0 behind.
         ``"sequences"``: the batch holds whole stretches of users' items in that order, and each position's example is
         what follows, see ``Batch``. Every row comes once; a stretch counts as ``history + 1`` examples of a step.
-        Stretches are shuffled as a whole, of a streamed dataset too.
+        Stretches are shuffled as a whole, of a streamed dataset too. ``"users"``: an example is a user with all
+        of their items, see ``Batch``; it counts as as many examples of a step as users have items in the mean.
       multiple_of: fill batches up with examples of weight 0 to a multiple of this, the number of devices that share
         them. What is drawn stays the same.
     """
@@ -82,20 +83,47 @@ class Batches:
         self._histories = Histories(dataset, histories, history, seed) if wanted else None
         # What is shuffled are units of some examples each: rows, or stretches of rows.
         self._stretches = self._histories if histories == "sequences" else None
+        self._users = self._histories if histories == "users" else None
         self._width = 1 if self._stretches is None else history + 1
-        units = len(dataset) if self._stretches is None else self._stretches.num_stretches
-        self._size = units if batch_size is None else max(1, min(batch_size // self._width, units))
+        if self._users is not None:
+            self._check_users()
+        units = self._units(len(dataset))
+        cost = self._width if self._users is None else max(len(dataset) // units, 1)
+        self._size = units if batch_size is None else max(1, min(batch_size // cost, units))
         self._filled = -(-self._size // multiple_of) * multiple_of
         self.steps = -(-units // self._size)
         # A power of two, so that data sets of similar size share one compiled loop.
-        most = _CHUNK // (self._size * self._width * self._bytes)
-        self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
+        columns = 0
         if dataset.item is not None:
             self._sampler = Sampler(dataset, self._negatives, self._size * self._width)
+            columns = len(self._sampler.catalogue) if self._negatives.catalogue else 0
+        most = _CHUNK // (self._size * self._width * self._bytes(columns) + 4 * columns)
+        self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
 
-    @property
-    def _bytes(self) -> int:
+    def _check_users(self) -> None:
+        data, negatives = self._data, self._negatives
+        if data.target is not None or data.weight is not None:
+            what = "targets" if data.target is not None else "weights"
+            raise ValueError(
+                f"With histories='users' an example is a user and all that they touched, and the data has {what}, "
+                "which would not be read. Leave them out of the schema, or give the model histories='subset'."
+            )
+        if not negatives.catalogue:
+            raise ValueError(
+                "With histories='users' a user's items are compared with all: expected Negatives(catalogue=True), the "
+                f"default of loss='softmax', got {negatives}. For other losses give the model histories='subset'."
+            )
+
+    def _units(self, rows: int) -> int:
+        """How many there are to shuffle."""
+        if self._users is not None:
+            return len(self._users.users)
+        return rows if self._stretches is None else self._stretches.num_stretches
+
+    def _bytes(self, columns: int) -> int:
         """Of one example, about."""
+        if self._users is not None:
+            return 4 * (2 + columns)
         context = 0 if self._data.context is None else self._data.context.shape[1]
         own = 0 if self._data.item is None else 1 + self._negatives.num
         return 4 * (3 + own + context + self._history // self._width)
@@ -115,7 +143,7 @@ class Batches:
         """What to read for each window: whole chunks, but for the last."""
         rows, chunk = len(self._data), self._per_chunk * self._size
         window = rows if self._data.window is None else -(-self._data.window // chunk) * chunk
-        if window >= rows or not self._shuffle or self._stretches is not None:
+        if window >= rows or not self._shuffle or self._stretches is not None or self._users is not None:
             return [[(0, rows)]]
         block = min(_BLOCK, window)
         start = rng.permutation(-(-rows // block)) * block
@@ -132,19 +160,23 @@ class Batches:
         return windows
 
     def _read(self, pieces: _Pieces) -> _Window:
-        if self._data.window is None or self._stretches is not None:
+        if self._data.window is None or self._stretches is not None or self._users is not None:
             return _Window(self._data, None)
         wide = np.int32 if len(self._data) < 2**31 else np.int64
         number = np.concatenate([np.arange(*piece, dtype=wide) for piece in pieces]) if self._history else None
         return _Window(self._data.loaded(pieces), number)
 
     def _chunks(self, window: _Window, rng: np.random.Generator) -> Iterator[tuple[Batch, int]]:
-        units = window.rows if self._stretches is None else self._stretches.num_stretches
+        units = self._units(window.rows)
         order = rng.permutation(units) if self._shuffle else np.arange(units)
         chunk = self._per_chunk * self._size
         for start in range(0, len(order), chunk):
             chosen = order[start : start + chunk]
-            yield self._stack(window, chosen, rng), -(-len(chosen) // self._size)
+            stack = self._stack(window, chosen, rng) if self._users is None else self._stack_of_users(chosen)
+            if self._negatives.catalogue:
+                everything = self._sampler.catalogue
+                stack = stack._replace(shared_negatives=np.broadcast_to(everything, (self._per_chunk, len(everything))))
+            yield stack, -(-len(chosen) // self._size)
 
     def _stack(self, window: _Window, units: np.ndarray, rng: np.random.Generator) -> Batch:
         data, negatives = window.columns, self._negatives
@@ -158,11 +190,7 @@ class Batches:
             filled[len(rows) :] = 0
             return filled
 
-        def stacked(values: np.ndarray) -> np.ndarray:
-            each = len(values) // (steps * size)
-            values, missing = values.reshape(steps, size * each, *values.shape[1:]), (self._filled - size) * each
-            return np.pad(values, ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))) if missing else values
-
+        stacked = self._stacked
         weight = np.ones(steps * size * self._width, np.float32) if data.weight is None else taken(data.weight)
         weight[len(rows) :] = 0
         user = None if data.user is None else taken(data.user)
@@ -204,6 +232,24 @@ class Batches:
                 )
             batch = batch._replace(log_q=log_q)
         return batch if shared is None else batch._replace(shared_negatives=shared)
+
+    def _stack_of_users(self, units: np.ndarray) -> Batch:
+        assert self._users is not None
+        users = self._users.users[units]
+        number, everything = self._per_chunk * self._size, self._sampler.catalogue
+        position, item = self._users.of_users(users)
+        touched = np.zeros((number, len(everything)), np.float32)
+        touched[position, np.searchsorted(everything, item)] = 1.0
+        weight = (np.arange(number) < len(users)).astype(np.float32)
+        user = np.pad(users, (0, number - len(users)))
+        return Batch(weight=self._stacked(weight), user=self._stacked(user), target=self._stacked(touched))
+
+    def _stacked(self, values: np.ndarray) -> np.ndarray:
+        """With an axis of steps in front, each filled up for the devices that share it."""
+        each = len(values) // (self._per_chunk * self._size)
+        values = values.reshape(self._per_chunk, self._size * each, *values.shape[1:])
+        missing = (self._filled - self._size) * each
+        return np.pad(values, ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))) if missing else values
 
     def _in_batch(self, batch: Batch, positive: np.ndarray, rng: np.random.Generator) -> Batch:
         """Columns are the batch's positives, then draws for the whole batch."""

@@ -1,4 +1,4 @@
-"""What an example's history is: other items of its user, at random or in order; and whole stretches of items."""
+"""What an example's history is: other items of its user, at random or in order; whole stretches, whole users."""
 
 import functools
 from typing import Literal
@@ -9,15 +9,15 @@ from jaxrec._expect import one_of
 from jaxrec.data._encoder import Dataset
 from jaxrec.data._interactions import counted
 
-Kind = Literal["subset", "before", "sequences"]
+Kind = Literal["subset", "before", "sequences", "users"]
 
 
 class Histories:
     """Histories of at most ``length`` items, padded with 0 behind. ``Batches`` says what the kinds are."""
 
     def __init__(self, dataset: Dataset, kind: Kind, length: int, seed: int) -> None:
-        one_of(kind, ("subset", "before", "sequences"), "histories")
-        if kind != "subset" and length < 1:
+        one_of(kind, ("subset", "before", "sequences", "users"), "histories")
+        if kind in ("before", "sequences") and length < 1:
             raise ValueError(f"Expected history >= 1 for histories={kind!r}, got {length}. It is their length.")
         if dataset.user is None or dataset.item is None:
             raise ValueError("Histories need users. Name the user column in the schema.")
@@ -51,6 +51,18 @@ class Histories:
         # A repeated pair would show the answer.
         keep = (column < length[:, None]) & (found != positive[:, None])
         return np.where(keep, found, 0).astype(np.int32)
+
+    @functools.cached_property
+    def users(self) -> np.ndarray:
+        """Those who have rows."""
+        return np.flatnonzero(self._of_user).astype(np.int32)
+
+    def of_users(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All items of these users: each one's position among them, and the item."""
+        count = self._of_user[users]
+        position = np.repeat(np.arange(len(users)), count)
+        inside = np.arange(len(position)) - np.repeat(np.cumsum(count) - count, count)
+        return position, self._item[self._grouped[np.repeat(self._first[users], count) + inside]]
 
     @functools.cached_property
     def _stretches(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

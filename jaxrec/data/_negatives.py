@@ -21,6 +21,7 @@ class Negatives:
       shared: negatives drawn once for the whole batch and scored for every user in it.
       in_batch: every example's positive is a negative of the others; excludes ``num``. With ``shared`` besides,
         negatives are *mixed*: unpopular items are then met too, of which a batch has few.
+      catalogue: all trained items, scored for every user in the batch; nothing is drawn, and no other is given.
       sampling: ``"uniform"`` over trained items or ``"popularity"``, in proportion to count ** power. The latter
         fills ``Batch.log_q``, and so does ``in_batch``, whose items come in proportion to their count. A mixed
         column has the probability of the mixture, ``(batch * count / rows + shared * drawn) / (batch + shared)``,
@@ -37,6 +38,7 @@ class Negatives:
     num: int = 0
     shared: int = 0
     in_batch: bool = False
+    catalogue: bool = False
     sampling: Literal["uniform", "popularity"] = "uniform"
     power: float = 0.75
     reject_seen: bool = False
@@ -49,6 +51,8 @@ class Negatives:
                 "In-batch negatives are the batch's own positives: leave num at 0. Further ones for the whole batch "
                 "are shared=."
             )
+        if self.catalogue and (self.num or self.shared or self.in_batch):
+            raise ValueError("Negatives(catalogue=True) has every trained item: leave out num, shared and in_batch.")
         one_of(self.sampling, ("uniform", "popularity"), "sampling")
         if self.reject_seen and not self.num:
             raise ValueError("reject_seen applies to own negatives: give num >= 1.")
@@ -81,6 +85,11 @@ class Sampler:
             self._other = self._pool[other]
         if negatives.reject_seen:
             self._need_negatives(dataset.item)
+
+    @property
+    def catalogue(self) -> np.ndarray:
+        """Entity indices of all that could be drawn, int32."""
+        return self._pool
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """int32 items of this shape."""

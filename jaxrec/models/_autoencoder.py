@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int, Key
 
 from jaxrec._types import Array, Batch, Features, HasSizes, Params
@@ -36,25 +37,23 @@ class VariationalAutoencoder:
     history alone, and a user without any as training met empty histories. An item without training has the mean of the
     trained items' rows, read or scored.
 
-    Differences from the paper, where an example is a user with all items as input and as target:
-
-    - An example is an interaction, and the input are other training items of its user: a random number of them, at most
-      ``history`` (``"subset"`` of ``data.Batches``). So the target is never in the input, and what goes with the input
-      is learned rather than a copy of it. A user's examples together have the paper's likelihood.
-    - ``fit``'s losses sample the softmax over the catalogue: ``"in_batch_softmax"`` (the default) or
-      ``"sampled_softmax"``, both with log-Q correction.
-    - :math:`\beta` weighs the divergence against the likelihood of one interaction. The paper's, of a user with
-      :math:`n` interactions, is :math:`n` times as large.
-    - An item that a history has twice counts twice.
+    In training an example is a user, whose items are input and target, and the loss ``"softmax"`` is over the whole
+    catalogue, as in the paper. A step takes as many users as have ``batch_size`` items together, and memory for their
+    scores of all items. Where that is too much, ``histories="subset"`` makes examples of interactions, whose input is a
+    random number of the user's other items, with a sampled softmax (``"in_batch_softmax"``): slower by the length of
+    the histories. There :math:`\beta`, which else weighs the divergence against the likelihood of all interactions of
+    a user, weighs it against that of one, and should be as many times smaller; an item that a history has twice counts
+    twice.
 
     Args:
       item_rows: rows of the item tables, the unknown's row 0 and spare capacity included.
       dim: width of both tables, which is that of the hidden layers.
       latent: width of :math:`z`.
       history: longest history read.
-      dropout: probability, in [0, 1). The paper's is 0.5, where nothing else is left out of the input.
+      dropout: probability, in [0, 1).
       beta: weight of the divergence, >= 0.
       anneal: steps during which the weight grows from 0 to ``beta``, linearly; 0 for none. Every ``fit`` starts anew.
+      histories: ``"users"`` or ``"subset"``, see above.
 
     Examples:
       >>> model = VariationalAutoencoder(item_rows=5, dim=6, latent=2, history=3)
@@ -71,13 +70,16 @@ class VariationalAutoencoder:
     dim: int = 200
     latent: int = 64
     history: int = 100
-    dropout: float = 0.2
-    beta: float = 0.002
+    dropout: float = 0.5
+    beta: float = 0.2
     anneal: int = 0
+    histories: Literal["users", "subset"] = "users"
 
     def __post_init__(self) -> None:
         if self.history < 1:
             raise ValueError(f"Expected history >= 1, got {self.history}. Histories are all that the model reads.")
+        if self.histories not in ("users", "subset"):
+            raise ValueError(f"Expected histories 'users' or 'subset', got {self.histories!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"Expected dropout in [0, 1), got {self.dropout}. It is a probability.")
         if not self.beta >= 0.0 or self.anneal < 0:
@@ -107,8 +109,8 @@ class VariationalAutoencoder:
 
         return {
             "item": {
-                # Whatever the length of a history, tanh gets numbers of about this size.
-                "encoder": {"embedding": _base.embedding(key_in, self.item_rows, self.dim, 0.5)},
+                # Small: what is left of it in rows that few users touched would be noise in a short history.
+                "encoder": {"embedding": _base.embedding(key_in, self.item_rows, self.dim, 0.03)},
                 "decoder": {
                     "embedding": _base.embedding(key_out, self.item_rows, self.dim, self.dim**-0.5),
                     "bias": jnp.zeros((self.item_rows, 1), jnp.float32),
@@ -123,21 +125,27 @@ class VariationalAutoencoder:
         }
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
+        if _of_users(batch):
+            rows = _base.take(features.item_row, _base.item_fields(batch)["shared"])
+            return {"catalogue": Lookup("item/encoder/embedding", rows)} | _item_lookups("shared", rows)
         found = self._history_lookup(_base.history_of(batch), features)
         for name, items in _base.item_fields(batch).items():
             found |= _item_lookups(name, _base.take(features.item_row, items))
         return found
 
     def score(self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None) -> Scored:
-        history = _base.history_of(batch)
         key_drop, key_noise = (None, None) if key is None else jax.random.split(key)
-        posterior = self._encode(params, gathered, history, key=key_drop)
+        if _of_users(batch):
+            x = self._kept(jnp.asarray(batch.target), key=key_drop)
+            posterior = self._posterior(params, x @ gathered["catalogue"])
+        else:
+            posterior = self._encode(params, gathered, _base.history_of(batch), key=key_drop)
         z = posterior.mean
         if key_noise is not None:
             z += jnp.exp(0.5 * posterior.log_variance) * jax.random.normal(key_noise, z.shape, jnp.float32)
         items = {name: _item_vectors(gathered, name) for name in _base.item_fields(batch)}
         scores = _base.pair_scores(_decode(params, z), items.get("item"), items.get("shared"))
-        weight = jnp.ones(history.shape[:1], jnp.float32) if batch.weight is None else jnp.asarray(batch.weight)
+        weight = jnp.ones(z.shape[:1], jnp.float32) if batch.weight is None else jnp.asarray(batch.weight)
         mean = (weight * _divergence(posterior)).sum() / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
         return Scored(scores, self.beta * mean, self.anneal)
 
@@ -171,15 +179,25 @@ class VariationalAutoencoder:
     def _encode(
         self, params: Params, gathered: Gathered, history: Int[Array, "batch length"], *, key: Any
     ) -> Posterior:
-        layers = params["autoencoder"]
-        known = (history > 0).astype(jnp.float32)
+        x = self._kept(jnp.asarray(history > 0, jnp.float32), key=key)
+        return self._posterior(params, jnp.einsum("bld,bl->bd", gathered["history"], x))
+
+    def _kept(self, known: Float[jax.Array, "batch items"], *, key: Any) -> Float[jax.Array, "batch items"]:
+        """Of unit length, and with dropout if there is a key."""
         x = known * jax.lax.rsqrt(jnp.maximum(known.sum(axis=1, keepdims=True), 1.0))
-        if key is not None and self.dropout:
-            keep = jax.random.bernoulli(key, 1.0 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1.0 - self.dropout), 0.0)
-        pooled = jnp.einsum("bld,bl->bd", gathered["history"], x)
+        if key is None or not self.dropout:
+            return x
+        return jnp.where(jax.random.bernoulli(key, 1.0 - self.dropout, x.shape), x / (1.0 - self.dropout), 0.0)
+
+    def _posterior(self, params: Params, pooled: Float[jax.Array, "batch dim"]) -> Posterior:
+        layers = params["autoencoder"]
         h = jnp.tanh(pooled + layers["bias"].astype(jnp.float32)[None, :])
         return Posterior(_dense(layers["mean"], h), _dense(layers["log_variance"], h))
+
+
+def _of_users(batch: Batch) -> bool:
+    """Whether the batch is one of users, each with a target for every item."""
+    return batch.history is None and batch.target is not None and np.ndim(batch.target) == 2
 
 
 def _item_lookups(name: str, rows: jax.Array) -> dict[str, Lookup]:

@@ -25,12 +25,12 @@ from jaxrec.train._phases import Phases, refreeze
 from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
-# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero; nor do an
-# autoencoder's kernels, of which each only learns through the others: they would shrink until nothing passes.
+# embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero; nor does
+# an autoencoder, whose kernels only learn through each other: they would shrink until nothing passes.
 _DEFAULT_OPTIMIZER = optim.row_sparse(
     optim.per_path(
         {
-            "autoencoder/*": optax.adam(3e-3),
+            **dict.fromkeys(("autoencoder/*", "item/encoder/*", "item/decoder/*"), optax.adam(1e-3)),
             "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
             "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
             "*": optax.adam(3e-3),
@@ -41,6 +41,7 @@ _DEFAULT_WITHOUT_TABLES = optim.row_sparse(optax.adam(1e-2))
 _DEFAULT_NEGATIVES = {
     "in_batch_softmax": Negatives(in_batch=True),
     "sampled_softmax": Negatives(shared=256),
+    "softmax": Negatives(catalogue=True),
     "warp": Negatives(shared=256),
     "bpr": Negatives(num=1),
     "sigmoid_cross_entropy": Negatives(num=4),
@@ -96,13 +97,13 @@ def fit(
     Args:
       model: for example ``TwoTower.for_data(train)``.
       train: from ``data.encode``; every user and item in it must be known to its encoder.
-      loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"sampled_softmax"``,
-        ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``. By default ``"mse"``
+      loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
+        ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``. By default ``"mse"``
         (``"sigmoid_cross_entropy"`` for a model with a sigmoid link) where there is a target, else
-        ``"in_batch_softmax"``.
+        ``"in_batch_softmax"`` (``"softmax"`` for a model whose examples are users).
       optimizer: from ``jaxrec.optim``, or an optax transformation, which is made row-sparse. By default AdamW with a
-        rate of 0.01 and decay 1 for embeddings, 0.003 and 3 for kernels, Adam for biases; Adam with 0.01 for a model
-        without tables.
+        rate of 0.01 and decay 1 for embeddings, 0.003 and 3 for kernels, Adam for biases; Adam with 0.001 for an
+        autoencoder, with 0.01 for a model without tables.
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full-batch gradient descent.
       negatives: by default what the loss needs.
@@ -341,7 +342,8 @@ def chosen_loss(
     """The loss's name if it has one, the function, and the link of its predictions."""
     link = getattr(model, "link", None)
     if loss is None:
-        fallback = "mse" if train.target is not None else "in_batch_softmax"
+        implicit = "softmax" if getattr(model, "histories", None) == "users" else "in_batch_softmax"
+        fallback = "mse" if train.target is not None else implicit
         loss = "sigmoid_cross_entropy" if link == "sigmoid" else fallback
     if not isinstance(loss, str):
         return None, loss, link or "identity"
@@ -380,6 +382,11 @@ def chosen_negatives(train: Dataset, loss: str | None, negatives: Negatives | No
         return _DEFAULT_NEGATIVES.get(loss or "")
     if loss is not None and negatives.in_batch != (loss == "in_batch_softmax"):
         raise ValueError(f"Negatives(in_batch=True) and the loss 'in_batch_softmax' go together, got {loss!r}.")
+    if loss == "softmax" and not negatives.catalogue:
+        raise ValueError(
+            f"The loss 'softmax' is over all items: expected Negatives(catalogue=True), its default, got {negatives}. "
+            "For a part of them use 'sampled_softmax'."
+        )
     return negatives
 
 

@@ -51,7 +51,7 @@ def source_of(
         history=getattr(model, "history", 0),
         seed=seed,
         histories=histories,
-        multiple_of=1 if len(trains) == 1 or histories == "sequences" else min(batch_size or most, most),
+        multiple_of=1 if len(trains) == 1 or histories in ("sequences", "users") else min(batch_size or most, most),
     )
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     key_init, key_train = jax.random.split(jax.random.key(seed))  # as fit does
