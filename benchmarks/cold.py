@@ -36,7 +36,9 @@ Setting = dict[str, Any]
 
 
 class Method(NamedTuple):
-    fit: Callable[..., Any]  # (protocol, seed, **setting): a recommender, or for rivals a function of slices
+    fit: Callable[
+        ..., Any
+    ]  # (protocol, seed, **setting): a recommender, or a function of slices that gives one or scores
     settings: list[Setting]
     system: str = "jaxrec"
 
@@ -80,6 +82,22 @@ def _autoencoder(protocol: Protocol, seed: int, *, epochs: int, **setting: Any) 
 
 def _cfgan(protocol: Protocol, seed: int, **setting: Any) -> Any:
     return coldstart.cfgan(protocol.encoded(), seed=seed, **setting)
+
+
+def _melu(protocol: Protocol, seed: int, *, epochs: int, **setting: Any) -> Any:
+    """New users take their inner steps when they come; a user without interactions has the initialisation."""
+    dataset = protocol.encoded()
+    inner = coldstart.InnerLoop(personal=("user/bias", "user/mlp/*"), **setting)
+    model = models.TwoTower.for_data(dataset, dim=64, hidden=(64,))
+    learned = coldstart.meta_learn(model, dataset, inner, epochs=epochs, seed=seed)
+
+    def told(slice: Slice) -> Any:
+        if slice.users is None:
+            return coldstart.personalise(learned, inner)
+        known = coldstart.add(learned, users=slice.users)
+        return known if slice.revealed is None else coldstart.personalise(known, inner, slice.revealed)
+
+    return told
 
 
 def _ease(protocol: Protocol, seed: int, **setting: Any) -> Any:
@@ -129,6 +147,7 @@ USERS = {
     "ALS fold-in": Method(rivals.implicit_als_fold_in, _IMPLICIT_USERS, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
     "Mult-VAE": Method(_autoencoder, harness.grid(epochs=(30, 100), beta=(0.2, 1.0))),
+    "MeLU": Method(_melu, harness.grid(epochs=(20, 40), rate=(0.1, 0.3), steps=(1, 5))),
     "CFGAN": Method(_cfgan, harness.grid(epochs=(50, 150), zero_weight=(0.5,))),
     "iALS with features": Method(_als, _FOLDED),
     "ColdStart": Method(_default, [{}]),
@@ -141,11 +160,11 @@ def measured(protocol: Protocol, fitted: Any, slices: list[Slice]) -> dict[str, 
     reports = {}
     for each in slices:
         options: dict[str, Any] = {"ks": _KS, "candidates": each.candidates, "exclude": each.exclude}
-        if isinstance(fitted, jaxrec.train.Recommender):
-            reports[each.name] = jaxrec.evaluate(each.ready(fitted), each.relevant, **options)
-            continue
-        scores = fitted(each)
+        scores = each.ready(fitted) if isinstance(fitted, jaxrec.train.Recommender) else fitted(each)
         if scores is None:
+            continue
+        if isinstance(scores, jaxrec.train.Recommender):
+            reports[each.name] = jaxrec.evaluate(scores, each.relevant, **options)
             continue
         encoder = protocol.encoded().encoder.extend(users=each.users)
         seen = encoder.encode(protocol.frames["interactions"])

@@ -309,6 +309,12 @@ def _softmax(scores: jax.Array, batch: Batch) -> jax.Array:
     if batch.item is None:
         assert batch.target is not None
         return softmax(scores, batch.target, weight=batch.weight)
+    if batch.item.shape[1] != 1 or batch.shared_negatives is None:
+        raise ValueError(
+            "Expected a positive beside all items, Negatives(catalogue=True), got own items of shape "
+            f"{batch.item.shape} and {'no' if batch.shared_negatives is None else 'some'} shared ones. For a part of "
+            "the items use 'sampled_softmax'."
+        )
     everything = _float32(scores[:, 1:])
     return _mean(jax.nn.logsumexp(everything, axis=1) - _float32(scores[:, 0]), batch.weight)
 

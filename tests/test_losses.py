@@ -71,9 +71,18 @@ def test_softmax_is_the_multinomial_likelihood_of_a_rows_positives():
     assert of_batch(SCORES, Batch(target=targets, weight=WEIGHT)) == pytest.approx(expected, rel=1e-5)
     # One positive in a column of its own, the catalogue behind it.
     first = jnp.zeros(SCORES.shape).at[:, 2].set(1.0)
-    batch = Batch(item=jnp.full((5, 1), 3), weight=WEIGHT)
+    batch = Batch(item=jnp.full((5, 1), 3), shared_negatives=jnp.arange(1, 5), weight=WEIGHT)
     beside = of_batch(jnp.concatenate([SCORES[:, 2:3], SCORES], axis=1), batch)
     assert beside == pytest.approx(float(losses.softmax(SCORES, first, weight=WEIGHT)), rel=1e-5)
+
+
+def test_softmax_of_a_part_of_the_items_is_refused():
+    of_batch = losses.on_batch("softmax")
+    shared = jnp.arange(1, 4)
+    with refuses(ValueError, r"a positive beside all items, .*shape \(5, 4\) and no shared ones.* 'sampled_softmax'"):
+        of_batch(SCORES, Batch(item=jnp.ones((5, 4), jnp.int32)))
+    with refuses(ValueError, r"shape \(5, 0\) and some shared ones"):
+        of_batch(SCORES, Batch(item=jnp.ones((5, 0), jnp.int32), shared_negatives=shared))
 
 
 def test_in_batch_softmax_compares_each_row_with_the_other_rows_positives():
