@@ -16,6 +16,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture
+from jaxrec.ranking._index import Index, by_index
 from jaxrec.ranking._lists import best_lists, columns
 from jaxrec.ranking._search import ranker
 from jaxrec.ranking._top_k import padded
@@ -36,8 +37,9 @@ def recommend(
     exclude: Iterable[Any] | pd.DataFrame | None = None,
     exclude_seen: bool = True,
     mesh: Mesh | None = None,
+    index: Index | None = None,
 ) -> pd.DataFrame:
-    """The best ``k`` items of each user, exactly: every candidate is scored.
+    """The best ``k`` items of each user, exactly: every candidate is scored, unless there is an index.
 
     A user that the recommender does not know, in ``users`` or ``new_users``, is scored from features and interactions
     as far as they are given, else as the unknown user (see the model). So is an item of ``new_items``. Nothing is
@@ -54,6 +56,8 @@ def recommend(
       exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns.
       exclude_seen: whether to leave out what a user has touched, in training or in ``interactions``.
       mesh: from ``sharding.make_mesh``: devices that share the catalogue.
+      index: ``ranking.Index.of(recommender)``: finds nearly the same lists sooner in a large catalogue. Only items that
+        were known when it was built can be listed, and only all of them: no ``candidates`` and no ``new_items``.
 
     Returns:
       A frame with the columns ``user``, ``item`` (raw ids), ``score`` (float32, the model's own, higher is better)
@@ -62,12 +66,17 @@ def recommend(
 
     Raises:
       ValueError: ``k`` is larger than the number of candidates, an id of ``candidates`` or ``exclude`` is unknown, a
-        user is given twice, a score is NaN.
+        user is given twice, a score is NaN, or ``index`` does not go with the recommender or the other arguments.
     """
     expect(recommender, Recommender, "recommender")
     for name, ids in (("users", users), ("candidates", candidates), ("exclude", exclude)):
         if isinstance(ids, str | bytes):
             raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    if index is not None and (candidates is not None or new_items is not None or mesh is not None):
+        raise ValueError(
+            "An index holds all items that were known when it was built, on one device. Leave out candidates, "
+            "new_items and mesh, or the index; exclude= keeps items out of lists."
+        )
     if isinstance(exclude, pd.DataFrame) and recommender.encoder.schema.user in exclude.columns:
         # Users of whom nothing is known must be told apart.
         recommender = add(recommender, users=exclude[recommender.encoder.schema.user].unique())
@@ -82,7 +91,7 @@ def recommend(
     users = pd.Series(list(users), dtype=object)
     if users.duplicated().any():
         raise ValueError(f"Expected each user once, got {users[users.duplicated()].iloc[0]!r} twice.")
-    index = encoder.users.encode(users)
+    entity = encoder.users.encode(users)
     items = candidate_items(encoder, candidates)
     live = int((items > 0).sum())
     k = min(10, live) if k is None else operator.index(k)
@@ -92,7 +101,8 @@ def recommend(
     items = np.where(np.isin(items, everywhere), 0, items).astype(np.int32)
     column_of = columns(items, len(encoder.features.item_row))
     excluded += [recommender.seen] if exclude_seen else []
-    score, position, nan = best_lists(ranker(recommender, items), index, column_of, excluded, k)
+    ranked = ranker(recommender, items) if index is None else by_index(recommender, items, index)
+    score, position, nan = best_lists(ranked, entity, column_of, excluded, k)
     if nan:
         raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters or features.")
     user_at, rank = np.nonzero(position >= 0)

@@ -61,13 +61,7 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
     items, live = _filled(candidate_vectors(recommender, candidates), jnp.asarray(candidates > 0), mesh)
 
     def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
-        inside = exclude.column < outside
-        order = np.argsort(exclude.row[inside], kind="stable")
-        row, column = exclude.row[inside][order], exclude.column[inside][order]
-        count = np.bincount(row, minlength=size)
-        width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
-        grid = np.full((size, width), outside, np.int32)
-        grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
+        grid = excluded_grid(exclude, size, outside)
         vectors = user_vectors(recommender, padded(users, size))
         return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
 
@@ -75,6 +69,18 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
         return list(user_blocks(num_users, outside // _USERS_SHARE))
 
     return Ranker(rank, blocks, outside, threads=mesh is None)
+
+
+def excluded_grid(exclude: Pairs, size: int, outside: int) -> np.ndarray:
+    """For each of ``size`` users the excluded columns side by side, filled up with ``outside``."""
+    inside = exclude.column < outside
+    order = np.argsort(exclude.row[inside], kind="stable")
+    row, column = exclude.row[inside][order], exclude.column[inside][order]
+    count = np.bincount(row, minlength=size)
+    width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes
+    grid = np.full((size, width), outside, np.int32)
+    grid[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = column
+    return grid
 
 
 def search(

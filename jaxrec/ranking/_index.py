@@ -1,0 +1,165 @@
+"""Approximate top-k of inner products: a graph over the items, of which a search visits a small part."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+from jaxrec._expect import expect
+from jaxrec._recommender import Recommender
+from jaxrec._types import Array
+from jaxrec.ranking._search import Ranker, excluded_grid, search
+from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, user_blocks
+from jaxrec.ranking._vectors import everything, user_vectors
+
+_USERS_SHARE = 2**10  # a search holds lists alone; this bounds the blocks of users all the same
+
+
+class Index:
+    """Items in a graph whose edges join those that are alike; a search walks it to where inner products are large.
+
+    Lists are nearly those of ``search``: ``recommend(..., index=)`` and ``Index.search`` find most of the best items,
+    may miss some, and score exactly what they find. For one or a few users of a large catalogue they take a small part
+    of the time; of a small one, or for many users at once, the exact search is about as fast.
+
+    Built on all cores; the graph, and so a list, may differ a little from one building to the next. Extra ``ann``.
+
+    Args:
+      items: vectors, kept by reference and copied once.
+      live: False for items that are never listed, such as padding.
+      links: edges of an item, at least 2. More find more, and take memory (8 bytes each) and time.
+      effort: items looked at for each that is added or asked for, at least 1; more find more and take longer.
+
+    Raises:
+      ValueError: no item is live, a vector is not finite, an option is out of range.
+      ModuleNotFoundError: faiss is not installed.
+
+    References:
+      Malkov and Yashunin, Efficient and robust approximate nearest neighbor search using hierarchical navigable small
+      world graphs, IEEE TPAMI 42(4), 2020, in faiss (Douze et al., The faiss library, 2024), with the inner product in
+      place of a distance: Morozov and Babenko, Non-metric similarity graphs for maximum inner product search, NeurIPS
+      2018.
+    """
+
+    def __init__(
+        self,
+        items: Float[Array, "candidates dim"],
+        *,
+        live: Bool[Array, " candidates"] | None = None,
+        links: int = 32,
+        effort: int = 200,
+    ) -> None:
+        for name, value, least in (("links", links, 2), ("effort", effort, 1)):
+            if value < least:
+                raise ValueError(f"Expected {name} >= {least}, got {value}.")
+        self.items, self._effort = items, effort
+        vectors = np.asarray(items, np.float32)
+        self._position = np.arange(len(vectors)) if live is None else np.flatnonzero(np.asarray(live))
+        if not len(self._position):
+            raise ValueError("Expected at least one live item, got none. There would be nothing to find.")
+        chosen = np.ascontiguousarray(vectors[self._position])
+        if not np.isfinite(chosen).all():
+            raise ValueError("An item vector is not finite, so it has no rank. Look for NaN in the parameters.")
+        faiss = _faiss()
+        self._graph: Any = faiss.IndexHNSWFlat(chosen.shape[1], links, faiss.METRIC_INNER_PRODUCT)
+        self._graph.hnsw.efConstruction = effort
+        self._graph.add(chosen)
+        self._parameters = faiss.SearchParametersHNSW
+
+    @classmethod
+    def of(cls, recommender: Recommender, **options: Any) -> "Index":
+        """Of all items of a recommender whose model factorises, for ``recommend(recommender, ..., index=)``.
+
+        Raises:
+          ValueError: the model does not factorise, or as for the class.
+        """
+        expect(recommender, Recommender, "recommender")
+        if not recommender.factorises:
+            raise ValueError(
+                f"{type(recommender.model).__name__} has no vectors of items to build an index of. Rank "
+                "exactly, without index=."
+            )
+        return cls(recommender.catalogue, live=everything(recommender.encoder) > 0, **options)
+
+    def search(
+        self,
+        users: Float[Array, "users dim"],
+        *,
+        k: int,
+        exclude: Int32[Array, "users excluded"] | None = None,
+        effort: int | None = None,
+    ) -> TopK:
+        """About the ``k`` best items of each user by inner product.
+
+        Args:
+          users: vectors.
+          k: length of the lists.
+          exclude: for each user positions that are not listed; fill up with any number that is no position. The search
+            looks for as many items more.
+          effort: as for the class, which gives the default.
+
+        Returns:
+          Scores in float32 and positions; equal scores: lower position first. Lists are as long as those of the exact
+          search, which stands in where the walk finds too few.
+
+        Raises:
+          ValueError: ``k`` is outside ``1 .. items``, a user's vector is not finite.
+        """
+        if not 1 <= k <= len(self.items):
+            raise ValueError(
+                f"Expected k in 1 .. {len(self.items)} (the number of items), got {k}. Lists cannot be longer."
+            )
+        asked = np.ascontiguousarray(users, np.float32)
+        if not np.isfinite(asked).all():
+            raise ValueError("A user vector is not finite, so no item has a rank. Look for NaN in the parameters.")
+        given = np.full((len(asked), 1), -1) if exclude is None else np.asarray(exclude)
+        more = min(k + given.shape[1], len(self._position))
+        parameters = self._parameters(efSearch=max(self._effort if effort is None else effort, more))
+        score, found = self._graph.search(asked, more, params=parameters)
+        position = np.where(found < 0, -1, self._position[found])
+        row = np.arange(len(asked))[:, None] * (len(self.items) + 1)  # nobody's exclusion is another one's
+        gone = (position < 0) | np.isin(row + position, row + np.clip(given, -1, len(self.items)))
+        order = np.lexsort((position, -score, gone), axis=1)[:, :k]
+        score, position, gone = (np.take_along_axis(each, order, axis=1) for each in (score, position, gone))
+        score, position = np.where(gone, -np.inf, score), np.where(gone, -1, position)
+        missing = k - score.shape[1]
+        score = np.pad(score, ((0, 0), (0, missing)), constant_values=-np.inf)
+        position = np.pad(position, ((0, 0), (0, missing)), constant_values=-1)
+        short = np.flatnonzero(position[:, -1] < 0)
+        if len(short):
+            live = np.zeros(len(self.items), bool)
+            live[self._position] = True
+            exact = search(asked[short], self.items, k=k, live=live, exclude=jnp.asarray(given[short], jnp.int32))
+            score[short], position[short] = np.asarray(exact.score), np.asarray(exact.position)
+        return TopK(jnp.asarray(score, jnp.float32), jnp.asarray(position, jnp.int32))
+
+
+def by_index(recommender: Recommender, candidates: np.ndarray, index: Index) -> Ranker:
+    """How to rank ``candidates`` (entity indices in their own place, 0 where one is none) by an index of all items."""
+    if not recommender.factorises:
+        raise ValueError(f"An index ranks for a model that factorises, not for {type(recommender.model).__name__}.")
+    catalogue = recommender.catalogue
+    if index.items is not catalogue and not jnp.array_equal(index.items, catalogue):
+        raise ValueError(
+            "The index is not of this recommender's item vectors, which change with training and with new items. Build "
+            "it anew: ranking.Index.of(recommender)."
+        )
+    # Items that nobody may be told of are asked for like each one's own exclusions.
+    barred = np.flatnonzero((candidates == 0) & (everything(recommender.encoder) > 0)).astype(np.int32)
+
+    def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
+        vectors = np.asarray(user_vectors(recommender, padded(users, size)))[: len(users)]
+        given = excluded_grid(exclude, len(users), len(candidates))
+        given = np.concatenate([given, np.tile(barred, (len(users), 1))], axis=1)
+        return Block(index.search(vectors, k=k, exclude=given), jnp.bool_(False))
+
+    return Ranker(rank, lambda num_users: list(user_blocks(num_users, _USERS_SHARE)), len(candidates), threads=False)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("ranking.Index needs faiss. Install the extra: pip install 'jaxrec[ann]'.") from error
+    return faiss

@@ -1,0 +1,121 @@
+"""Approximate top-k: nearly the exact lists, exactly scored; exclusions; what it does not go with."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import refuses
+
+import jaxrec
+from jaxrec import coldstart, ranking
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """Users and items of eight tastes."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(8, 12))
+    users, items = (centres[rng.integers(0, 8, size)] + 0.4 * rng.normal(size=(size, 12)) for size in (40, 3000))
+    return users.astype(np.float32), items.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def index(vectors):
+    return ranking.Index(vectors[1])
+
+
+def test_most_of_the_best_items_are_found_and_exactly_scored(vectors, index):
+    users, items = vectors
+    exact, found = ranking.search(users, items, k=20), index.search(users, k=20)
+    ours, theirs = np.asarray(found.position), np.asarray(exact.position)
+    shared = (ours[:, :, None] == theirs[:, None, :]).sum(axis=(1, 2))
+    assert np.mean(shared) > 19
+    scores = np.take_along_axis(users @ items.T, np.asarray(found.position), axis=1)
+    np.testing.assert_allclose(found.score, scores, rtol=1e-4, atol=1e-5)
+    assert (found.score[:, 1:] <= found.score[:, :-1]).all()
+
+
+def test_more_effort_finds_no_fewer(vectors):
+    users, items = vectors
+    thin = ranking.Index(items, links=2, effort=1)
+    best = np.asarray(ranking.search(users, items, k=5).position)
+    little, much = (np.asarray(thin.search(users, k=5, effort=effort).position) for effort in (1, 3000))
+    assert (little[:, :, None] == best[:, None, :]).sum() < (much[:, :, None] == best[:, None, :]).sum()
+
+
+def test_excluded_and_dead_items_are_not_found(vectors):
+    users, items = vectors
+    live = np.arange(3000) % 3 != 0
+    index = ranking.Index(items, live=live)
+    exclude = np.asarray(ranking.search(users, items, k=30, live=jnp.asarray(live)).position)
+    assert np.isin(index.search(users, k=10).position, exclude).any()
+    found = np.asarray(index.search(users, k=10, exclude=jnp.asarray(exclude)).position)
+    assert live[found].all() and not (found[:, :, None] == exclude[:, None, :]).any()
+    others = index.search(users[:1], k=10, exclude=jnp.asarray(exclude[1:2]))  # another user's exclusions
+    np.testing.assert_array_equal(others.position[0, :3], index.search(users[:1], k=3).position[0])
+
+
+def test_lists_are_as_long_as_exact_ones(vectors):
+    users, items = vectors
+    index = ranking.Index(items[:30], live=np.arange(30) < 25)
+    exclude = jnp.asarray(np.tile(np.arange(20), (len(users), 1)), jnp.int32)
+    found = index.search(users, k=8, exclude=exclude)
+    exact = ranking.search(users, items[:30], k=8, live=jnp.arange(30) < 25, exclude=exclude)
+    np.testing.assert_array_equal(found.position, exact.position)
+    np.testing.assert_allclose(found.score, exact.score, rtol=1e-5)
+    assert (np.asarray(found.position)[:, 5:] == -1).all() and np.isneginf(found.score[:, 5:]).all()
+
+
+def test_equal_scores_go_by_position():
+    items = np.asarray([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+    assert ranking.Index(items).search(np.asarray([[1.0, 0.0]], np.float32), k=4).position.tolist() == [[1, 2, 3, 0]]
+
+
+def test_recommending_by_an_index_is_recommending(factorization, parts):
+    index = ranking.Index.of(factorization)
+    ids = factorization.encoder.items.ids
+    exact = jaxrec.recommend(factorization, k=5, exclude=ids[:3])
+    pd.testing.assert_frame_equal(jaxrec.recommend(factorization, k=5, exclude=ids[:3], index=index), exact, rtol=1e-5)
+    assert not exact["item"].isin(ids[:3]).any()
+    touched = pd.DataFrame({"user": 1, "item": ids[5:8], "time": 0})
+    fresh = {"users": [1], "interactions": touched, "k": 5}
+    pd.testing.assert_frame_equal(
+        jaxrec.recommend(factorization, **fresh, index=index), jaxrec.recommend(factorization, **fresh), rtol=1e-5
+    )
+
+
+def test_what_an_index_does_not_go_with_is_refused(factorization, towers, world, parts):
+    index = ranking.Index.of(factorization)
+    ids = factorization.encoder.items.ids
+    with refuses(ValueError, "Leave out candidates, new_items and mesh, or the index"):
+        jaxrec.recommend(factorization, candidates=ids[:9], index=index)
+    with refuses(ValueError, "is not of this recommender's item vectors, .* Build it anew"):
+        jaxrec.recommend(towers, index=index)
+    new = world.target.items.iloc[:1].assign(item="film-99999")
+    with refuses(ValueError, "Build it anew"):
+        jaxrec.recommend(coldstart.add(towers, items=new), index=ranking.Index.of(towers))
+    counted = jaxrec.train.fit_item_knn(parts.train)
+    for wrong in (lambda: ranking.Index.of(counted), lambda: jaxrec.recommend(counted, index=index)):
+        with refuses(ValueError, "factorise|vectors of items"):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"links": 1}, "links >= 2, got 1"),
+        ({"effort": 0}, "effort >= 1, got 0"),
+        ({"live": np.zeros(3, bool)}, "at least one live item, got none"),
+        ({"items": np.full((3, 2), np.nan, np.float32)}, "item vector is not finite"),
+    ],
+)
+def test_indexes_that_cannot_be_are_refused(options, message):
+    with refuses(ValueError, message):
+        ranking.Index(**{"items": np.ones((3, 2), np.float32)} | options)
+
+
+def test_questions_that_cannot_be_are_refused(index):
+    with refuses(ValueError, "k in 1 .. 3000 .*got 3001"):
+        index.search(np.ones((1, 12), np.float32), k=3001)
+    with refuses(ValueError, "user vector is not finite"):
+        index.search(np.full((1, 12), np.nan, np.float32), k=1)
