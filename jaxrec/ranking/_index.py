@@ -47,8 +47,8 @@ class Index:
         items: Float[Array, "candidates dim"],
         *,
         live: Bool[Array, " candidates"] | None = None,
-        links: int = 32,
-        effort: int = 200,
+        links: int = 16,
+        effort: int = 100,
     ) -> None:
         for name, value, least in (("links", links, 2), ("effort", effort, 1)):
             if value < least:
