@@ -306,17 +306,19 @@ def _bpr(scores: jax.Array, batch: Batch) -> jax.Array:
 
 
 def _softmax(scores: jax.Array, batch: Batch) -> jax.Array:
-    if batch.item is None:
-        assert batch.target is not None
+    if batch.item is None and batch.target is not None:
         return softmax(scores, batch.target, weight=batch.weight)
-    if batch.item.shape[1] != 1 or batch.shared_negatives is None:
+    if batch.item is None or batch.item.shape[1] != 1 or batch.shared_negatives is None:
+        own = "none" if batch.item is None else str(batch.item.shape)
         raise ValueError(
-            "Expected a positive beside all items, Negatives(catalogue=True), got own items of shape "
-            f"{batch.item.shape} and {'no' if batch.shared_negatives is None else 'some'} shared ones. For a part of "
-            "the items use 'sampled_softmax'."
+            f"Expected a positive beside all items, Negatives(catalogue=True), got own items of shape {own} and "
+            f"{'no' if batch.shared_negatives is None else 'some'} shared ones. For a part of the items use "
+            "'sampled_softmax'."
         )
+    # Dropout may have drawn the positive's own column otherwise than that in the catalogue, which counts.
     everything = _float32(scores[:, 1:])
-    return _mean(jax.nn.logsumexp(everything, axis=1) - _float32(scores[:, 0]), batch.weight)
+    positive = jnp.where(jnp.asarray(batch.shared_negatives)[None, :] == jnp.asarray(batch.item), everything, 0.0)
+    return _mean(jax.nn.logsumexp(everything, axis=1) - positive.sum(axis=1), batch.weight)
 
 
 def _sampled_softmax(scores: jax.Array, batch: Batch) -> jax.Array:

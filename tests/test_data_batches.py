@@ -237,6 +237,8 @@ def test_users_as_examples_need_the_catalogue_and_nothing_besides(parts, rated_p
     weighted = dataclasses.replace(parts.train, weight=np.ones(len(parts.train), np.float32))
     with refuses(ValueError, "the data has weights, which would not be read"):
         data.Batches(weighted, negatives=everything, **options)
+    with refuses(ValueError, "draws nothing: leave sampling out"):
+        data.Negatives(catalogue=True, sampling="popularity")
     with refuses(ValueError, "has every trained item: leave out num, shared and in_batch"):
         data.Negatives(catalogue=True, shared=3)
 

@@ -1,5 +1,7 @@
 """Approximate top-k: nearly the exact lists, exactly scored; exclusions; what it does not go with."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -33,6 +35,31 @@ def test_most_of_the_best_items_are_found_and_exactly_scored(vectors, index):
     scores = np.take_along_axis(users @ items.T, np.asarray(found.position), axis=1)
     np.testing.assert_allclose(found.score, scores, rtol=1e-4, atol=1e-5)
     assert (found.score[:, 1:] <= found.score[:, :-1]).all()
+
+
+def test_a_direction_that_all_have_hides_nobody(vectors):
+    """As popularity gives one to factorizations: lengths differ, and one number decides much."""
+    users, items = (
+        np.column_stack([each, shift]).astype(np.float32)
+        for each, shift in zip(
+            vectors, (np.full(40, 2.0), 3 * np.random.default_rng(1).exponential(size=3000)), strict=True
+        )
+    )
+    ours, theirs = (
+        np.asarray(each.position)
+        for each in (ranking.Index(items).search(users, k=20), ranking.search(users, items, k=20))
+    )
+    assert (ours[:, :, None] == theirs[:, None, :]).sum() > 0.9 * theirs.size
+
+
+def test_a_crowd_of_equal_items_hides_nobody():
+    items = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
+    items[::2] = [1.0, 0.0, 0.0, 0.0]
+    users = np.asarray([[0.5, -0.3, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]], np.float32)
+    ours, theirs = ranking.Index(items).search(users, k=900), ranking.search(users, items, k=900)
+    np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-5)
+    crowd = np.asarray(ours.position)[1]
+    assert (np.diff(crowd[crowd % 2 == 0]) > 0).all()
 
 
 def test_more_effort_finds_no_fewer(vectors):
@@ -71,7 +98,7 @@ def test_equal_scores_go_by_position():
     assert ranking.Index(items).search(np.asarray([[1.0, 0.0]], np.float32), k=4).position.tolist() == [[1, 2, 3, 0]]
 
 
-def test_recommending_by_an_index_is_recommending(factorization, parts):
+def test_recommending_by_an_index_is_recommending(factorization):
     index = ranking.Index.of(factorization)
     ids = factorization.encoder.items.ids
     exact = jaxrec.recommend(factorization, k=5, exclude=ids[:3])
@@ -89,8 +116,15 @@ def test_what_an_index_does_not_go_with_is_refused(factorization, towers, world,
     ids = factorization.encoder.items.ids
     with refuses(ValueError, "Leave out candidates, new_items and mesh, or the index"):
         jaxrec.recommend(factorization, candidates=ids[:9], index=index)
-    with refuses(ValueError, "is not of this recommender's item vectors, .* Build it anew"):
+    with refuses(ValueError, "is not of this recommender's items, .* Build it anew"):
         jaxrec.recommend(towers, index=index)
+    grown = coldstart.add(factorization, items=["film-99999"])  # whose vector is that of an empty place
+    for known, other in ((grown, index), (factorization, ranking.Index.of(grown))):
+        with refuses(ValueError, "Build it anew"):
+            jaxrec.recommend(known, index=other)
+    wrong_type: Any = 5
+    with refuses(TypeError, "index"):
+        jaxrec.recommend(factorization, index=wrong_type)
     new = world.target.items.iloc[:1].assign(item="film-99999")
     with refuses(ValueError, "Build it anew"):
         jaxrec.recommend(coldstart.add(towers, items=new), index=ranking.Index.of(towers))
@@ -117,5 +151,9 @@ def test_indexes_that_cannot_be_are_refused(options, message):
 def test_questions_that_cannot_be_are_refused(index):
     with refuses(ValueError, "k in 1 .. 3000 .*got 3001"):
         index.search(np.ones((1, 12), np.float32), k=3001)
+    with refuses(ValueError, r"vectors \[users, 12\], got shape \(1, 11\)"):
+        index.search(np.ones((1, 11), np.float32), k=1)
+    with refuses(ValueError, "effort >= 1, got -5"):
+        index.search(np.ones((1, 12), np.float32), k=1, effort=-5)
     with refuses(ValueError, "user vector is not finite"):
         index.search(np.full((1, 12), np.nan, np.float32), k=1)

@@ -74,6 +74,8 @@ def test_softmax_is_the_multinomial_likelihood_of_a_rows_positives():
     batch = Batch(item=jnp.full((5, 1), 3), shared_negatives=jnp.arange(1, 5), weight=WEIGHT)
     beside = of_batch(jnp.concatenate([SCORES[:, 2:3], SCORES], axis=1), batch)
     assert beside == pytest.approx(float(losses.softmax(SCORES, first, weight=WEIGHT)), rel=1e-5)
+    other = of_batch(jnp.concatenate([SCORES[:, 2:3] + 9.0, SCORES], axis=1), batch)  # drawn otherwise by dropout
+    assert other == beside
 
 
 def test_softmax_of_a_part_of_the_items_is_refused():
@@ -81,6 +83,8 @@ def test_softmax_of_a_part_of_the_items_is_refused():
     shared = jnp.arange(1, 4)
     with refuses(ValueError, r"a positive beside all items, .*shape \(5, 4\) and no shared ones.* 'sampled_softmax'"):
         of_batch(SCORES, Batch(item=jnp.ones((5, 4), jnp.int32)))
+    with refuses(ValueError, "shape none and some shared ones"):
+        of_batch(SCORES, Batch(shared_negatives=shared))
     with refuses(ValueError, r"shape \(5, 0\) and some shared ones"):
         of_batch(SCORES, Batch(item=jnp.ones((5, 0), jnp.int32), shared_negatives=shared))
 

@@ -425,12 +425,23 @@ def test_a_factorization_machine_knows_cold_users_by_their_features(parts, facto
         ({"negatives": data.Negatives(num=2)}, "go together, got 'in_batch_softmax'"),
         ({"loss": "bpr", "negatives": data.Negatives(in_batch=True)}, "go together, got 'bpr'"),
         ({"loss": "softmax", "negatives": data.Negatives(shared=4)}, "over all items: expected .*catalogue=True"),
+        (
+            {"loss": "bpr", "negatives": data.Negatives(catalogue=True)},
+            "among its negatives, which the loss 'bpr' does",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(parts, options, message):
     model = models.MatrixFactorization.for_data(parts.train, dim=4)
     with pytest.raises(ValueError, match=message):
         jaxrec.fit(model, parts.train, **options)
+
+
+@pytest.mark.parametrize("loss", ["mse", "sigmoid_cross_entropy", "bpr", "warp", "sampled_softmax", "in_batch_softmax"])
+def test_users_as_examples_have_the_loss_of_users(parts, loss):
+    model = models.VariationalAutoencoder.for_data(parts.train, dim=4, latent=2, history=4)
+    with refuses(ValueError, f"by the loss 'softmax' or a function, got '{loss}'. Give the model histories='subset'"):
+        jaxrec.fit(model, parts.train, loss=loss, epochs=1)
 
 
 def test_targets_and_losses_must_agree(rated_parts, parts):

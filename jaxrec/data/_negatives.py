@@ -54,6 +54,8 @@ class Negatives:
         if self.catalogue and (self.num or self.shared or self.in_batch):
             raise ValueError("Negatives(catalogue=True) has every trained item: leave out num, shared and in_batch.")
         one_of(self.sampling, ("uniform", "popularity"), "sampling")
+        if self.catalogue and self.sampling != "uniform":
+            raise ValueError("Negatives(catalogue=True) draws nothing: leave sampling out.")
         if self.reject_seen and not self.num:
             raise ValueError("reject_seen applies to own negatives: give num >= 1.")
 

@@ -42,14 +42,14 @@ class VariationalAutoencoder:
     scores of all items. Where that is too much, ``histories="subset"`` makes examples of interactions, whose input is a
     random number of the user's other items, with a sampled softmax (``"in_batch_softmax"``): slower by the length of
     the histories. There :math:`\beta`, which else weighs the divergence against the likelihood of all interactions of
-    a user, weighs it against that of one, and should be as many times smaller; an item that a history has twice counts
-    twice.
+    a user, weighs it against that of one, and should be as many times smaller. Wherever a history is read, there and
+    when somebody is served, an item that it has twice counts twice.
 
     Args:
       item_rows: rows of the item tables, the unknown's row 0 and spare capacity included.
       dim: width of both tables, which is that of the hidden layers.
       latent: width of :math:`z`.
-      history: longest history read.
+      history: longest history read when users are served, of which the latest count; training by users reads all items.
       dropout: probability, in [0, 1).
       beta: weight of the divergence, >= 0.
       anneal: steps during which the weight grows from 0 to ``beta``, linearly; 0 for none. Every ``fit`` starts anew.

@@ -57,7 +57,7 @@ def recommend(
       exclude_seen: whether to leave out what a user has touched, in training or in ``interactions``.
       mesh: from ``sharding.make_mesh``: devices that share the catalogue.
       index: ``ranking.Index.of(recommender)``: finds nearly the same lists sooner in a large catalogue. Only items that
-        were known when it was built can be listed, and only all of them: no ``candidates`` and no ``new_items``.
+        were known when it was built can be listed, and only all of them: no ``candidates`` and no new items.
 
     Returns:
       A frame with the columns ``user``, ``item`` (raw ids), ``score`` (float32, the model's own, higher is better)
@@ -72,6 +72,8 @@ def recommend(
     for name, ids in (("users", users), ("candidates", candidates), ("exclude", exclude)):
         if isinstance(ids, str | bytes):
             raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    if index is not None:
+        expect(index, Index, "index")
     if index is not None and (candidates is not None or new_items is not None or mesh is not None):
         raise ValueError(
             "An index holds all items that were known when it was built, on one device. Leave out candidates, "

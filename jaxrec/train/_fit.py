@@ -30,7 +30,7 @@ from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
 _DEFAULT_OPTIMIZER = optim.row_sparse(
     optim.per_path(
         {
-            **dict.fromkeys(("autoencoder/*", "item/encoder/*", "item/decoder/*"), optax.adam(1e-3)),
+            **dict.fromkeys(("*autoencoder/*", "*item/encoder/*", "*item/decoder/*"), optax.adam(1e-3)),
             "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
             "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
             "*": optax.adam(3e-3),
@@ -362,6 +362,11 @@ def chosen_loss(
                 f"Expected targets in [0, 1] for sigmoid_cross_entropy, got {low:g} .. {high:g}. Turn ratings into 0 "
                 "and 1, scale them with Schema(target_scale='minmax'), or use loss='mse'."
             )
+    if loss != "softmax" and train.target is None and getattr(model, "histories", None) == "users":
+        raise ValueError(
+            f"The model learns from users with all of their items, by the loss 'softmax' or a function, got {loss!r}. "
+            "Give the model histories='subset' for examples of interactions."
+        )
     return loss, found, "sigmoid" if loss == "sigmoid_cross_entropy" else "identity"
 
 
@@ -382,6 +387,11 @@ def chosen_negatives(train: Dataset, loss: str | None, negatives: Negatives | No
         return _DEFAULT_NEGATIVES.get(loss or "")
     if loss is not None and negatives.in_batch != (loss == "in_batch_softmax"):
         raise ValueError(f"Negatives(in_batch=True) and the loss 'in_batch_softmax' go together, got {loss!r}.")
+    if negatives.catalogue and loss not in (None, "softmax", "sampled_softmax"):
+        raise ValueError(
+            f"With Negatives(catalogue=True) a positive is among its negatives, which the loss {loss!r} does not know. "
+            "Use 'softmax', or negatives that are drawn."
+        )
     if loss == "softmax" and not negatives.catalogue:
         raise ValueError(
             f"The loss 'softmax' is over all items: expected Negatives(catalogue=True), its default, got {negatives}. "

@@ -101,7 +101,8 @@ def sweep(
 
     Folds keep their own rows, encoders, histories and negatives, so that nothing held out enters a training; shorter
     ones are filled up with examples of weight 0 and with steps that change nothing. Take them from ``data.k_fold``, one
-    ``data.encode`` each, and a model of which the tables are large enough for all.
+    ``data.encode`` each, and a model of which the tables are large enough for all. Batches of users, of sequences and
+    of the whole catalogue (``"softmax"``) are not filled up: such folds need as many users, stretches, trained items.
 
     Args:
       model: likewise for all runs.

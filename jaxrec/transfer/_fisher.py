@@ -59,7 +59,7 @@ def fisher(
         negatives=None if pointwise else Negatives(num=negatives),
         history=getattr(model, "history", 0),
         seed=seed,
-        histories="before" if hasattr(model, "histories") else "subset",
+        histories="before" if getattr(model, "histories", "") in ("before", "sequences") else "subset",
     )
     name = "sampled_softmax" if not pointwise else "mse" if recommender.link == "identity" else "sigmoid_cross_entropy"
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), recommender.params)
