@@ -1,6 +1,6 @@
 """Approximate against exact top-100 of 200,000 items: milliseconds for a user, and how many of the best are found.
 
-python benchmarks/index.py   # about 5 minutes on two cores, 2 GiB -> results/index.json
+python benchmarks/index.py   # about 3 minutes on two cores, 2 GiB -> results/index.json
 
 Two catalogues of random vectors, 64 numbers each: of one spread in all directions, where a graph hardly knows the way,
 and with a spread that falls as the square root of the direction's number and a common direction, as in factorizations.
