@@ -44,6 +44,14 @@ def test_a_student_comes_closer_to_its_teacher(parts, teacher):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=5e-3), without.params, plain.params)
 
 
+def test_without_a_say_of_the_teacher_an_autoencoder_learns_as_by_fit(parts, teacher):
+    model = models.VariationalAutoencoder.for_data(parts.train, dim=8, latent=4, history=8, dropout=0.0)
+    options = {"epochs": 3, "batch_size": 256, "progress": False}
+    taught = transfer.distill(teacher, parts.train, model=model, weight=0.0, **options)
+    plain = jaxrec.fit(model, parts.train, **options)
+    np.testing.assert_allclose(taught.history["loss"], plain.history["loss"], rtol=1e-4)
+
+
 def test_a_teacher_of_targets(rated_parts):
     model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
     options = {"epochs": 12, "batch_size": 128, "optimizer": optax.adam(0.05), "progress": False}

@@ -434,6 +434,20 @@ def test_a_row_looked_up_twice_in_an_example_counts_once(parts):
         transfer.fisher(recommender, parts.train, examples=0)
 
 
+def test_fisher_reads_a_set_of_items_whatever_the_examples_of_training(parts):
+    """Training by users says nothing of an order, so histories are a part of the others, not those before."""
+    options: dict[str, Any] = {"dim": 4, "latent": 2, "history": 4}
+    by_users, by_rows = (
+        transfer.fisher(
+            untrained(models.VariationalAutoencoder.for_data(parts.train, histories=kind, **options), parts),
+            parts.train,
+            examples=8,
+        )
+        for kind in ("users", "subset")
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_users, by_rows)
+
+
 def test_importance_is_aligned_with_the_targets_rows(source, target):
     recommender, ours = source
     importance = transfer.fisher(recommender, ours.train, examples=256)
