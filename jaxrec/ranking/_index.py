@@ -114,7 +114,7 @@ class Index:
           search, which stands in where the walk finds too few.
 
         Raises:
-          ValueError: ``k`` is outside ``1 .. items``, ``effort`` below 1, a user's vector of another width or not finite.
+          ValueError: ``k`` is outside ``1 .. items``, ``effort`` < 1, a user's vector of another width or not finite.
         """
         if not 1 <= k <= len(self.items):
             raise ValueError(
