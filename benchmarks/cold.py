@@ -36,9 +36,8 @@ Setting = dict[str, Any]
 
 
 class Method(NamedTuple):
-    fit: Callable[
-        ..., Any
-    ]  # (protocol, seed, **setting): a recommender, or a function of slices that gives one or scores
+    # (protocol, seed, **setting): a recommender, or a function of slices that gives one or scores
+    fit: Callable[..., Any]
     settings: list[Setting]
     system: str = "jaxrec"
 

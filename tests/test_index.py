@@ -1,5 +1,6 @@
 """Approximate top-k: nearly the exact lists, exactly scored; exclusions; what it does not go with."""
 
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -146,6 +147,12 @@ def test_what_an_index_does_not_go_with_is_refused(factorization, towers, world,
 def test_indexes_that_cannot_be_are_refused(options, message):
     with refuses(ValueError, message):
         ranking.Index(**{"items": np.ones((3, 2), np.float32)} | options)
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with refuses(ModuleNotFoundError, r"needs faiss. Install the extra: pip install 'jaxrec\[ann\]'"):
+        ranking.Index(np.ones((3, 2), np.float32))
 
 
 def test_questions_that_cannot_be_are_refused(index):

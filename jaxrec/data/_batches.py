@@ -100,6 +100,11 @@ class Batches:
         most = _CHUNK // (self._size * self._width * self._bytes(columns) + 4 * columns)
         self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
 
+    @property
+    def _by_rows(self) -> bool:
+        """Whether what is shuffled are rows, which a window holds; stretches and users look theirs up anywhere."""
+        return self._stretches is None and self._users is None
+
     def _check_users(self) -> None:
         data, negatives = self._data, self._negatives
         if data.target is not None or data.weight is not None:
@@ -143,7 +148,7 @@ class Batches:
         """What to read for each window: whole chunks, but for the last."""
         rows, chunk = len(self._data), self._per_chunk * self._size
         window = rows if self._data.window is None else -(-self._data.window // chunk) * chunk
-        if window >= rows or not self._shuffle or self._stretches is not None or self._users is not None:
+        if window >= rows or not self._shuffle or not self._by_rows:
             return [[(0, rows)]]
         block = min(_BLOCK, window)
         start = rng.permutation(-(-rows // block)) * block
@@ -160,7 +165,7 @@ class Batches:
         return windows
 
     def _read(self, pieces: _Pieces) -> _Window:
-        if self._data.window is None or self._stretches is not None or self._users is not None:
+        if self._data.window is None or not self._by_rows:
             return _Window(self._data, None)
         wide = np.int32 if len(self._data) < 2**31 else np.int64
         number = np.concatenate([np.arange(*piece, dtype=wide) for piece in pieces]) if self._history else None

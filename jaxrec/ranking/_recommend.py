@@ -74,11 +74,11 @@ def recommend(
             raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
     if index is not None:
         expect(index, Index, "index")
-    if index is not None and (candidates is not None or new_items is not None or mesh is not None):
-        raise ValueError(
-            "An index holds all items that were known when it was built, on one device. Leave out candidates, "
-            "new_items and mesh, or the index; exclude= keeps items out of lists."
-        )
+        if candidates is not None or new_items is not None or mesh is not None:
+            raise ValueError(
+                "An index holds all items that were known when it was built, on one device. Leave out candidates, "
+                "new_items and mesh, or the index; exclude= keeps items out of lists."
+            )
     if isinstance(exclude, pd.DataFrame) and recommender.encoder.schema.user in exclude.columns:
         # Users of whom nothing is known must be told apart.
         recommender = add(recommender, users=exclude[recommender.encoder.schema.user].unique())

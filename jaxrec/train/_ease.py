@@ -56,7 +56,7 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     References:
       Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019. The matrix is scaled to a unit diagonal and
       inverted by Cholesky in float32, which agrees with double precision to about 1e-5 of the largest weight (of
-      penalties below 1, where few users touch alike items, to 1e-3).
+      a penalty of 0.1, where few users touch alike items, to 5e-4).
     """
     expect(train, Dataset, "train")
     need_plain(train)

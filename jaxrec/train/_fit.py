@@ -341,9 +341,9 @@ def chosen_loss(
 ) -> tuple[str | None, losses.Loss, Literal["identity", "sigmoid"]]:
     """The loss's name if it has one, the function, and the link of its predictions."""
     link = getattr(model, "link", None)
+    by_users = train.target is None and getattr(model, "histories", None) == "users"
     if loss is None:
-        implicit = "softmax" if getattr(model, "histories", None) == "users" else "in_batch_softmax"
-        fallback = "mse" if train.target is not None else implicit
+        fallback = "mse" if train.target is not None else "softmax" if by_users else "in_batch_softmax"
         loss = "sigmoid_cross_entropy" if link == "sigmoid" else fallback
     if not isinstance(loss, str):
         return None, loss, link or "identity"
@@ -362,7 +362,7 @@ def chosen_loss(
                 f"Expected targets in [0, 1] for sigmoid_cross_entropy, got {low:g} .. {high:g}. Turn ratings into 0 "
                 "and 1, scale them with Schema(target_scale='minmax'), or use loss='mse'."
             )
-    if loss != "softmax" and train.target is None and getattr(model, "histories", None) == "users":
+    if by_users and loss != "softmax":
         raise ValueError(
             f"The model learns from users with all of their items, by the loss 'softmax' or a function, got {loss!r}. "
             "Give the model histories='subset' for examples of interactions."
