@@ -23,6 +23,8 @@ from jaxrec.optim._layout import layout_of
 
 OptState = Any
 
+_WHOLE = 2  # times as many rows as a batch names may a table have that a step looks at as a whole
+
 
 class RowGrads(NamedTuple):
     """Gradient of the loss with respect to some rows of one table; rows may repeat."""
@@ -137,8 +139,10 @@ class Optimizer:
         for path, (of_batch, grads) in row_grads.items():
             table = tables[path]
             rows, grads = _sharded.own(mesh, of_batch, grads, table.shape[0])
-            if not self.sparse:
-                touched[path] = _whole(table, rows, grads, frozen_rows.get(path), mesh)
+            # A table that has few more rows than the batch names (words of texts, say) costs less as a whole than a
+            # copy of a row and of its state for every time that it is named. What comes out is the same.
+            if not self.sparse or (merge and table.shape[0] <= _WHOLE * of_batch.shape[0]):
+                touched[path] = _whole(table, rows, grads, frozen_rows.get(path), mesh, lazy=self.sparse)
                 continue
             if not merge:
                 first = jnp.ones(rows.shape, bool)
@@ -199,18 +203,26 @@ def _positions(rows: jax.Array) -> jax.Array:
 
 
 def _whole(
-    table: jax.Array, rows: jax.Array, grads: jax.Array, frozen_rows: jax.Array | None, mesh: Mesh | None
+    table: jax.Array,
+    rows: jax.Array,
+    grads: jax.Array,
+    frozen_rows: jax.Array | None,
+    mesh: Mesh | None,
+    *,
+    lazy: bool,
 ) -> _Touched:
-    """All rows of a table, most of them with a zero gradient."""
+    """All rows of a table, most of them with a zero gradient; ``lazy``: live are those that the batch touched alone."""
 
-    def spread(table: jax.Array, rows: jax.Array, grads: jax.Array) -> jax.Array:
-        return jnp.zeros(table.shape, grads.dtype).at[rows].add(grads, mode="drop")
+    def spread(table: jax.Array, rows: jax.Array, grads: jax.Array) -> tuple[jax.Array, jax.Array]:
+        full = jnp.zeros(table.shape, grads.dtype).at[rows].add(grads, mode="drop")
+        touched = jnp.full(table.shape[:1], not lazy)
+        return full, touched.at[rows].set(True, mode="drop") if lazy else touched
 
-    full = _sharded.on_shards(mesh, spread)(table, rows, grads)
-    frozen = _positions(table) == 0
+    full, live = _sharded.on_shards(mesh, spread)(table, rows, grads)
+    live &= _positions(table) != 0
     if frozen_rows is not None:
-        frozen |= frozen_rows
-    return _Touched(None, jnp.where(_column(frozen, full), 0.0, full), ~frozen)
+        live &= ~frozen_rows
+    return _Touched(None, jnp.where(_column(live, full), full, 0.0), live)
 
 
 def _reader(mesh: Mesh | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
