@@ -233,6 +233,11 @@ MODELS: dict[str, Case] = {
                     paths="*"),
         ("user/*", "item/*"), "adapters/item/embedding/a",
     ),
+    "bottleneck": Case(
+        models.Bottleneck(base=models.TwoTower(user_rows=9, item_rows=7, dim=DIM, hidden=(5,), code_dim=2, **_SIDES),
+                          paths=("*/embedding",), width=3),
+        ("adapters/user/*", "item/*"), "user/embedding",
+    ),
     "linen": Case(models.from_linen(LinenScorer(), batch_of(), FEATURES), ("user/*",), None),
     "nnx": Case(models.from_nnx(make_nnx), ("layers/*",), None),
 }  # fmt: skip

@@ -59,7 +59,7 @@ def test_merged_adapters_predict_the_same(name):
 @pytest.fixture(scope="module")
 def adapted(towers, parts):
     """Adapters on everything, trained under decay, momentum and clipping."""
-    added = transfer.add_adapters(towers, rank=2, alpha=4.0)
+    added = transfer.add_adapters(towers, transfer.LowRank(rank=2, alpha=4.0))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.02, weight_decay=0.1))
     fitted = jaxrec.fit(
         added.recommender.model, parts.train, params=added.recommender.params, freeze=added.frozen.leaves, epochs=1,
@@ -154,6 +154,45 @@ def test_adapters_have_no_adapters_and_integers_no_sum():
         model.fuse  # noqa: B018
 
 
+def test_a_bottleneck_moves_all_rows_at_once_and_merges_exactly():
+    model = MODELS["bottleneck"].model
+    start = model.init(jax.random.key(0))
+    ours, base, batch = jax.jit(model.apply), jax.jit(model.base.apply), batch_of()
+    np.testing.assert_array_equal(ours(start, batch, FEATURES), base(model.merge(start), batch, FEATURES))
+    params = shaken(start)
+    params = _tree.replace(params, {"item/embedding": params["item"]["embedding"].at[0].set(0.0)})
+    merged = model.merge(params)
+    np.testing.assert_allclose(ours(params, batch, FEATURES), base(merged, batch, FEATURES), atol=1e-5)
+    table, adapter = params["item"]["embedding"], params["adapters"]["item"]["embedding"]
+    by_hand = np.asarray(table) + np.maximum(np.asarray(table) @ adapter["down"], 0.0) @ adapter["up"]
+    np.testing.assert_allclose(merged["item"]["embedding"], by_hand, atol=1e-5)
+    assert not np.asarray(merged["item"]["embedding"])[0].any()
+    assert (np.abs(by_hand - table)[1:].max(axis=1) > 1e-3).all()
+    items = jnp.arange(9, dtype=jnp.int32)
+    np.testing.assert_allclose(
+        model.item_vectors(params, items, FEATURES), model.base.item_vectors(merged, items, FEATURES), atol=1e-5
+    )
+    narrow = _tree.replace(params, {"item/embedding": table.astype(jnp.int8)})
+    with pytest.raises(ValueError, match="'item/embedding' holds int8, in which what passed has no place"):
+        model.merge(narrow)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width >= 1, got 0"),
+        (
+            {"paths": "bias"},
+            "two dimensions \\(item/bias, item/emb.*, user/embedding\\), got 'bias' of shape \\(\\)",
+        ),
+        ({"width": 4}, "No table is wider than a bottleneck of 4 and larger"),
+    ],
+)
+def test_bottlenecks_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.Bottleneck(base=MODELS["factorization"].model, **options)
+
+
 @pytest.fixture(scope="module")
 def source(world):
     ours = encoded(world.source)
@@ -178,6 +217,17 @@ def test_adapt_trains_adapters_on_what_was_copied(source, target):
         ours.recommender.params["user"]["embedding"][rows.target], source[0].params["user"]["embedding"][rows.source]
     )
     assert set(ours.frozen.leaves) == set(model.base_paths)
+    with pytest.raises(ValueError, match="freeze='user/embedding' leaves 'item/embedding' to be trained too"):
+        transfer.adapt(source[0], target.train, adapters=transfer.LowRank(rank=1), freeze="user/embedding", **options)
+    narrow = transfer.adapt(source[0], target.train, adapters=transfer.Bottleneck(width=2), **options).recommender
+    assert isinstance(narrow.model, models.Bottleneck) and narrow.model.width == 2
+    np.testing.assert_array_equal(narrow.params["user"]["embedding"], ours.recommender.params["user"]["embedding"])
+    assert np.asarray(narrow.params["adapters"]["item"]["embedding"]["up"]).any()
+    merged = transfer.merge_adapters(narrow)
+    lists = [jaxrec.recommend(each, k=5, exclude_seen=False)["score"] for each in (narrow, merged)]
+    np.testing.assert_allclose(*lists, atol=1e-5)
+    with pytest.raises(ValueError, match="Only adapters of low rank can be taken out again"):
+        transfer.unmerge(merged, narrow)
     further = transfer.adapt(ours.recommender, target.train, freeze=model.base_paths, **options)
     assert further.recommender.model == model and "adapters/user/embedding/b" in further.copied.paths("copied")
 

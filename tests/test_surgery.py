@@ -107,7 +107,7 @@ def test_what_cannot_be_resized_is_refused(parts, factorization, towers, reading
     with refuses(ValueError, "reads a history cannot be narrowed"):
         transfer.resize(reading, 2)
     with refuses(ValueError, "Expected a MatrixFactorization or a TwoTower with fusion='concatenation', got LoRA"):
-        transfer.resize(transfer.add_adapters(factorization, rank=1).recommender, 4)
+        transfer.resize(transfer.add_adapters(factorization, transfer.LowRank(rank=1)).recommender, 4)
     whole = factorization.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.int8), factorization.params))
     with refuses(ValueError, "Expected parameters that are floats, got int8 in 'user/embedding'"):
         transfer.resize(whole, 4)

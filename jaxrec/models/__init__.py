@@ -4,6 +4,7 @@ from jaxrec.models._adversarial import GAR
 from jaxrec.models._autoencoder import VariationalAutoencoder
 from jaxrec.models._backbone import BackboneTowers
 from jaxrec.models._base import Lookup, Model, Scored, take
+from jaxrec.models._bottleneck import Bottleneck
 from jaxrec.models._contrastive import CLCRec
 from jaxrec.models._distilled import ALDI
 from jaxrec.models._factorization import MatrixFactorization, Popularity
@@ -24,6 +25,7 @@ from jaxrec.models._two_tower import TwoTower
 __all__ = [
     "ALDI",
     "BackboneTowers",
+    "Bottleneck",
     "Bridge",
     "CLCRec",
     "ContentMap",

@@ -55,6 +55,14 @@ class Composed(NamedTuple):
     b: Float[jax.Array, "rank dim"]
 
 
+class Passed(NamedTuple):
+    """A table whose rows pass through a narrow perceptron, one by one, when they are looked up."""
+
+    table: Shaped[jax.Array, "rows dim"]
+    down: Float[jax.Array, "dim width"]
+    up: Float[jax.Array, "width dim"]
+
+
 class Scored(NamedTuple):
     """What ``score`` may return instead of plain scores: with a term to add to the loss (a penalty, a KL)."""
 
@@ -131,12 +139,24 @@ def safe_index(index: Int[Array, "..."], size: int) -> Int32[jax.Array, "..."]:
     return jnp.where((index >= 0) & (index < size), index, 0)
 
 
-def take(values: Shaped[Array, "entities ..."] | Composed, index: Int[Array, "..."]) -> Shaped[jax.Array, "..."]:
+def take(
+    values: Shaped[Array, "entities ..."] | Composed | Passed, index: Int[Array, "..."]
+) -> Shaped[jax.Array, "..."]:
     """Rows of an array by entity or table row; negative and out-of-range indices read row 0."""
+    if isinstance(values, Passed):
+        return through(wide(take(values.table, index)), values.down, values.up)
     if isinstance(values, Composed):
         return wide(take(values.table, index)) + jnp.einsum("...r,rd->...d", take(values.a, index), values.b)
     values = jnp.asarray(values)
     return values.at[safe_index(index, values.shape[0])].get(mode="promise_in_bounds")
+
+
+def through(
+    rows: Float[jax.Array, "*index dim"], down: Float[jax.Array, "dim width"], up: Float[jax.Array, "width dim"]
+) -> Float[jax.Array, "*index dim"]:
+    """What ``Passed`` makes of rows."""
+    hidden = jax.nn.relu(jnp.einsum("...d,dw->...w", rows, down))
+    return rows + jnp.einsum("...w,wd->...d", hidden, up)
 
 
 def gather(params: Params, lookups: dict[str, Lookup], mesh: Mesh | None = None) -> Gathered:

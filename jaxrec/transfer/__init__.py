@@ -1,7 +1,7 @@
 """Transfer: align vocabularies, copy the parameter tree, freeze a part, fine-tune, and say whether it helped."""
 
 from jaxrec.transfer._adapt import Adapted, Comparison, NegativeTransfer, adapt, compare
-from jaxrec.transfer._adapters import LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
+from jaxrec.transfer._adapters import Bottleneck, LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
 from jaxrec.transfer._blend import blend
 from jaxrec.transfer._bridge import emcdr, ptupcdr
@@ -19,6 +19,7 @@ from jaxrec.transfer._stack import stack
 __all__ = [
     "Adapted",
     "Alignment",
+    "Bottleneck",
     "Comparison",
     "CopyReport",
     "Entry",

@@ -20,7 +20,7 @@ from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.train import fit
-from jaxrec.transfer._adapters import LowRank
+from jaxrec.transfer._adapters import Adapters
 from jaxrec.transfer._align import Alignment, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
@@ -59,7 +59,7 @@ def adapt(
     rename: Mapping[str, str] | None = None,
     unmatched: Unmatched = "fresh",
     freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
-    adapters: LowRank | None = None,
+    adapters: Adapters | None = None,
     importance: Params | None = None,
     seed: int = 0,
     **options: Any,
@@ -89,7 +89,8 @@ def adapt(
         the report counts them.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
         nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
-      adapters: low-rank adapters to train beside the leaves. ``freeze`` speaks of the leaves that are adapted.
+      adapters: ``LowRank`` or ``Bottleneck`` ones, to train in the place of leaves, which ``freeze`` has to name among
+        others (for a table rows of it are enough) if it is given.
       importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
         are, and what was not copied has none. Of one source alone.
       seed: of the initial parameters and of training.
@@ -100,7 +101,7 @@ def adapt(
 
     Raises:
       ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing, the alignment is of other
-        encoders, or ``unmatched`` has no copied row or no features to go by.
+        encoders, ``unmatched`` has no copied row or no features to go by, or a leaf with an adapter is not frozen.
     """
     sources = _by_name(source)
     expect(train, Dataset, "train")
@@ -136,6 +137,12 @@ def adapt(
         frozen = _freeze(params, freeze)
     if adapters is not None:
         target = adapters.on(target)
+        loose = [path for path in target.paths if path not in frozen.leaves and path not in frozen.rows]
+        if loose:
+            raise ValueError(
+                f"An adapter is trained in the place of its leaf, and freeze={freeze!r} leaves {loose[0]!r} to be "
+                "trained too. Leave freeze= out to train the adapters alone, or freeze that leaf."
+            )
         params = target.add(params, jax.random.key(seed))
     if importance is not None:
         nothing = jax.tree.map(jnp.zeros_like, fresh)

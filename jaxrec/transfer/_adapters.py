@@ -1,4 +1,4 @@
-"""Low-rank adapters on a trained recommender: added, merged into the base, and taken out again."""
+"""Adapters on a trained recommender: added, merged into the base, and taken out again."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ import jax
 from jaxrec import _tree
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
+from jaxrec.models import Bottleneck as _Bottleneck
 from jaxrec.models import LoRA
 from jaxrec.transfer._freeze import Frozen, freeze
 
@@ -31,6 +32,26 @@ class LowRank:
         return LoRA(base=model, paths=self.patterns, rank=self.rank, alpha=self.alpha)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bottleneck:
+    """A narrow perceptron behind tables in the place of low-rank adapters; see ``models.Bottleneck``.
+
+    Args:
+      patterns: of the tables to adapt; by default all that are wider than ``width`` and larger than their adapter.
+      width: of the perceptron's hidden layer.
+    """
+
+    patterns: _tree.Patterns = ()
+    width: int = 8
+
+    def on(self, model: Any) -> _Bottleneck:
+        """The model with these adapters."""
+        return _Bottleneck(base=model, paths=self.patterns, width=self.width)
+
+
+Adapters = LowRank | Bottleneck
+
+
 class WithAdapters(NamedTuple):
     """A recommender with adapters, and its base, which is to stay as it is."""
 
@@ -44,31 +65,22 @@ class WithAdapters(NamedTuple):
         return f"{trained:,} trainable numbers, {trained / total:.1%} of the base's {total:,}"
 
 
-def add_adapters(
-    recommender: Recommender,
-    patterns: _tree.Patterns = (),
-    *,
-    rank: int = 4,
-    alpha: float | None = None,
-    seed: int = 0,
-) -> WithAdapters:
-    """A recommender with low-rank adapters that change nothing yet.
+def add_adapters(recommender: Recommender, adapters: Adapters | None = None, *, seed: int = 0) -> WithAdapters:
+    """A recommender with adapters that change nothing yet.
 
     Train it by ``fit(model, train, params=params, freeze=frozen.leaves)`` with the model and parameters of the
     recommender that is returned.
 
     Args:
       recommender: of any model.
-      patterns: of the leaves to adapt; by default all of which an adapter is smaller than the leaf.
-      rank: of the adapters.
-      alpha: their weight is ``alpha / rank``; by default 1.
+      adapters: which; by default ``LowRank()``.
       seed: of the factors that do not start at zero.
 
     Raises:
-      ValueError: as ``models.LoRA``.
+      ValueError: as ``models.LoRA`` and ``models.Bottleneck``.
     """
     expect(recommender, Recommender, "recommender")
-    model = LowRank(patterns=patterns, rank=rank, alpha=alpha).on(recommender.model)
+    model = (LowRank() if adapters is None else adapters).on(recommender.model)
     params = model.add(recommender.params, jax.random.key(seed))
     return WithAdapters(recommender.replace(model=model, params=params), freeze(params, model.base_paths))
 
@@ -89,18 +101,24 @@ def unmerge(merged: Recommender, adapted: Recommender) -> Recommender:
     The base may so be given other adapters, or those of one target be trained further.
 
     Raises:
-      ValueError: ``adapted`` has no adapters, or they are not for the model of ``merged``.
+      ValueError: ``adapted`` has no adapters of low rank (a perceptron's inverse is not to be had), or they are not for
+        the model of ``merged``.
     """
     expect(merged, Recommender, "merged")
     model = _adapted(adapted, "adapted")
+    if not isinstance(model, LoRA):
+        raise ValueError(
+            "Only adapters of low rank can be taken out again, for what passed a bottleneck cannot be undone. Keep the "
+            "recommender that still has them."
+        )
     if merged.model != model.base:
         raise ValueError(f"The adapters are for {model.base}, and were to be taken out of {merged.model}.")
     return merged.replace(model=model, params=model.unmerge(merged.params, adapted.params))
 
 
-def _adapted(recommender: Recommender, name: str) -> LoRA:
+def _adapted(recommender: Recommender, name: str) -> LoRA | _Bottleneck:
     expect(recommender, Recommender, name)
-    if not isinstance(recommender.model, LoRA):
+    if not isinstance(recommender.model, LoRA | _Bottleneck):
         raise ValueError(
             f"Expected a {name} with adapters, from transfer.add_adapters or adapt(..., adapters=), got one of "
             f"{recommender.model}."
