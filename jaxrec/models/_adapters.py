@@ -21,14 +21,14 @@ class AdapterModel:
     base: Any
     paths: _tree.Patterns = ()
 
-    factors: ClassVar[tuple[str, ...]]  # names of an adapter's own leaves
+    _factors: ClassVar[tuple[str, ...]]  # names of an adapter's own leaves
 
     def __post_init__(self) -> None:
         if isinstance(self.base, AdapterModel):
             raise ValueError("The base has adapters already. Merge them first: transfer.merge_adapters.")
-        if any(path.startswith(f"{PREFIX}/") for path in self.shapes):
+        if any(path.startswith(f"{PREFIX}/") for path in self._shapes):
             raise ValueError(f"The base has leaves under {PREFIX!r}, where adapters go. Rename them.")
-        chosen = _tree.match(self.shapes, self.paths) if self.paths else self._worthwhile()
+        chosen = _tree.match(self._shapes, self.paths) if self.paths else self._worthwhile()
         self._check(chosen)
         object.__setattr__(self, "paths", chosen)
 
@@ -44,7 +44,7 @@ class AdapterModel:
         """The base's parameters with new adapters, which change no score."""
         raise NotImplementedError
 
-    def composed(self, params: Params) -> Params:
+    def _composed(self, params: Params) -> Params:
         """What the base is to read in the place of its parameters; tables that are not there are left out."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class AdapterModel:
         return value
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the base's leaves, by path."""
         return {path: leaf.shape for path, leaf in _tree.flatten(_shapes_of(self.base)).items()}
 
@@ -75,12 +75,12 @@ class AdapterModel:
     @property
     def base_paths(self) -> tuple[str, ...]:
         """Paths of the base's leaves, to be frozen."""
-        return tuple(self.shapes)
+        return tuple(self._shapes)
 
     @property
-    def own_paths(self) -> tuple[str, ...]:
+    def _own_paths(self) -> tuple[str, ...]:
         """Paths of the adapters' leaves."""
-        return tuple(f"{PREFIX}/{path}/{factor}" for path in self.paths for factor in self.factors)
+        return tuple(f"{PREFIX}/{path}/{factor}" for path in self.paths for factor in self._factors)
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         return self.add(self.base.init(key), jax.random.fold_in(key, 1))
@@ -88,7 +88,7 @@ class AdapterModel:
     apply = _base.apply
 
     def _vectors(self, name: str, params: Params, *arguments: Any) -> Float[jax.Array, "entities vector"]:
-        return getattr(self.base, name)(self.composed(params), *arguments)
+        return getattr(self.base, name)(self._composed(params), *arguments)
 
 
 @functools.lru_cache(maxsize=64)

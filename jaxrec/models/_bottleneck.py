@@ -48,7 +48,7 @@ class Bottleneck(AdapterModel):
 
     width: int = 8
 
-    factors: ClassVar[tuple[str, ...]] = ("down", "up")
+    _factors: ClassVar[tuple[str, ...]] = ("down", "up")
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -61,10 +61,10 @@ class Bottleneck(AdapterModel):
 
     @property
     def _able(self) -> list[str]:
-        return [path for path in sorted(self.base.tables) if len(self.shapes[path]) == 2]
+        return [path for path in sorted(self.base.tables) if len(self._shapes[path]) == 2]
 
     def _worthwhile(self) -> tuple[str, ...]:
-        shapes = {path: self.shapes[path] for path in self._able}
+        shapes = {path: self._shapes[path] for path in self._able}
         chosen = tuple(path for path, (rows, dim) in shapes.items() if self.width < min(dim, rows / 2))
         if not chosen:
             raise ValueError(
@@ -78,7 +78,7 @@ class Bottleneck(AdapterModel):
             if path not in self._able:
                 raise ValueError(
                     f"Expected tables of two dimensions ({', '.join(self._able) or 'there is none'}), got {path!r} of "
-                    f"shape {self.shapes[path]}. A kernel can have an adapter of low rank, models.LoRA."
+                    f"shape {self._shapes[path]}. A kernel can have an adapter of low rank, models.LoRA."
                 )
 
     def add(self, params: Params, key: Key[jax.Array, ""]) -> Params:
@@ -102,7 +102,7 @@ class Bottleneck(AdapterModel):
             if not jnp.issubdtype(table.dtype, jnp.floating):
                 raise ValueError(f"{path!r} holds {table.dtype}, in which what passed has no place. Widen it.")
             passed[path] = _base.through(_base.wide(table), *self._adapter(path, params)).astype(table.dtype)
-        return _tree.replace(_tree.drop(params, self.own_paths), passed)
+        return _tree.replace(_tree.drop(params, self._own_paths), passed)
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
         return self.base.lookups(batch, features)
@@ -115,12 +115,12 @@ class Bottleneck(AdapterModel):
             name: _base.through(each, *self._adapter(paths[name], params)) if paths[name] in self.paths else each
             for name, each in gathered.items()
         }
-        return self.base.score(self.composed(params), rows, batch, features, key=key)
+        return self.base.score(self._composed(params), rows, batch, features, key=key)
 
-    def composed(self, params: Params) -> Params:
-        leaves = _tree.flatten(_tree.drop(params, self.own_paths))
+    def _composed(self, params: Params) -> Params:
+        leaves = _tree.flatten(_tree.drop(params, self._own_paths))
         passed = {path: Passed(leaves[path], *self._adapter(path, params)) for path in self.paths if path in leaves}
         return _tree.unflatten({**leaves, **passed})
 
     def _adapter(self, path: str, params: Params) -> list[jax.Array]:
-        return [_tree.get(params, f"{PREFIX}/{path}/{factor}") for factor in self.factors]
+        return [_tree.get(params, f"{PREFIX}/{path}/{factor}") for factor in self._factors]

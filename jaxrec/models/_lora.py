@@ -50,7 +50,7 @@ class LoRA(AdapterModel):
     rank: int = 4
     alpha: float | None = None
 
-    factors: ClassVar[tuple[str, ...]] = ("a", "b")
+    _factors: ClassVar[tuple[str, ...]] = ("a", "b")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -58,7 +58,7 @@ class LoRA(AdapterModel):
         super().__post_init__()
 
     def _worthwhile(self) -> tuple[str, ...]:
-        matrices = {path: shape for path, shape in self.shapes.items() if len(shape) == 2}
+        matrices = {path: shape for path, shape in self._shapes.items() if len(shape) == 2}
         chosen = tuple(path for path, shape in matrices.items() if self.rank * sum(shape) < shape[0] * shape[1])
         if not chosen:
             raise ValueError(f"No leaf is larger than its adapter of rank {self.rank}. Train the leaves themselves.")
@@ -66,7 +66,7 @@ class LoRA(AdapterModel):
 
     def _check(self, chosen: tuple[str, ...]) -> None:
         for path in chosen:
-            shape = self.shapes[path]
+            shape = self._shapes[path]
             if len(shape) != 2 or min(shape) < self.rank:
                 raise ValueError(
                     f"Expected leaves of two dimensions of at least rank {self.rank}, got {path!r} of shape {shape}. "
@@ -102,7 +102,7 @@ class LoRA(AdapterModel):
         Raises:
           ValueError: a leaf holds integers, in which the sum has no place.
         """
-        return self._moved(_tree.drop(params, self.own_paths), params, 1.0)
+        return self._moved(_tree.drop(params, self._own_paths), params, 1.0)
 
     def unmerge(self, merged: Params, params: Params) -> Params:
         """The inverse of ``merge``: ``merged`` less the adapters of ``params``, with them beside it.
@@ -110,7 +110,7 @@ class LoRA(AdapterModel):
         Raises:
           ValueError: as for ``merge``; shapes differ.
         """
-        adapters = {path: _tree.get(params, path) for path in self.own_paths}
+        adapters = {path: _tree.get(params, path) for path in self._own_paths}
         return _tree.merge(self._moved(merged, params, -1.0), _tree.unflatten(adapters))
 
     def _moved(self, base: Params, params: Params, sign: float) -> Params:
@@ -147,12 +147,12 @@ class LoRA(AdapterModel):
             _, number, of_base = name.split("/", 2)
             b = self._scale * _tree.get(params, f"{PREFIX}/{self.paths[int(number)]}/b")
             rows[of_base] = rows[of_base] + jnp.einsum("...r,rd->...d", gathered[name], b)
-        return self.base.score(self.composed(params), rows, batch, features, key=key)
+        return self.base.score(self._composed(params), rows, batch, features, key=key)
 
-    def composed(self, params: Params) -> Params:
+    def _composed(self, params: Params) -> Params:
         """The base's parameters: kernels with their adapters added, tables (where they are there) to be looked up."""
         leaves = _tree.flatten(params)
-        adapters = {path: leaves.pop(path) for path in self.own_paths if path in leaves}
+        adapters = {path: leaves.pop(path) for path in self._own_paths if path in leaves}
         for path in self.paths:
             b = self._scale * adapters[f"{PREFIX}/{path}/b"]
             if path not in self.base.tables:
