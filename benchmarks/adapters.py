@@ -1,4 +1,4 @@
-"""How much of full fine-tuning's gain does an adapter of rank 4 keep?
+"""How much of full fine-tuning's gain do adapters keep?
 
 python benchmarks/adapters.py           # arm by arm, resumable -> results/adapters.json
 python benchmarks/adapters.py --table   # the table of README.md
@@ -6,7 +6,8 @@ python benchmarks/adapters.py --table   # the table of README.md
 ``JAXREC_DATA`` names the folder of data. A two-tower model, 128 wide, whose users are their histories (their ids stay
 at zero) is pretrained on the source, untuned; items are shared with the target, users are not, and held-out users of
 the target show ten rows (``domains.py``). Arms: the target from scratch, the source's parameters as they are, all of
-them fine-tuned, and adapters of rank 4 on the table of items and on the kernel of histories, with the rest as it is.
+them fine-tuned, and with the rest as it is adapters of rank 4 on the table of items and on the kernel of histories, the
+same with the items' biases trained beside them, or a bottleneck of 64 behind the table of items.
 Each trained arm has the same rates to choose from and the same epochs to stop at, both by NDCG@10 on the target's
 validation users; test is read by three seeds of the chosen rate.
 """
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import jax
 import numpy as np
 import optax
 import pandas as pd
 from domains import PAIRS, Pair, communities
+from flax.traverse_util import flatten_dict
 
 import jaxrec
 from jaxrec import data, models, optim, transfer
@@ -34,7 +35,13 @@ _SEEDS = (0, 1, 2)
 _TRAINING: dict[str, Any] = {
     "loss": "sampled_softmax", "negatives": data.Negatives(shared=512), "freeze": "user/embedding", "progress": False,
 }  # fmt: skip
-_ARMS = ("scratch", "as it is", "full", "rank 4")
+_RANK_4 = transfer.LowRank(patterns=("item/embedding", "user/history/kernel"), rank=4)
+_ADAPTERS: dict[str, dict[str, Any]] = {
+    "rank 4": {"adapters": _RANK_4, "freeze": "*"},
+    "rank 4 and biases": {"adapters": _RANK_4, "freeze": transfer.all_but("item/bias")},
+    "bottleneck": {"adapters": transfer.Bottleneck(patterns="item/embedding", width=64), "freeze": "*"},
+}
+_ARMS = ("scratch", "as it is", "full", *_ADAPTERS)
 
 
 TASKS: dict[str, Callable[[Path, int | None], Pair]] = {
@@ -73,14 +80,14 @@ class Bench:
         }
         if arm == "scratch":
             return jaxrec.fit(self.model(train), train, **options), 1.0
-        adapters = (
-            transfer.LowRank(patterns=("item/embedding", "user/history/kernel"), rank=4) if arm == "rank 4" else None
+        found = transfer.adapt(self.source, train, **(options | _ADAPTERS.get(arm, {})))
+        sizes = {path: leaf.size for path, leaf in flatten_dict(found.recommender.params, sep="/").items()}
+        trained = sum(size for path, size in sizes.items() if path not in found.frozen.leaves)
+        # of the base's, without the ids that no arm trains
+        whole = sum(
+            size for path, size in sizes.items() if not path.startswith("adapters/") and path != "user/embedding"
         )
-        found = transfer.adapt(self.source, train, adapters=adapters, **options).recommender
-        params = found.params
-        fixed = params["user"]["embedding"].size  # ids, which no arm trains
-        size, own = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, params.get("adapters", ())))
-        return found, own / (size - own - fixed) if own else 1.0
+        return found.recommender, trained / whole
 
     def value(self, recommender: Recommender, part: str) -> float:
         report = jaxrec.evaluate(recommender, self.held_out[part], ks=(10,), candidates=self.candidates)
@@ -116,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             share = here.loc[here["arm"] == arm, "trained"].iloc[0]
             kept = (mean[arm] - mean["as it is"]) / (mean["full"] - mean["as it is"])
             cells = [f"{share:.1%}", f"{mean[arm]:.4f}", "" if np.isnan(spread[arm]) else f"{spread[arm]:.4f}"]
-            lines.append("| " + " | ".join([name, arm, *cells, f"{kept:.0%}" if arm == "rank 4" else ""]) + " |")
+            lines.append("| " + " | ".join([name, arm, *cells, f"{kept:.0%}" if arm in _ADAPTERS else ""]) + " |")
     return "\n".join(lines)
 
 
