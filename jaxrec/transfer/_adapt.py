@@ -141,7 +141,8 @@ def adapt(
         if loose:
             raise ValueError(
                 f"An adapter is trained in the place of its leaf, and freeze={freeze!r} leaves {loose[0]!r} to be "
-                "trained too. Leave freeze= out to train the adapters alone, or freeze that leaf."
+                "trained too. Leave freeze= out to train the adapters alone, freeze that leaf, or name the leaves to "
+                "adapt by the adapters' patterns=."
             )
         params = target.add(params, jax.random.key(seed))
     if importance is not None:
