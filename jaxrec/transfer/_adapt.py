@@ -138,7 +138,7 @@ def adapt(
     if adapters is not None:
         target = adapters.on(target)
         loose = [path for path in target.paths if path not in frozen.leaves and path not in frozen.rows]
-        if loose:
+        if loose and freeze != "copied":  # then what is not frozen began anew, and may have both
             raise ValueError(
                 f"An adapter is trained in the place of its leaf, and freeze={freeze!r} leaves {loose[0]!r} to be "
                 "trained too. Leave freeze= out to train the adapters alone, freeze that leaf, or name the leaves to "

@@ -36,6 +36,9 @@ class LowRank:
 class Bottleneck:
     """A narrow perceptron behind tables in the place of low-rank adapters; see ``models.Bottleneck``.
 
+    It learns nothing of single rows: those that no source has stay as they began, unless ``adapt`` is given
+    ``freeze="copied"``, with which they are trained, or ``unmatched=``.
+
     Args:
       patterns: of the tables to adapt; by default all that are wider than ``width`` and larger than their adapter.
       width: of the perceptron's hidden layer.
