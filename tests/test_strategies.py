@@ -9,6 +9,7 @@ import optax
 import pytest
 from cases import BPR, FEATURES, MODELS, batch_of, epoch, shaken, stack_of
 from conftest import encoded
+from helpers import refuses
 from test_train import record
 
 import jaxrec
@@ -95,6 +96,8 @@ def test_recommenders_are_merged_and_unmerged(towers, adapted):
         np.testing.assert_allclose(leaf, _tree.get(back.params, path), atol=1e-5, err_msg=path)
     with pytest.raises(ValueError, match="Expected a recommender with adapters, from transfer.add_adapters"):
         transfer.merge_adapters(towers)
+    with refuses(TypeError, "for adapters, got str. Patterns go inside: LowRank"):
+        transfer.add_adapters(towers, "item/*")
     with pytest.raises(ValueError, match="The adapters are for TwoTower.*taken out of LoRA"):
         transfer.unmerge(fitted, fitted)
 
@@ -219,6 +222,9 @@ def test_adapt_trains_adapters_on_what_was_copied(source, target):
     assert set(ours.frozen.leaves) == set(model.base_paths)
     with pytest.raises(ValueError, match="freeze='user/embedding' leaves 'item/embedding' to be trained too"):
         transfer.adapt(source[0], target.train, adapters=transfer.LowRank(rank=1), freeze="user/embedding", **options)
+    both = transfer.adapt(source[0], target.train, adapters=transfer.LowRank(rank=1), freeze="copied", **options)
+    anew = set(both.recommender.model.paths) - {*both.frozen.leaves, *both.frozen.rows}
+    assert anew == {"item/embedding"}  # no item is shared: its table began anew and is trained beside its adapter
     narrow = transfer.adapt(source[0], target.train, adapters=transfer.Bottleneck(width=2), **options).recommender
     assert isinstance(narrow.model, models.Bottleneck) and narrow.model.width == 2
     np.testing.assert_array_equal(narrow.params["user"]["embedding"], ours.recommender.params["user"]["embedding"])

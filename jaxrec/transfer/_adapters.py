@@ -80,10 +80,17 @@ def add_adapters(recommender: Recommender, adapters: Adapters | None = None, *, 
       seed: of the factors that do not start at zero.
 
     Raises:
+      TypeError: ``adapters`` is neither.
       ValueError: as ``models.LoRA`` and ``models.Bottleneck``.
     """
     expect(recommender, Recommender, "recommender")
-    model = (LowRank() if adapters is None else adapters).on(recommender.model)
+    adapters = LowRank() if adapters is None else adapters
+    if not isinstance(adapters, Adapters):
+        raise TypeError(
+            f"Expected transfer.LowRank(...) or transfer.Bottleneck(...) for adapters, got {type(adapters).__name__}. "
+            "Patterns go inside: LowRank(patterns=...)."
+        )
+    model = adapters.on(recommender.model)
     params = model.add(recommender.params, jax.random.key(seed))
     return WithAdapters(recommender.replace(model=model, params=params), freeze(params, model.base_paths))
 
