@@ -118,6 +118,17 @@ def test_a_model_of_ones_own_is_given_back_by_the_caller(parts, tmp_path):
     assert jaxrec.load(tmp_path / "file", model=model).model is model
 
 
+def test_a_model_that_inherits_from_one_of_ours_is_given_back_too(factorization, tmp_path):
+    class Inherited(models.MatrixFactorization):
+        """As it is, under another name."""
+
+    model = Inherited(**vars(factorization.model))
+    jaxrec.save(factorization.replace(model=model), tmp_path / "file")
+    with pytest.raises(ValueError, match="of your own, Inherited"):
+        jaxrec.load(tmp_path / "file")
+    assert jaxrec.load(tmp_path / "file", model=model).model is model
+
+
 def test_nothing_is_unpickled(saved, tmp_path):
     with zipfile.ZipFile(saved) as archive:
         assert all(name == "manifest.json" or name.endswith(".npy") for name in archive.namelist())

@@ -225,9 +225,18 @@ def test_adapt_trains_adapters_on_what_was_copied(source, target):
     both = transfer.adapt(source[0], target.train, adapters=transfer.LowRank(rank=1), freeze="copied", **options)
     anew = set(both.recommender.model.paths) - {*both.frozen.leaves, *both.frozen.rows}
     assert anew == {"item/embedding"}  # no item is shared: its table began anew and is trained beside its adapter
+    nothing = transfer.freeze(source[0].params, rows={path: np.zeros(0, np.int32) for path in model.paths})
+    with refuses(ValueError, "to be trained too"):
+        transfer.adapt(source[0], target.train, adapters=transfer.LowRank(rank=1), freeze=nothing, **options)
+    with refuses(ValueError, "importance= weighs parameters that adapters leave as they are"):
+        transfer.adapt(
+            source[0], target.train, adapters=transfer.LowRank(rank=1), importance=source[0].params, **options
+        )
     narrow = transfer.adapt(source[0], target.train, adapters=transfer.Bottleneck(width=2), **options).recommender
     assert isinstance(narrow.model, models.Bottleneck) and narrow.model.width == 2
-    np.testing.assert_array_equal(narrow.params["user"]["embedding"], ours.recommender.params["user"]["embedding"])
+    users, before = (each.params["user"]["embedding"] for each in (narrow, ours.recommender))
+    moved = set(np.flatnonzero((users != before).any(axis=1))) - {0}
+    assert moved and not moved & set(rows.target)  # those who began anew, for no perceptron learns of one of them
     assert np.asarray(narrow.params["adapters"]["item"]["embedding"]["up"]).any()
     merged = transfer.merge_adapters(narrow)
     lists = [jaxrec.recommend(each, k=5, exclude_seen=False)["score"] for each in (narrow, merged)]

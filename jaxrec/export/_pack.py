@@ -92,8 +92,8 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
 
 def is_custom(model: Any) -> bool:
     """Whether a model is of a class of the user's own, which a file cannot hold."""
-    adapted = isinstance(model, models.LoRA | models.Bottleneck)
-    return is_custom(model.base) if adapted else not isinstance(model, _MODELS)
+    kind = type(model)  # a subclass of one of ours is the user's own
+    return is_custom(model.base) if kind in (models.LoRA, models.Bottleneck) else kind not in _MODELS
 
 
 def _pack_all(values: dict[str, Any], arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:

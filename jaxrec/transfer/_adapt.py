@@ -88,11 +88,12 @@ def adapt(
         similarity (as ``train.fit_content_knn`` measures it). Who has no content, and labels, begin as ``"unknown"``;
         the report counts them.
       freeze: ``"copied"`` for all that was copied, patterns of leaves, or what ``transfer.freeze`` returns; by default
-        nothing, so that everything is fine-tuned, or with ``adapters`` everything else.
+        nothing, so that everything is fine-tuned, with ``LowRank`` adapters everything else, and with ``Bottleneck``
+        ones, which learn nothing of single rows, what was copied.
       adapters: ``LowRank`` or ``Bottleneck`` ones, to train in the place of leaves, which ``freeze`` has to name among
         others (for a table rows of it are enough) if it is given.
       importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
-        are, and what was not copied has none. Of one source alone.
+        are, and what was not copied has none. Of one source alone, and without adapters.
       seed: of the initial parameters and of training.
       options: for ``fit``: loss, optimizer, epochs, validation, ...
 
@@ -112,6 +113,8 @@ def adapt(
     several = isinstance(source, Mapping)
     if importance is not None and several:
         raise ValueError("importance= belongs to the parameters of one source. Adapt from that one, or leave it out.")
+    if importance is not None and adapters is not None:
+        raise ValueError("importance= weighs parameters that adapters leave as they are. Leave one of the two out.")
     train = dataclasses.replace(train, encoder=next(iter(alignments.values())).encoder)
     target = resized(first.model if model is None else model, train)
     by_name = {name: alignment.for_model(target) for name, alignment in alignments.items()}
@@ -128,7 +131,7 @@ def adapt(
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
-        freeze = "*"
+        freeze = adapters._freeze
     if isinstance(freeze, Frozen):
         frozen = freeze
     elif freeze == "copied":
@@ -137,7 +140,8 @@ def adapt(
         frozen = _freeze(params, freeze)
     if adapters is not None:
         target = adapters.on(target)
-        loose = [path for path in target.paths if path not in frozen.leaves and path not in frozen.rows]
+        held = {*frozen.leaves, *(path for path, mask in frozen.rows.items() if mask.any())}
+        loose = [path for path in target.paths if path not in held]
         if loose and freeze != "copied":  # then what is not frozen began anew, and may have both
             raise ValueError(
                 f"An adapter is trained in the place of its leaf, and freeze={freeze!r} leaves {loose[0]!r} to be "

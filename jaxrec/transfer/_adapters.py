@@ -1,7 +1,7 @@
 """Adapters on a trained recommender: added, merged into the base, and taken out again."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -27,6 +27,8 @@ class LowRank:
     rank: int = 4
     alpha: float | None = None
 
+    _freeze: ClassVar[str] = "*"
+
     def on(self, model: Any) -> LoRA:
         """The model with these adapters."""
         return LoRA(base=model, paths=self.patterns, rank=self.rank, alpha=self.alpha)
@@ -36,8 +38,8 @@ class LowRank:
 class Bottleneck:
     """A narrow perceptron behind tables in the place of low-rank adapters; see ``models.Bottleneck``.
 
-    It learns nothing of single rows: those that no source has stay as they began, unless ``adapt`` is given
-    ``freeze="copied"``, with which they are trained, or ``unmatched=``.
+    It learns nothing of single rows. ``adapt`` so freezes what was copied, and trains the rows and leaves that no
+    source has beside it.
 
     Args:
       patterns: of the tables to adapt; by default all that are wider than ``width`` and larger than their adapter.
@@ -46,6 +48,8 @@ class Bottleneck:
 
     patterns: _tree.Patterns = ()
     width: int = 8
+
+    _freeze: ClassVar[str] = "copied"
 
     def on(self, model: Any) -> _Bottleneck:
         """The model with these adapters."""
