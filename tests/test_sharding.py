@@ -70,6 +70,8 @@ def same(ours, theirs, **tolerances):
         ("linen", "adamw"),
         ("roomy factorization", "clipped"),
         ("roomy factorization", "adagrad"),
+        ("roomy factorization", "row-wise adagrad"),
+        ("roomy factorization", "sgd with momentum"),
     ],
 )
 def test_steps_on_eight_devices_equal_those_on_one(mesh, name, optimiser):
