@@ -1,6 +1,6 @@
 """Cold start on real data: methods for new items and new users by fixed protocols, one evaluator for all.
 
-python benchmarks/cold.py                          # what is not measured yet; under two hours on two idle cores
+python benchmarks/cold.py                          # what is not measured yet; several hours on two cores
 python benchmarks/cold.py --data ml-1m --again     # one protocol anew
 python benchmarks/cold.py --methods ColdStart      # one method
 python benchmarks/cold.py --seeds 0 1 2 --methods "iALS with content" "iALS with features" ColdStart
@@ -231,18 +231,20 @@ def main() -> None:
             if bar is None and what != bar_name:
                 chosen = _setting_of(rows, name, bar_name) or chosen_setting(protocol, methods[bar_name])
                 bar = measured(protocol, methods[bar_name].fit(protocol, 0, **chosen), asked)
+            start = time.perf_counter()
             try:
                 setting = _setting_of(rows, name, what) if 0 not in seeds or options.slices else None
                 setting = chosen_setting(protocol, method) if setting is None else setting
             except ModuleNotFoundError as error:
                 print(f"{what} is left out: {error}")
                 continue
+            searched = time.perf_counter() - start
             for seed in seeds:
                 start = time.perf_counter()
                 fitted = method.fit(protocol, seed, **setting)
                 seconds = time.perf_counter() - start
                 reports = measured(protocol, fitted, asked)
-                common = {"seconds": seconds, "setting": setting, "commit": commit}
+                common = {"seconds": seconds, "searched": searched, "setting": setting, "commit": commit}
                 same = key | {"seed": seed}
                 new = [same | row | common for row in rows_of(reports, bar)]
                 figures = ", ".join(f"{part} {report['ndcg@20']:.4f}" for part, report in reports.items())
