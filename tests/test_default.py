@@ -163,6 +163,63 @@ def test_the_default_says_what_it_chose_and_serves_new_items(chosen):
     assert found.groupby("user").size().eq(3).all() and np.isfinite(found.score).all()
 
 
+NOBODY = 99_999
+BARE = {
+    "least squares": lambda train_: train.fit_als(train_, dim=4, epochs=2),
+    "least squares with content": lambda train_: train.fit_als(train_, dim=4, epochs=2, content=True),
+    "ridge": lambda train_: coldstart.map_content(train.fit_als(train_, dim=4, epochs=2), train_),
+    "perceptron": lambda train_: coldstart.map_content(
+        train.fit_als(train_, dim=4, epochs=2), train_, kind="mlp", hidden=(4,), epochs=1
+    ),
+    "preferences by a game": lambda train_: coldstart.cfgan(train_, dim=4, latent=4, discriminator=(4,), epochs=1),
+    "learned to learn": lambda train_: coldstart.meta_learn(
+        models.TwoTower.for_data(train_, dim=4, hidden=()),
+        train_,
+        coldstart.InnerLoop(personal=("user/bias", "user/mlp/*")),
+        epochs=1,
+    ),
+    "autoencoder": lambda train_: train.fit(
+        models.VariationalAutoencoder.for_data(train_, dim=4, latent=2, history=9), train_, epochs=1
+    ),
+    "popularity": coldstart.popularity,
+    "EASE or popular": lambda train_: coldstart.or_popular(train.fit_ease(train_), train_),
+    "neighbours or popular": lambda train_: coldstart.or_popular(train.fit_item_knn(train_), train_),
+    "content neighbours or popular": lambda train_: coldstart.or_popular(train.fit_content_knn(train_), train_),
+}
+
+
+def served_bare(recommender):
+    """Checks what somebody gets of whom nothing is known, and what an item is worth of which nothing is."""
+    known = recommender.encoder.users.ids[:5].tolist()
+    lists = jaxrec.recommend(recommender, [NOBODY, *known], new_users=[NOBODY], new_items=["nothing"], k=9)
+    assert np.isfinite(lists.score).all() and lists.groupby("user").size().eq(9).all()
+    assert lists.score[lists.user == NOBODY].nunique() > 1  # an order, not the ids'
+    bare = jaxrec.recommend(recommender, known, new_items=["nothing"], candidates=["nothing"], k=1)
+    assert np.isfinite(bare.score).all() and len(bare) == len(known)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_users_and_items_of_whom_nothing_is_known_get_an_order(name, parts):
+    served_bare(BARE[name](parts.train))
+
+
+def test_the_default_serves_those_of_whom_nothing_is_known(chosen):
+    cold = chosen[1]
+    lists = cold.recommend(new_users=[NOBODY], new_items=["nothing"], k=9)
+    assert np.isfinite(lists.score).all() and len(lists) == 9 and lists.score.nunique() > 1
+    assert np.isfinite(cold.recommend(new_items=["nothing"], candidates=["nothing"], k=1).score).all()
+
+
+def test_popularity_orders_what_a_method_scores_alike(parts):
+    ease = train.fit_ease(parts.train)
+    both, popular = coldstart.or_popular(ease, parts.train), coldstart.popularity(parts.train)
+    first, second = (jaxrec.recommend(each, new_users=[NOBODY], k=9).drop(columns="score") for each in (both, popular))
+    pd.testing.assert_frame_equal(first, second)
+    known = parts.train.encoder.users.ids[:9]
+    lists = [jaxrec.recommend(each, known, k=5) for each in (both, ease)]
+    np.testing.assert_allclose(lists[0].score, lists[1].score, rtol=0, atol=2e-6)
+
+
 def test_new_users_choose_what_they_are_folded_in_by(chosen, monkeypatch):
     world = chosen[0]
 

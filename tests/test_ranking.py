@@ -326,6 +326,8 @@ def test_pairs_are_excluded_for_users_of_whom_nothing_is_known(factorization):
 def test_a_string_is_no_list(factorization):
     with refuses(TypeError, r"Expected a list of raw ids for users, got 'ann'. Say \['ann'\]"):
         jaxrec.recommend(factorization, "ann")
+    with refuses(TypeError, r"Expected a list of raw ids for new_users, got 7. Say \[7\]"):
+        jaxrec.recommend(factorization, new_users=7)
     with refuses(TypeError, "interpreted as an integer"):
         jaxrec.recommend(factorization, k=3.5)
 

@@ -15,7 +15,7 @@ from jaxrec.coldstart._mapping import map_content
 from jaxrec.coldstart._meta import meta_learn
 from jaxrec.coldstart._mix import mix
 from jaxrec.coldstart._personalise import personalise
-from jaxrec.coldstart._popularity import popularity
+from jaxrec.coldstart._popularity import or_popular, popularity
 
 __all__ = [
     "ColdStart",
@@ -37,6 +37,7 @@ __all__ = [
     "map_content",
     "meta_learn",
     "mix",
+    "or_popular",
     "personalise",
     "popularity",
     "prepare",

@@ -369,9 +369,12 @@ class _Search:
             if "all items" in by_name:
                 every = by_name["all items"]
                 factor = best(every, _FACTORS, lambda option: weight(cold, warm, option), "stretch of new items")
+        stretched = f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
+        if "all items" not in by_name:
+            stretched = "too few items could be held out to ask how new ones compete with known ones."
         self.reasons.append(
             f"Nearest neighbours {which} make up {cold:.0%} of a new item's score and {warm:.0%} of a known one's; "
-            f"new items' scores are multiplied by {factor:g}, so that they compete with known ones."
+            + stretched
         )
         return weight(cold, warm, factor)
 

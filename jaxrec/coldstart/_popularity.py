@@ -1,9 +1,11 @@
-"""The baseline that everything else is measured by."""
+"""The baseline that everything else is measured by, and what orders what a method scores alike."""
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
+from jaxrec.coldstart._mix import mix
 from jaxrec.data import Dataset
 from jaxrec.models import Popularity
 
@@ -22,3 +24,25 @@ def popularity(train: Dataset) -> Recommender:
         seen=train.interactions,
         num_trained=len(train.interactions),
     )
+
+
+def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
+    """The recommender, with popularity among items that it scores alike.
+
+    EASE and nearest neighbours score everything 0 for a user who touched nothing, and ties go by raw id. With this such
+    a user gets the most popular items; other scores move by a millionth at most.
+
+    Args:
+      recommender: trained on ``train``, before anything is added to it.
+      train: what the popularity is counted in.
+
+    Returns:
+      A recommender of a ``models.Mixture``, as by ``mix``.
+
+    Raises:
+      ValueError: the two are not of the same data.
+    """
+    expect(recommender, Recommender, "recommender")
+    often = popularity(train)
+    least = 1e-6 / max(float(often.params["item"]["count"].max()), 1.0)
+    return mix([recommender, often], [[1.0] * 3, [least] * 3])

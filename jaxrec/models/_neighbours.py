@@ -26,7 +26,7 @@ class Neighbours:
     interactions alone. Parameters lie by *entity index*: ``item/neighbours`` int32 ``[items, neighbours]``, 0 behind
     where there are fewer, and ``item/similarity`` float32, positive where there is a neighbour. They are counted by
     ``train.fit_item_knn`` and ``train.fit_content_knn``, not trained; an item without neighbours, a user without
-    history and the unknown item score 0.
+    history and the unknown item score 0 (``coldstart.or_popular`` gives such a user the most popular items).
 
     Args:
       items: entities of the catalogue, the unknown's index 0 and spare capacity included.

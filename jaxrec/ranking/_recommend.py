@@ -30,8 +30,8 @@ def recommend(
     users: Iterable[Any] | None = None,
     *,
     k: int | None = None,
-    new_users: pd.DataFrame | None = None,
-    new_items: pd.DataFrame | None = None,
+    new_users: pd.DataFrame | Iterable[Any] | None = None,
+    new_items: pd.DataFrame | Iterable[Any] | None = None,
     interactions: pd.DataFrame | None = None,
     candidates: Iterable[Any] | None = None,
     exclude: Iterable[Any] | pd.DataFrame | None = None,
@@ -49,8 +49,8 @@ def recommend(
       recommender: from ``fit``, ``load`` or ``transfer.adapt``.
       users: raw ids, each once; by default those of ``new_users``, else every user known.
       k: length of the lists, by default 10 or as many as there are candidates; shorter where fewer are left.
-      new_users: rows with the schema's user column and features.
-      new_items: rows with the schema's item column and features; they become candidates.
+      new_users: rows with the schema's user column and features, or raw ids of those of whom nothing is known.
+      new_items: likewise of items; they become candidates.
       interactions: what (new) users touched since the training, with the schema's columns.
       candidates: raw ids of the items that may be recommended; by default all.
       exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns.
@@ -69,9 +69,13 @@ def recommend(
         user is given twice, a score is NaN, or ``index`` does not go with the recommender or the other arguments.
     """
     expect(recommender, Recommender, "recommender")
-    for name, ids in (("users", users), ("candidates", candidates), ("exclude", exclude)):
-        if isinstance(ids, str | bytes):
+    named = {"users": users, "new_users": new_users, "new_items": new_items}
+    named |= {"candidates": candidates, "exclude": exclude}
+    for name, ids in named.items():
+        if ids is not None and (isinstance(ids, str | bytes) or not isinstance(ids, Iterable)):
             raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    if new_users is not None and not isinstance(new_users, pd.DataFrame):
+        new_users = list(new_users)
     if index is not None:
         expect(index, Index, "index")
         if candidates is not None or new_items is not None or mesh is not None:
@@ -89,7 +93,8 @@ def recommend(
     recommender = recommender.on(mesh)
     encoder = recommender.encoder
     if users is None:
-        users = encoder.users.ids if new_users is None else new_users[encoder.schema.user]
+        users = encoder.users.ids if new_users is None else new_users
+        users = users[encoder.schema.user] if isinstance(users, pd.DataFrame) else users
     users = pd.Series(list(users), dtype=object)
     if users.duplicated().any():
         raise ValueError(f"Expected each user once, got {users[users.duplicated()].iloc[0]!r} twice.")

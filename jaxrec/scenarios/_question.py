@@ -11,7 +11,7 @@ import pandas as pd
 from jaxrec._metrics import task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Folding, ImplicitSquares
-from jaxrec.coldstart import add, mix, popularity
+from jaxrec.coldstart import add, or_popular, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
 from jaxrec.scenarios._splits import Splits
@@ -146,13 +146,6 @@ def of_history(train: Dataset) -> list[Method]:
     ease = Method("EASE", words, weights, (One("l2", 100.0), One("l2", 500.0)), strategy=False)
     knn = Method("item k-NN", "items that share users with what the user touched", neighbours, SHRINKS, strategy=False)
     return [ease, knn] if len(train.encoder.items) <= _EASE else [knn]
-
-
-def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
-    """With popularity among items that it scores alike, as it does all of them for a user who touched nothing."""
-    often = popularity(train)
-    least = 1e-6 / float(often.params["item"]["count"].max())
-    return mix([recommender, often], [[1.0] * 3, [least] * 3])
 
 
 def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callable[[Squares], Recommender]:

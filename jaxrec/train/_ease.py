@@ -32,7 +32,8 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     which is solved by :math:`B = I - P \,\mathrm{diag}(1 / \mathrm{diag} P)`,
     :math:`P = (X^\top X + \mathrm{diag} \lambda)^{-1}`.
     There are no users in it: whoever has a history is scored from it, so nobody needs training. An item of which there
-    was no interaction scores 0, and so does everything for a user without any; use a method with content for those.
+    was no interaction scores 0, and so does everything for a user without any: ``coldstart.or_popular`` gives those the
+    most popular items, a method with content something of their own.
 
     Memory: the square of the number of trained items, in float32, about four times while fitting (20,000 items: 1.6 GB
     each) and twice after; time: its cube, or where there are half as many users or fewer, its square times their number
