@@ -261,7 +261,8 @@ def _setting_of(rows: list[dict[str, Any]], dataset: str, method: str) -> Settin
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a table for each data set: means over seeds; behind NDCG@20 the difference to the bar, seed 0."""
+    """Markdown, a table for each data set: means over seeds, with the largest deviation; the difference to the bar is
+    that of seed 0."""
     lines = []
     for name in PROTOCOLS:
         here = [row for row in rows if row["dataset"] == name]
@@ -276,17 +277,20 @@ def tables(rows: list[dict[str, Any]]) -> str:
             {(row["system"], row["method"]) for row in here}, key=lambda pair: order.index(pair[1])
         ):
             own = [row for row in here if (row["system"], row["method"]) == (system, method)]
-            cells = []
+            cells, spread = [], 0.0
             for part in slices:
                 for metric in ("recall@20", "ndcg@20"):
                     found = [row for row in own if (row["slice"], row["metric"]) == (part, metric)]
                     text = f"{np.mean([row['value'] for row in found]):.4f}" if found else ""
                     first = next((row for row in found if row["seed"] == 0 and "difference" in row), None)
-                    if metric == "ndcg@20" and first is not None:
+                    if len(found) > 1:
+                        spread = max(spread, float(np.std([row["value"] for row in found], ddof=1)))
+                    if first is not None:
                         half = (first["difference_high"] - first["difference_low"]) / 2
                         text += f" ({first['difference']:+.3f} ± {half:.3f})"
                     cells.append(text)
-            seeds = len({row["seed"] for row in own})
+            count = len({row["seed"] for row in own})
+            seeds = f"{count}, sd <= {spread:.4f}" if count > 1 else f"{count}"
             seconds = np.median([row["seconds"] for row in own])
             title = method if system == "jaxrec" else f"{system}: {method}"
             lines.append(f"| {title} | " + " | ".join(cells) + f" | {seeds} | {seconds:.0f} |")
