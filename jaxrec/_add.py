@@ -29,12 +29,15 @@ def add(
       users: a frame with the schema's user column and features, or raw ids.
       items: likewise.
       interactions: with the schema's columns; users and items in it that are not known yet are added. They count
-        as seen: their items are not recommended again.
+        as seen: their items are not recommended again. An empty frame, here or above, adds nothing.
 
     Raises:
       ValueError: a column is missing, a feature or target is no finite number.
       TypeError: ids of another type than the encoder's.
     """
+    users, items, interactions = (
+        None if isinstance(each, pd.DataFrame) and each.empty else each for each in (users, items, interactions)
+    )
     encoder = recommender.encoder.extend(users=users, items=items)
     seen = recommender.seen
     if interactions is not None:

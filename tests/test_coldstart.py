@@ -100,6 +100,17 @@ def test_adding_leaves_the_recommender_as_it_was(factorization):
     assert "2 of 2" not in repr(added) and "Recommender(MatrixFactorization" in repr(added)
 
 
+def test_empty_frames_add_nothing(factorization, world):
+    frames = {"users": world.target.users[:0], "items": world.target.items[:0]}
+    grown = coldstart.add(factorization, **frames, interactions=world.target.interactions[:0])
+    assert grown.encoder is factorization.encoder and len(grown.seen) == len(factorization.seen)
+    assert jaxrec.recommend(factorization, new_users=frames["users"]).empty
+    pd.testing.assert_frame_equal(
+        jaxrec.recommend(factorization, k=2, interactions=world.target.interactions[:0]),
+        jaxrec.recommend(factorization, k=2),
+    )
+
+
 def test_new_items_are_folded_in_from_their_users(factorization, world):
     """Users who share a taste pull a new item towards it; items that were trained stay."""
     truth = world.target_truth
