@@ -143,7 +143,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells = [f"{share:.1%}", f"{mean[arm]:.4f}", "" if np.isnan(spread[arm]) else f"{spread[arm]:.4f}"]
             for base in ("scratch", "as it is"):
                 kept = (mean[arm] - mean[base]) / (mean["full"] - mean[base])
-                cells.append(f"{kept:.0%}" if arm not in ("scratch", "full", base) else "")
+                cells.append(f"{kept:.0%}" if arm in _ADAPTERS else "")
             lines.append("| " + " | ".join([name, arm, *cells]) + " |")
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ def add(
       TypeError: ids of another type than the encoder's.
     """
     users, items, interactions = (
-        None if isinstance(each, pd.DataFrame) and each.empty else each for each in (users, items, interactions)
+        None if isinstance(each, pd.DataFrame) and not len(each) else each for each in (users, items, interactions)
     )
     encoder = recommender.encoder.extend(users=users, items=items)
     seen = recommender.seen

@@ -210,6 +210,14 @@ def test_the_default_serves_those_of_whom_nothing_is_known(chosen):
     assert np.isfinite(cold.recommend(new_items=["nothing"], candidates=["nothing"], k=1).score).all()
 
 
+def test_the_default_says_that_too_few_items_were_there_to_ask(monkeypatch):
+    monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
+    world = data.generate(seed=3, target_users=60, target_items=40, source_users=60, source_items=20).target
+    cold = jaxrec.ColdStart(world.schema, seconds=1e-3).fit(world.interactions, users=world.users, items=world.items)
+    assert "too few items could be held out to ask how new ones compete" in cold.explanation
+    assert "multiplied by" not in cold.explanation
+
+
 def test_popularity_orders_what_a_method_scores_alike(parts):
     ease = train.fit_ease(parts.train)
     both, popular = coldstart.or_popular(ease, parts.train), coldstart.popularity(parts.train)

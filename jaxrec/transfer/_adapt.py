@@ -131,7 +131,7 @@ def adapt(
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
-        freeze = adapters._freeze
+        freeze = adapters._freezes
     if isinstance(freeze, Frozen):
         frozen = freeze
     elif freeze == "copied":

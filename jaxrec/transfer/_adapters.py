@@ -27,7 +27,7 @@ class LowRank:
     rank: int = 4
     alpha: float | None = None
 
-    _freeze: ClassVar[str] = "*"
+    _freezes: ClassVar[str] = "*"  # beside them, unless adapt is told otherwise
 
     def on(self, model: Any) -> LoRA:
         """The model with these adapters."""
@@ -49,7 +49,7 @@ class Bottleneck:
     patterns: _tree.Patterns = ()
     width: int = 8
 
-    _freeze: ClassVar[str] = "copied"
+    _freezes: ClassVar[str] = "copied"
 
     def on(self, model: Any) -> _Bottleneck:
         """The model with these adapters."""
