@@ -35,9 +35,8 @@ def add(
       ValueError: a column is missing, a feature or target is no finite number.
       TypeError: ids of another type than the encoder's.
     """
-    users, items, interactions = (
-        None if isinstance(each, pd.DataFrame) and not len(each) else each for each in (users, items, interactions)
-    )
+    users, items = (None if isinstance(each, pd.DataFrame) and not len(each) else each for each in (users, items))
+    interactions = None if interactions is None or not len(interactions) else interactions
     encoder = recommender.encoder.extend(users=users, items=items)
     seen = recommender.seen
     if interactions is not None:
