@@ -1,6 +1,5 @@
 """New users, items and interactions in a trained recommender, without training."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,11 +46,11 @@ def add(
             items=None if schema.item is None else interactions[schema.item].unique(),
         )
         seen = seen.append(encoder.encode(interactions).interactions)
-    sizes = {"num_users": len(encoder.features.user_row), "num_items": len(encoder.features.item_row)}
+    seen = seen.sized(len(encoder.features.user_row), len(encoder.features.item_row))
     for part in (recommender, *recommender.parts):
         if interactions is not None and part.factorises and not part.pooled_history and not part.derived:
             _ = part.prior  # measured now, so that everything that is added later shares it
-    grown = recommender.replace(encoder=encoder, seen=dataclasses.replace(seen, **sizes))
+    grown = recommender.replace(encoder=encoder, seen=seen)
     schema, old = encoder.schema, recommender.encoder
     extend: Any = getattr(recommender.model, "extend", None)
     if extend is None:

@@ -256,6 +256,26 @@ def test_adding_within_the_capacity_compiles_nothing(towers, world):
     assert compiled == []
 
 
+def test_some_of_a_large_catalogue_take_the_shapes_of_as_many_others():
+    from test_train import record
+
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": rng.integers(0, 20, 3000), "item": rng.permutation(3000)})
+    train = data.encode(data.Parts(rows, None, None), data.Schema()).train
+    recommender = jaxrec.fit(models.MatrixFactorization.for_data(train, dim=4), train, epochs=1)
+    users = recommender.encoder.users.ids[:3].tolist()
+    everything = jaxrec.recommend(recommender, users, k=2000)
+    some = rng.permutation(3000)
+    compiled: list[str] = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        for count in (1100, 2000):  # of one power of two
+            listed = jaxrec.recommend(recommender, users, candidates=some[:count].tolist(), k=20)
+            expected = everything[everything["item"].isin(some[:count])].groupby("user", sort=False).head(20)
+            assert by_user(listed) == by_user(expected)
+            record(patch, compiled)
+    assert compiled == []
+
+
 def test_predictions_come_in_the_targets_unit(rated_parts):
     model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
     recommender = jaxrec.fit(model, rated_parts.train, epochs=3)

@@ -57,6 +57,15 @@ class Interactions:
             np.concatenate(values) if len(values) == 2 else None,
         )
 
+    def sized(self, num_users: int, num_items: int) -> "Interactions":
+        """The same rows of other numbers of users and items."""
+        if (num_users, num_items) == (self.num_users, self.num_items):
+            return self
+        other = Interactions(self.user, self.item, num_users, num_items, self.value)
+        if "order" in self.__dict__:
+            other.__dict__["order"] = self.order
+        return other
+
     def part(self, rows: slice) -> "Interactions":
         """Some of the rows, of the same numbers of users and items."""
         value = None if self.value is None else self.value[rows]

@@ -23,6 +23,7 @@ from jaxrec.ranking._top_k import padded
 from jaxrec.ranking._vectors import apply, everything, gated, item_vectors, user_vectors
 
 _ROWS = 4096
+_FEWEST = 1024  # candidates, below which padding costs nothing that is felt
 
 
 def recommend(
@@ -147,11 +148,12 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
 
 
 def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.ndarray:
-    """Entity indices of the candidates in ascending order, padded with 0 to the catalogue's capacity."""
+    """Entity indices of the candidates in ascending order, padded with 0 so that few shapes are compiled."""
     if candidates is None:
         return everything(encoder)
     chosen = np.unique(known_items(encoder, list(candidates), "candidates"))
-    return padded(chosen, len(encoder.features.item_row)).astype(np.int32)
+    size = max(_FEWEST, 1 << (max(len(chosen), 1) - 1).bit_length())
+    return padded(chosen, max(len(chosen), min(size, len(encoder.features.item_row)))).astype(np.int32)
 
 
 def known_items(encoder: Encoder, ids: list[Any], what: str) -> np.ndarray:
