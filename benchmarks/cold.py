@@ -3,6 +3,7 @@
 python benchmarks/cold.py                          # what is not measured yet; several hours on two cores
 python benchmarks/cold.py --data ml-1m --again     # one protocol anew
 python benchmarks/cold.py --methods ColdStart      # one method
+python benchmarks/cold.py --settings 2             # a short search: the first two settings of each method
 python benchmarks/cold.py --seeds 0 1 2 --methods "iALS with content" "iALS with features" ColdStart
 python benchmarks/cold.py --slices answerable      # one question alone, of what has no row of it, with settings found
 python benchmarks/cold.py --table                  # the tables of README.md, from the JSON
@@ -56,21 +57,23 @@ def _als(protocol: Protocol, seed: int, fold: tuple[float, ...] | None = None, *
     return train.fit_als(protocol.encoded(protocol.neighbours), content=True, epochs=10, seed=seed, **setting)
 
 
-def _mapped(protocol: Protocol, seed: int, kind: str = "ridge", **setting: Any) -> Any:
+def _mapped(protocol: Protocol, seed: int, kind: str = "ridge", own: Setting | None = None, **setting: Any) -> Any:
     dataset = protocol.encoded(protocol.neural)
     side = "item" if protocol.schema.item_features else "user"
     backbone = train.fit_als(dataset, epochs=10, seed=seed, **setting)
     options = {"kind": "mlp", "seed": seed} if kind == "mlp" else {}
-    return coldstart.map_content(backbone, dataset, side=side, **options)
+    return coldstart.map_content(backbone, dataset, side=side, **options, **(own or {}))
 
 
-def _over_backbone(method: Callable[..., Any], protocol: Protocol, seed: int, **setting: Any) -> Any:
-    """DropoutNet, Heater, CLCRec, ALDI and GAR with their own defaults; the setting is the backbone's."""
+def _over_backbone(
+    method: Callable[..., Any], protocol: Protocol, seed: int, own: Setting | None = None, **setting: Any
+) -> Any:
+    """DropoutNet, Heater, CLCRec, ALDI and GAR with options of their own; the rest of the setting is the backbone's."""
     dataset = protocol.encoded(protocol.neural)
     backbone = train.fit_als(dataset, epochs=10, seed=seed, **setting)
     if method is coldstart.clcrec:
-        return method(dataset, backbone=backbone, seed=seed)
-    return method(backbone, dataset, seed=seed)
+        return method(dataset, backbone=backbone, seed=seed, **(own or {}))
+    return method(backbone, dataset, seed=seed, **(own or {}))
 
 
 def _autoencoder(protocol: Protocol, seed: int, *, epochs: int, **setting: Any) -> Any:
@@ -114,6 +117,19 @@ _SMALL = [
 ]
 _ALS = [*_SMALL, *({**_SMALL[2], "dim": 256}, {**_SMALL[3], "dim": 256}, {**_SMALL[3], "dim": 512})]
 _BACKBONES = [_SMALL[2], {**_SMALL[3], "dim": 128}]
+
+
+def _trained(**options: tuple[Any, Any]) -> list[Setting]:
+    """Two backbones and two values of each of two options, the method's defaults with either backbone first."""
+    return [each | ({"own": own} if own else {}) for own in [{}, *_others(options)] for each in _BACKBONES]
+
+
+def _others(options: dict[str, tuple[Any, Any]]) -> list[Setting]:
+    """What differs from the first values, which are the defaults."""
+    full = harness.grid(**options)
+    return [{name: value for name, value in each.items() if value != options[name][0]} for each in full][1:]
+
+
 _IMPLICIT = harness.grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
 _IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
 _BAR = harness.grid(l2=(1000.0, 3000.0, 10000.0, 30000.0), weight=(0.01, 0.03, 0.1))
@@ -130,12 +146,20 @@ ITEMS = {
         rivals.implicit_als_then_ridge, [each | {"ridge": 1.0} for each in _IMPLICIT], "implicit"
     ),
     "iALS, then ridge": Method(_mapped, _ALS),
-    "iALS, then perceptron": Method(functools.partial(_mapped, kind="mlp"), _BACKBONES),
-    "DropoutNet": Method(functools.partial(_over_backbone, coldstart.dropoutnet), _BACKBONES),
-    "Heater": Method(functools.partial(_over_backbone, coldstart.heater), _BACKBONES),
-    "CLCRec": Method(functools.partial(_over_backbone, coldstart.clcrec), _BACKBONES),
-    "ALDI": Method(functools.partial(_over_backbone, coldstart.aldi), _BACKBONES),
-    "GAR": Method(functools.partial(_over_backbone, coldstart.gar), _BACKBONES),
+    "iALS, then perceptron": Method(
+        functools.partial(_mapped, kind="mlp"), _trained(epochs=(20, 60), code_dim=(16, 64))
+    ),
+    "DropoutNet": Method(
+        functools.partial(_over_backbone, coldstart.dropoutnet), _trained(epochs=(20, 60), dropout=(0.5, 0.2))
+    ),
+    "Heater": Method(functools.partial(_over_backbone, coldstart.heater), _trained(epochs=(20, 60), alpha=(1.0, 0.3))),
+    "CLCRec": Method(
+        functools.partial(_over_backbone, coldstart.clcrec), _trained(epochs=(20, 60), temperature=(0.2, 0.1))
+    ),
+    "ALDI": Method(
+        functools.partial(_over_backbone, coldstart.aldi), _trained(epochs=(20, 60), identification=(1.0, 0.1))
+    ),
+    "GAR": Method(functools.partial(_over_backbone, coldstart.gar), _trained(epochs=(20, 60), similarity=(0.5, 0.05))),
     "iALS with content": Method(_als, _ALS),
     "ColdStart": Method(_default, [{}]),
 }
@@ -171,17 +195,18 @@ def measured(protocol: Protocol, fitted: Any, slices: list[Slice]) -> dict[str, 
     return reports
 
 
-def chosen_setting(protocol: Protocol, method: Method) -> Setting:
-    """The best on validation by the mean over slices, each measured by its best setting."""
-    if len(method.settings) == 1:
-        return method.settings[0]
+def chosen_setting(protocol: Protocol, method: Method, most: int | None = None) -> Setting:
+    """The best on validation by the mean over slices, each measured by its best setting, of the first ``most``."""
+    settings = method.settings[:most]
+    if len(settings) == 1:
+        return settings[0]
     values = []
-    for setting in method.settings:
+    for setting in settings:
         reports = measured(protocol, method.fit(protocol, 0, **setting), protocol.validation)
         values.append([float(reports[name]["ndcg@20"]) if name in reports else np.nan for name in protocol.main])
         print("  validation", setting, np.round(values[-1], 4), flush=True)
     table = np.array(values)
-    return method.settings[int(np.argmax(np.nanmean(table / table.max(axis=0), axis=1)))]
+    return settings[int(np.argmax(np.nanmean(table / table.max(axis=0), axis=1)))]
 
 
 def rows_of(reports: dict[str, Any], bar: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -204,6 +229,7 @@ def main() -> None:
     arguments.add_argument("--methods", nargs="*", help="by default all")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--slices", nargs="*", help="by default all that the protocol asks")
+    arguments.add_argument("--settings", type=int, help="of each method the first so many; by default all")
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
@@ -234,7 +260,7 @@ def main() -> None:
             start = time.perf_counter()
             try:
                 setting = _setting_of(rows, name, what) if 0 not in seeds or options.slices else None
-                setting = chosen_setting(protocol, method) if setting is None else setting
+                setting = chosen_setting(protocol, method, options.settings) if setting is None else setting
             except ModuleNotFoundError as error:
                 print(f"{what} is left out: {error}")
                 continue
