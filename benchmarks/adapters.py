@@ -22,7 +22,7 @@ import harness
 import numpy as np
 import optax
 import pandas as pd
-from domains import PAIRS, Pair, communities
+from domains import PAIRS, Pair, anime_communities, goodbooks_communities
 from flax.traverse_util import flatten_dict
 
 import jaxrec
@@ -45,8 +45,9 @@ _ARMS = ("scratch", "as it is", "full", *_ADAPTERS)
 
 
 TASKS: dict[str, Callable[[Path, int | None], Pair]] = {
-    "anime, large to small": communities,
+    "anime, large to small": anime_communities,
     "ml-1m to ml-100k": PAIRS["ml-1m-ml-100k"],
+    "goodbooks, large to small": goodbooks_communities,
 }
 
 

@@ -119,13 +119,26 @@ def _watched(folder: Path) -> pd.DataFrame:
     return rows.rename(columns={"user_id": "user", "anime_id": "item"})
 
 
-def communities(folder: Path, shots: int | None) -> Pair:
-    """Anime in a large and a small community of other users: half of all users, and a fifth of the rest."""
-    rows = _watched(folder)
+def _rated(folder: Path) -> pd.DataFrame:
+    rows = pd.read_parquet(folder / "goodbooks" / "ratings.parquet")
+    return rows.rename(columns={"user_id": "user", "book_id": "item"})
+
+
+def communities(rows: pd.DataFrame, share: float, shots: int | None) -> Pair:
+    """The same items in a large and a small community of other users: half of all users, and a share of the rest."""
     users = np.random.default_rng(0).permutation(np.sort(rows["user"].unique()))
     half = len(users) // 2
-    large, small = (rows[rows["user"].isin(part)] for part in (users[:half], users[half : half + half // 5]))
+    small_half = users[half : half + int(half * share)]
+    large, small = (rows[rows["user"].isin(part)] for part in (users[:half], small_half))
     return _cut(("large", _bare(large)), ("small", _bare(small)), shots, shared="item")
+
+
+def anime_communities(folder: Path, shots: int | None) -> Pair:
+    return communities(_watched(folder), 0.2, shots)
+
+
+def goodbooks_communities(folder: Path, shots: int | None) -> Pair:
+    return communities(_rated(folder), 0.5, shots)
 
 
 def anime(folder: Path, source: str, target: str, shots: int | None) -> Pair:
@@ -141,8 +154,7 @@ def goodbooks(folder: Path, source: str, target: str, shots: int | None) -> Pair
     names = pd.read_parquet(folder / "goodbooks" / "genres.parquet").set_index("genre")["genre_id"]
     labels = pd.read_parquet(folder / "goodbooks" / "book_genres.parquet")
     books = {name: set(labels.loc[labels.genre_id == names[name], "book_id"]) for name in (source, target)}
-    rows = pd.read_parquet(folder / "goodbooks" / "ratings.parquet")
-    rows = rows.rename(columns={"user_id": "user", "book_id": "item"})
+    rows = _rated(folder)
     frames = []
     for name, other in ((source, target), (target, source)):
         frames.append((name, _bare(rows[rows["item"].isin(books[name] - books[other])])))
