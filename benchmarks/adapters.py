@@ -9,7 +9,7 @@ rows; items are shared with the target, users are not, and held-out users of the
 (``domains.py``). Arms: the target from scratch, the source's parameters as they are, all of them fine-tuned, and with
 the rest as it is adapters of rank 4 on the table of items and on the kernel of histories, or a bottleneck of 64 behind
 the table of items. Each trained arm has the same rates to choose from and the same epochs to stop at, both by NDCG@10
-on the target's validation users; test is read by three seeds of the chosen rate.
+on the target's validation users; test is read by eight seeds of the chosen rate.
 """
 
 import argparse
@@ -33,7 +33,8 @@ _RESULTS = harness.RESULTS / "adapters.json"
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _SOURCE_RATES = (3e-3, 1e-2)
 _HELD, _SHOWN = 400, 10  # users of the source who say when it has learned enough, and their rows that it sees
-_SEEDS = (0, 1, 2)
+_SEEDS = tuple(range(8))
+_DRAWS = 2000
 _TRAINING: dict[str, Any] = {
     "loss": "sampled_softmax", "negatives": data.Negatives(shared=512), "freeze": "user/embedding", "progress": False,
 }  # fmt: skip
@@ -112,40 +113,63 @@ class Bench:
         return float(report["ndcg@10"])
 
 
-def measure(name: str, bench: Bench, arm: str) -> list[dict[str, Any]]:
-    rates = (None,) if arm == "as it is" else _RATES
-    tried: dict[float | None, float] = {}
-    for rate in rates:
-        tried[rate] = bench.value(bench.run(arm, rate, 0)[0], "validation")
-        print("   ", name, arm, rate, f"{tried[rate]:.4f}", flush=True)
-    rate = max(tried, key=lambda each: tried[each])
+def measure(name: str, bench: Bench, arm: str, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the seeds that ``own`` has none of."""
+    if own:
+        rate, validation = own[0]["rate"], own[0]["validation"]
+    else:
+        tried: dict[float | None, float] = {}
+        for rate in (None,) if arm == "as it is" else _RATES:
+            tried[rate] = bench.value(bench.run(arm, rate, 0)[0], "validation")
+            print("   ", name, arm, rate, f"{tried[rate]:.4f}", flush=True)
+        rate = max(tried, key=lambda each: tried[each])
+        validation = {str(key): tried[key] for key in tried}
     rows = []
-    for seed in _SEEDS[:1] if rate is None else _SEEDS:  # nothing of an untrained arm is random
+    for seed in missing_seeds(arm, own):
         start = time.perf_counter()
         recommender, share = bench.run(arm, rate, seed)
         row = {"task": name, "arm": arm, "seed": seed, "rate": rate, "metric": "ndcg@10", "trained": round(share, 4)}
         row["source_rate"] = bench.source_rate
-        row |= {"value": bench.value(recommender, "test"), "validation": {str(key): tried[key] for key in tried}}
+        row |= {"value": bench.value(recommender, "test"), "validation": validation}
         rows.append(row | {"seconds": round(time.perf_counter() - start, 1), "commit": harness.commit()})
         print(rows[-1], flush=True)
     return rows
 
 
+def missing_seeds(arm: str, own: list[dict[str, Any]]) -> list[int]:
+    seeds = _SEEDS[:1] if arm == "as it is" else _SEEDS  # nothing of an untrained arm is random
+    return [seed for seed in seeds if seed not in {row["seed"] for row in own}]
+
+
+def kept(here: dict[str, np.ndarray], arm: str, base: str) -> tuple[float, float, float]:
+    """The share of full fine-tuning's gain over ``base``, with a 95 % bootstrap interval, seeds being drawn."""
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for name in (arm, base, "full"):
+        values = here[name]
+        drawn[name] = values[rng.integers(0, len(values), (_DRAWS, len(values)))].mean(axis=1)
+    shares = (drawn[arm] - drawn[base]) / (drawn["full"] - drawn[base])
+    mean = {name: here[name].mean() for name in drawn}
+    low, high = np.quantile(shares, (0.025, 0.975))
+    return float((mean[arm] - mean[base]) / (mean["full"] - mean[base])), float(low), float(high)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: means over seeds, and what part an arm has of what full fine-tuning gains over either other way."""
-    heads = ["trained", "NDCG@10", "sd", "of the gain over scratch", "of the gain over the source as it is"]
+    heads = ["trained", "NDCG@10", "sd", "of the gain over scratch", "of the gain over the source as it is", "seeds"]
     lines = ["| task | arm | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
     found = pd.DataFrame(rows)
-    for name in TASKS:
-        here = found[found["task"] == name]
-        mean, spread = here.groupby("arm")["value"].mean(), here.groupby("arm")["value"].std()
-        for arm in (each for each in _ARMS if each in mean):
-            share = here.loc[here["arm"] == arm, "trained"].iloc[0]
-            cells = [f"{share:.1%}", f"{mean[arm]:.4f}", "" if np.isnan(spread[arm]) else f"{spread[arm]:.4f}"]
+    for name in (each for each in TASKS if each in set(found["task"])):
+        task = found[found["task"] == name]
+        here = {arm: task.loc[task["arm"] == arm, "value"].to_numpy() for arm in _ARMS if arm in set(task["arm"])}
+        for arm, values in here.items():
+            share = task.loc[task["arm"] == arm, "trained"].iloc[0]
+            spread = f"{values.std(ddof=1):.4f}" if len(values) > 1 else ""
+            cells = [f"{share:.1%}", f"{values.mean():.4f}", spread]
             for base in ("scratch", "as it is"):
-                kept = (mean[arm] - mean[base]) / (mean["full"] - mean[base])
-                cells.append(f"{kept:.0%}" if arm in _ADAPTERS else "")
-            lines.append("| " + " | ".join([name, arm, *cells]) + " |")
+                of = kept(here, arm, base) if arm in _ADAPTERS else None
+                cells.append("" if of is None else f"{of[0]:.0%} [{of[1]:.0%}, {of[2]:.0%}]")
+            lines.append("| " + " | ".join([name, arm, *cells, str(len(values))]) + " |")
     return "\n".join(lines)
 
 
@@ -157,11 +181,12 @@ def main() -> None:
         print(table(rows))
         return
     for name, make in TASKS.items():
-        missing = [arm for arm in _ARMS if not any((row["task"], row["arm"]) == (name, arm) for row in rows)]
+        of_arm = {arm: [row for row in rows if (row["task"], row["arm"]) == (name, arm)] for arm in _ARMS}
+        missing = {arm: own for arm, own in of_arm.items() if missing_seeds(arm, own)}
         bench = Bench(make(harness.data_folder(), None)) if missing else None
-        for arm in missing:
+        for arm, own in missing.items():
             assert bench is not None
-            rows += measure(name, bench, arm)
+            rows += measure(name, bench, arm, own)
             harness.save(_RESULTS, rows)
     print(table(rows))
 

@@ -61,8 +61,9 @@ def _mapped(protocol: Protocol, seed: int, kind: str = "ridge", own: Setting | N
     dataset = protocol.encoded(protocol.neural)
     side = "item" if protocol.schema.item_features else "user"
     backbone = train.fit_als(dataset, epochs=10, seed=seed, **setting)
-    options = {"kind": "mlp", "seed": seed} if kind == "mlp" else {}
-    return coldstart.map_content(backbone, dataset, side=side, **options, **(own or {}))
+    own = dict(own or {})
+    options = {"kind": "mlp", "seed": seed, "hidden": (own.pop("width", 256),)} if kind == "mlp" else {}
+    return coldstart.map_content(backbone, dataset, side=side, **options, **own)
 
 
 def _over_backbone(
@@ -147,7 +148,7 @@ ITEMS = {
     ),
     "iALS, then ridge": Method(_mapped, _ALS),
     "iALS, then perceptron": Method(
-        functools.partial(_mapped, kind="mlp"), _trained(epochs=(20, 60), code_dim=(16, 64))
+        functools.partial(_mapped, kind="mlp"), _trained(epochs=(20, 60), width=(256, 512))
     ),
     "DropoutNet": Method(
         functools.partial(_over_backbone, coldstart.dropoutnet), _trained(epochs=(20, 60), dropout=(0.5, 0.2))
