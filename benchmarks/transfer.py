@@ -250,6 +250,7 @@ def main() -> None:
     if options.table:
         rows = harness.saved(_RESULTS)
         print(summary(rows))
+        print(f"\n{hours(rows):.1f} hours of fits with the settings chosen, each counted once.")
         text = "\n\n".join(["# Transfer, method by method", *(details(rows, name) for name in PAIRS)])
         _RESULTS.with_suffix(".md").write_text(text + "\n")
         return
@@ -310,6 +311,18 @@ def summary(rows: Rows) -> str:
             scratch = row["value"] - row["difference"]
             lines.append(f"| {name} | mean | | {scratch:.4f} | | | | {row['value']:.4f} | {gain} | 1 | |")
     return "\n".join(lines)
+
+
+def hours(rows: Rows) -> float:
+    """Of all fits with the settings chosen. Methods made of others hold their parts' seconds, and of seed 0 the parts
+    are rows of their own."""
+    parted = {"parts", "first", "l2_source"}  # in the setting of what is made of other rows
+    fits = {
+        (row["pair"], row["shots"], row["method"], row["seed"]): row["seconds"] or 0.0
+        for row in rows
+        if row["shots"] != _MEAN and (row["seed"] > 0 or not parted & set(row["setting"]))
+    }
+    return sum(fits.values()) / 3600
 
 
 def _headline(rows: Rows, name: str, shots: Any, method: str | None) -> Rows:
