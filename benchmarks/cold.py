@@ -230,10 +230,12 @@ def main() -> None:
     arguments.add_argument("--methods", nargs="*", help="by default all")
     arguments.add_argument("--seeds", nargs="*", type=int, default=[0])
     arguments.add_argument("--slices", nargs="*", help="by default all that the protocol asks")
-    arguments.add_argument("--settings", type=int, help="of each method the first so many; by default all")
+    arguments.add_argument("--settings", type=int, help="of each method but the bar the first so many; by default all")
     arguments.add_argument("--again", action="store_true", help="measure what has been measured already")
     arguments.add_argument("--table", action="store_true", help="print the tables and stop")
     options = arguments.parse_args()
+    if options.settings is not None and options.settings < 1:
+        arguments.error(f"Expected --settings of at least 1, got {options.settings}.")
     if options.table:
         print(tables(harness.saved(_RESULTS)))
         return
@@ -272,6 +274,7 @@ def main() -> None:
                 seconds = time.perf_counter() - start
                 reports = measured(protocol, fitted, asked)
                 common = {"seconds": seconds, "searched": searched, "setting": setting, "commit": commit}
+                common["tried"] = len(method.settings[: options.settings])
                 same = key | {"seed": seed}
                 new = [same | row | common for row in rows_of(reports, bar)]
                 figures = ", ".join(f"{part} {report['ndcg@20']:.4f}" for part, report in reports.items())

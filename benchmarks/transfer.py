@@ -250,7 +250,10 @@ def main() -> None:
     if options.table:
         rows = harness.saved(_RESULTS)
         print(summary(rows))
-        print(f"\n{hours(rows):.1f} hours of fits with the settings chosen, each counted once.")
+        spent, unknown = hours(rows)
+        print(
+            f"\nAbout {spent:.1f} hours of fits with the settings chosen; of {unknown} fits the seconds are not known."
+        )
         text = "\n\n".join(["# Transfer, method by method", *(details(rows, name) for name in PAIRS)])
         _RESULTS.with_suffix(".md").write_text(text + "\n")
         return
@@ -313,16 +316,17 @@ def summary(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def hours(rows: Rows) -> float:
-    """Of all fits with the settings chosen. Methods made of others hold their parts' seconds, and of seed 0 the parts
-    are rows of their own."""
+def hours(rows: Rows) -> tuple[float, int]:
+    """Of the fits with the settings chosen, and how many have no seconds. Roughly: methods made of others are left out
+    for seed 0, whose parts are mostly rows of their own, and parts that rows share count in each."""
     parted = {"parts", "first", "l2_source"}  # in the setting of what is made of other rows
     fits = {
-        (row["pair"], row["shots"], row["method"], row["seed"]): row["seconds"] or 0.0
+        (row["pair"], row["shots"], row["method"], row["seed"]): row["seconds"]
         for row in rows
         if row["shots"] != _MEAN and (row["seed"] > 0 or not parted & set(row["setting"]))
     }
-    return sum(fits.values()) / 3600
+    known = [seconds for seconds in fits.values() if seconds is not None]
+    return sum(known) / 3600, len(fits) - len(known)
 
 
 def _headline(rows: Rows, name: str, shots: Any, method: str | None) -> Rows:

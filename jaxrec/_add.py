@@ -21,7 +21,8 @@ def add(
 
     A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
     any other model that factorises is folded in (see ``fold_in``). Nearest neighbours of a new item are found. Without
-    either it is the unknown one. Within the encoder's capacity nothing is compiled again.
+    either it is the unknown one. Within the encoder's capacity nothing is compiled again, but for lists among some
+    candidates whose number has passed a power of two.
 
     Args:
       recommender: stays as it is.

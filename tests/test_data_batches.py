@@ -260,6 +260,7 @@ def test_interactions_know_histories_counts_and_pairs():
     assert pairs.contains(np.array([2, 2, 1, 3]), np.array([5, 6, 6, 5])).tolist() == [True, False, True, False]
     assert pairs.sized(4, 9) is pairs
     wider = pairs.sized(6, 9)
+    assert wider.order is pairs.order and wider.num_users == 6
     assert wider.user_count.tolist() == [0, 1, 3, 0, 0, 0] and wider.latest(np.array([2, 5]), 1).tolist() == [[8], [0]]
     both = pairs.append(data.Interactions(np.array([1]), np.array([8]), 4, 9))
     assert both.latest(np.array([1]), 3).tolist() == [[6, 8, 0]] and len(pairs) == 4

@@ -11,6 +11,7 @@ from helpers import refuses
 import jaxrec
 from jaxrec import data, models, ranking
 from jaxrec.ranking import _search, _top_k, top_k
+from jaxrec.ranking._recommend import candidate_items
 
 
 def by_user(frame):
@@ -263,6 +264,8 @@ def test_some_of_a_large_catalogue_take_the_shapes_of_as_many_others():
     rows = pd.DataFrame({"user": rng.integers(0, 20, 3000), "item": rng.permutation(3000)})
     train = data.encode(data.Parts(rows, None, None), data.Schema()).train
     recommender = jaxrec.fit(models.MatrixFactorization.for_data(train, dim=4), train, epochs=1)
+    sizes = [len(candidate_items(recommender.encoder, range(count))) for count in (3, 1100, 2000, 2049, 3000)]
+    assert sizes == [1024, 2048, 2048, *[min(4096, len(recommender.encoder.features.item_row))] * 2]
     users = recommender.encoder.users.ids[:3].tolist()
     everything = jaxrec.recommend(recommender, users, k=2000)
     some = rng.permutation(3000)

@@ -58,7 +58,7 @@ class Interactions:
         )
 
     def sized(self, num_users: int, num_items: int) -> "Interactions":
-        """The same rows of other numbers of users and items."""
+        """The same rows of as many or more users and items."""
         if (num_users, num_items) == (self.num_users, self.num_items):
             return self
         other = Interactions(self.user, self.item, num_users, num_items, self.value)

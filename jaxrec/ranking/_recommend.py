@@ -153,7 +153,7 @@ def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.nd
         return everything(encoder)
     chosen = np.unique(known_items(encoder, list(candidates), "candidates"))
     size = max(_FEWEST, 1 << (max(len(chosen), 1) - 1).bit_length())
-    return padded(chosen, max(len(chosen), min(size, len(encoder.features.item_row)))).astype(np.int32)
+    return padded(chosen, min(size, len(encoder.features.item_row))).astype(np.int32)
 
 
 def known_items(encoder: Encoder, ids: list[Any], what: str) -> np.ndarray:
