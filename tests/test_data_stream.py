@@ -126,6 +126,16 @@ def test_a_window_of_all_rows_trains_what_memory_trains(folder, tmp_path, monkey
     assert jaxrec.recommend(one, users=[2**40], k=3).equals(jaxrec.recommend(two, users=[2**40], k=3))
 
 
+def test_users_as_examples_are_the_same_from_disk(folder, tmp_path):
+    schema = data.Schema(time="time")
+    streamed = data.encode_to_disk(folder, schema, tmp_path / "rows", window=64)
+    memory = in_memory(ratings(), schema)
+    model = models.VariationalAutoencoder.for_data(memory, dim=4, latent=2, history=5)
+    one, two = (jaxrec.fit(model, train, epochs=2, batch_size=64) for train in (streamed, memory))
+    for leaf, other in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+
+
 def test_histories_and_rejection_work_on_disk(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
     monkeypatch.setattr(data._batches, "_BLOCK", 16)

@@ -223,6 +223,15 @@ def test_fit_on_a_mesh_equals_fit(mesh, parts):
     assert jaxrec.recommend(many, k=3)["score"].notna().all()
 
 
+def test_users_as_examples_on_a_mesh_are_those_of_one_device(mesh, parts):
+    model = models.VariationalAutoencoder.for_data(parts.train, dim=4, latent=2, history=6)
+    assert model.histories == "users"
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 101}
+    one, many = jaxrec.fit(model, parts.train, **options), jaxrec.fit(model, parts.train, mesh=mesh, **options)
+    same(_tree.flatten(many.params), _tree.flatten(one.params), atol=1e-4)
+    np.testing.assert_allclose(many.history["loss"], one.history["loss"], rtol=1e-4)
+
+
 def test_a_mesh_of_one_device_is_one_device(parts):
     model = models.MatrixFactorization.for_data(parts.train, dim=4, bias=False)  # Adam would blow up the bias' noise
     one = jaxrec.fit(model, parts.train, epochs=1, batch_size=100)
