@@ -48,6 +48,40 @@ def test_chunks_of_large_data_cover_it_all(parts, monkeypatch):
     assert len(epoch_of(parts.train)["user"]) == len(parts.train)
 
 
+def test_prepared_epochs_are_those_of_batches_and_begun_before_they_are_asked_for(parts, monkeypatch):
+    monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
+    batches = data.Batches(parts.train, batch_size=32, negatives=data.Negatives(num=1), history=0, seed=0)
+    made = []
+
+    class Watched:
+        steps = batches.steps
+
+        def epoch(self, number):
+            for chunk in batches.epoch(number):
+                made.append(number)
+                yield chunk
+
+    epochs = data.prepared(Watched(), 3)
+    for number in (1, 2, 3):
+        ours = list(next(epochs))
+        assert made.count(number) == len(ours) > 1 and made.count(number + 1) == (number < 3)
+        for (stack, steps), (expected, number_of_steps) in zip(ours, batches.epoch(number), strict=True):
+            assert steps == number_of_steps
+            np.testing.assert_array_equal(stack.item, expected.item)
+    assert next(epochs, None) is None and 4 not in made
+
+
+def test_an_epoch_left_early_prepares_nothing(parts, monkeypatch):
+    monkeypatch.setattr(data._batches, "_CHUNK", 64 * 16)
+    batches = data.Batches(parts.train, batch_size=32, negatives=None, history=0, seed=0)
+    epochs = data.prepared(batches, 2)
+    next(next(epochs))
+    (stack, _), *_ = second = list(next(epochs))
+    expected = list(batches.epoch(2))
+    assert len(second) == len(expected)
+    np.testing.assert_array_equal(stack.user, expected[0][0].user)
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_negatives_are_trained_items(parts, sampling):
     epoch = epoch_of(parts.train, negatives=data.Negatives(num=5, sampling=sampling))

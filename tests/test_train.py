@@ -15,7 +15,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, data, losses, models, optim, train
-from jaxrec.train import _fit
+from jaxrec.train import _fit, _step
 
 # Every model under the chain that moves most, and every optimiser with models of each kind: updates do not know models.
 FROZEN = [(name, "clipped") for name in MODELS] + [
@@ -485,6 +485,20 @@ def test_parameters_of_another_model_are_refused(parts, factorization):
         jaxrec.fit(model, parts.train, params=_tree.drop(factorization.params, {"bias"}), epochs=1)
     with pytest.raises(ValueError, match="table 'user/embedding' has 5 rows and the data needs"):
         jaxrec.fit(dataclasses.replace(model, user_rows=5), parts.train, epochs=1)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (40, 8), (3, 4, 8), (8, 1)])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_number_of_a_gradient_that_is_not_finite_is_seen(shape, wrong):
+    most = np.finfo(np.float32).max
+    found = jax.jit(_step.all_finite)
+    large = np.full(shape, most, np.float32)  # whose sum is infinite
+    spoilt = large.copy()
+    spoilt[tuple(number // 2 for number in shape)] = wrong
+    fine = {"dense": jnp.ones(3), "table": jnp.asarray(large)}
+    assert found(jnp.float32(most), fine)
+    assert not found(jnp.float32(most), fine | {"table": jnp.asarray(spoilt)})
+    assert not found(jnp.float32(wrong), fine)
 
 
 def test_rows_that_could_learn_nothing_are_refused(parts, factorization):

@@ -1,6 +1,7 @@
 """Data of a stated size, a loop of training, and one evaluator for everybody."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,10 @@ def trainer(
         ),
         donate_argnums=(0,),
     )
-    box, count = [state], [0]
+    box, epochs = [state], data.prepared(batches, sys.maxsize)
 
     def run() -> float:
-        count[0] += 1
-        for chunk, steps in batches.epoch(count[0]):
+        for chunk, steps in next(epochs):
             box[0], _ = epoch(box[0], chunk, features, steps)
         jax.block_until_ready(box[0].params)
         return units * len(dataset)

@@ -6,6 +6,7 @@ from jaxrec.data._clean import Cleaned, clean
 from jaxrec.data._encoder import Dataset, Encoder, Parts, encode
 from jaxrec.data._interactions import Interactions
 from jaxrec.data._negatives import Negatives
+from jaxrec.data._prepared import prepared
 from jaxrec.data._readers import Frames, read_amazon_reviews, read_goodbooks, read_movielens, read_table
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Labels, Numeric, Schema, Vector
@@ -56,6 +57,7 @@ __all__ = [
     "generate",
     "k_fold",
     "open_dataset",
+    "prepared",
     "read_amazon_reviews",
     "read_goodbooks",
     "read_movielens",

@@ -13,13 +13,13 @@ from jaxrec import _tree
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
-from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._histories import Kind
 from jaxrec.models import Model
 from jaxrec.optim import Optimizer
 from jaxrec.train._fit import Diverged, check_rows
 from jaxrec.train._judge import Judge, Metric
-from jaxrec.train._step import check_params
+from jaxrec.train._step import all_finite, check_params
 
 PLAYERS = ("discriminator", "generator")  # in the order in which they move
 
@@ -94,8 +94,7 @@ def adversarial_step(
             return game.player_loss(player, everything, batch, features, key=jax.random.fold_in(key, number))
 
         value, grads = jax.value_and_grad(objective)(params[player])
-        for grad in (value, *jax.tree.leaves(grads)):
-            ok &= jnp.isfinite(grad).all()
+        ok &= all_finite(value, grads)
         optimizer: Optimizer = getattr(optimizers, player)
         params[player], opt_states[player], _ = optimizer.update(
             params[player], opt_states[player], {}, grads=grads, row_grads={}, frozen_rows={}, value=value, ok=ok
@@ -179,10 +178,10 @@ def play(
     judge = Judge(validation, metric, patience)
     log: list[dict[str, Any]] = []
     recommender = blank
-    for epoch in range(1, epochs + 1):
+    for epoch, chunks in enumerate(prepared(batches, epochs), 1):
         start = time.perf_counter()
         infos: list[AdversarialInfo] = []
-        for chunk, steps in batches.epoch(epoch):
+        for chunk, steps in chunks:
             if infos and not infos[-1].ok:
                 break
             state, info = _epoch(state, chunk, blank.features, steps, game=game, optimizers=optimizers)

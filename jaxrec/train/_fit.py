@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Batch, Params
-from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec._types import Params
+from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._interactions import counted
+from jaxrec.data._prepared import Chunks, EpochSource
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
@@ -192,19 +193,10 @@ def fit(
     )
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Where epochs come from: ``Batches``, or what is like it."""
-
-    steps: int
-
-    def epoch(self, number: int) -> Iterator[tuple[Batch, int]]: ...
-
-
 def run_epochs(
     blank: Recommender,
     state: TrainState,
-    batches: Source,
+    batches: EpochSource,
     features: Any,
     *,
     model: Model,
@@ -225,12 +217,12 @@ def run_epochs(
     """
     log: list[dict[str, Any]] = []
     with _bar(progress, epochs * batches.steps) as advance:
-        for epoch in range(1, epochs + 1):
+        for epoch, chunks in enumerate(prepared(batches, epochs), 1):
             start = time.perf_counter()
             if phases is not None and restart is not None and phases.begins(epoch):
                 state = restart(epoch, state)
                 judge.restart()
-            state, infos = _run(state, batches, features, epoch, advance, model, loss, optimizer, mesh)
+            state, infos = _run(state, chunks, features, advance, model, loss, optimizer, mesh)
             recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
@@ -264,9 +256,8 @@ def _set(opt_state: Any, values: Mapping[str, Any] | None, model: Model, mesh: M
 
 def _run(
     state: TrainState,
-    batches: Source,
+    chunks: Chunks,
     features: Any,
-    epoch: int,
     advance: Callable[[int], None],
     model: Model,
     loss: losses.Loss,
@@ -275,7 +266,7 @@ def _run(
 ) -> tuple[TrainState, list[EpochInfo]]:
     """One epoch. The device works on a chunk while the host prepares the next."""
     infos: list[EpochInfo] = []
-    for chunk, steps in batches.epoch(epoch):
+    for chunk, steps in chunks:
         if infos and not infos[-1].ok:
             break
         if mesh is not None:

@@ -233,15 +233,14 @@ def train_step(
     value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(
         dense, gather(state.params, rows_of, mesh)
     )
-    ok = jnp.isfinite(value)
-    for grad in jax.tree.leaves((grads, row_grads)):
-        ok &= jnp.isfinite(grad).all()
+    by_table = _grads_by_table(rows_of, row_grads, mesh)
+    ok = all_finite(value, (grads, {path: table.grads for path, table in by_table.items()}))
     params, opt_state, slots = optimizer.update(
         state.params,
         state.opt_state,
         state.slots,
         grads=grads,
-        row_grads=_grads_by_table(rows_of, row_grads, mesh),
+        row_grads=by_table,
         frozen_rows=state.frozen_rows,
         value=value,
         ok=ok,
@@ -321,6 +320,18 @@ def _checked(lookups: dict[str, Lookup], sizes: dict[str, int]) -> dict[str, Loo
             safe[which] = safe_index(lookup.rows, size)
         checked[name] = lookup._replace(rows=safe[which])
     return checked
+
+
+def all_finite(value: jax.Array, grads: Any) -> jax.Array:
+    """Whether a loss and all gradients are: zero times anything else is NaN.
+
+    A product with zeros is one pass over a gradient. ``isfinite(grad).all()`` took a quarter of a BPR step on CPU, for
+    which XLA writes the booleans down and reduces them in further passes.
+    """
+    ok = jnp.isfinite(value)
+    for grad in jax.tree.leaves(grads):
+        ok &= jnp.sum(jnp.dot(grad, jnp.zeros(grad.shape[-1:], grad.dtype))) == 0
+    return ok
 
 
 def _names_by_table(lookups: dict[str, Lookup]) -> dict[str, list[str]]:
