@@ -13,6 +13,7 @@ from cases import DIM, FEATURES, MODELS, batch_of, columns, shaken
 from helpers import refuses, untyped
 
 from jaxrec import _tree, models
+from jaxrec._rows import rows_at
 from jaxrec.data import Batch
 from jaxrec.models import _base
 
@@ -525,6 +526,31 @@ def test_ids_start_at_zero_where_content_stands_in():
     of_ids = MODELS["towers of ids"].model.init(jax.random.key(0))
     assert not with_content["user"]["embedding"].any()
     assert of_ids["user"]["embedding"][1:].any(axis=1).all() and not of_ids["user"]["embedding"][0].any()
+
+
+@pytest.mark.parametrize("shape", [(9, 16), (9, 20), (9, 18), (9, 4), (9,), (9, 4, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_rows_are_read_as_they_are(shape, dtype):
+    table = jnp.asarray(np.arange(np.prod(shape)).reshape(shape) % 100, dtype)
+    for index in (3, [], [8, 0, 0], [[1, 2, 3], [8, 0, 8]]):
+        index = jnp.asarray(index, jnp.int32)
+        np.testing.assert_array_equal(jax.jit(rows_at)(table, index), np.asarray(table)[np.asarray(index)])
+    tables, many = jnp.stack([table, table[::-1]]), jnp.asarray([[1, 2], [8, 0]])
+    for over_tables, over_indices in ((True, False), (False, True), (True, True)):
+        given = tables if over_tables else table, many if over_indices else many[0]
+        axes = 0 if over_tables else None, 0 if over_indices else None
+        expected = [
+            (tables[place] if over_tables else table)[many[place] if over_indices else many[0]] for place in range(2)
+        ]
+        np.testing.assert_array_equal(jax.vmap(rows_at, axes)(*given), jnp.stack(expected))
+
+
+def test_reading_rows_passes_gradients_on_and_copies_no_table():
+    table, index = jnp.ones((5_000, 16)), jnp.asarray([[2, 3], [2, 4]])
+    grads = jax.grad(lambda table: (rows_at(table, index) * jnp.arange(16.0)[None, None]).sum())(table)
+    np.testing.assert_array_equal(grads[jnp.asarray([1, 2, 3])], np.asarray([[0], [2], [1]]) * np.arange(16))
+    compiled = jax.jit(rows_at).lower(table, index).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < table.nbytes / 10
 
 
 def test_a_large_table_is_drawn_in_blocks_without_taking_its_memory_twice(monkeypatch):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
 
 from jaxrec import _sharded, _tree
 from jaxrec._expect import expect
+from jaxrec._rows import rows_at
 from jaxrec._types import Array, Batch, Features, HasSizes, Params, Sizes
 
 Gathered = dict[str, jax.Array]
@@ -167,7 +168,14 @@ def gather(params: Params, lookups: dict[str, Lookup], mesh: Mesh | None = None)
     leaves = _tree.flatten(params)
     if mesh is not None:
         return {name: wide(_sharded.take(mesh, leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
-    return {name: wide(take(leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
+    return {name: wide(_read(leaves[lookup.path], lookup.rows)) for name, lookup in lookups.items()}
+
+
+def _read(values: Any, rows: Int32[Array, "..."]) -> jax.Array:
+    """``take`` for the rows of tables."""
+    if isinstance(values, Passed | Composed):
+        return take(values, rows)
+    return rows_at(values, safe_index(rows, values.shape[0]))
 
 
 def rows_of(params: Params, path: str, rows: Int32[Array, "..."]) -> jax.Array:

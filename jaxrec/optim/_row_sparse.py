@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
 from jaxrec import _sharded, _tree
+from jaxrec._rows import rows_at
 from jaxrec._types import Params
 from jaxrec.models._base import wide
 from jaxrec.optim._layout import layout_of
@@ -230,7 +231,7 @@ def _reader(mesh: Mesh | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
     def read(leaf: jax.Array, rows: jax.Array) -> jax.Array:
         if mesh is None:
-            return leaf.at[rows].get(mode="promise_in_bounds")
+            return rows_at(leaf, rows)
         return leaf.at[rows].get(mode="fill", fill_value=0)
 
     return _sharded.on_shards(mesh, read)

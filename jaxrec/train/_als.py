@@ -13,6 +13,7 @@ from jaxtyping import Float
 from jaxrec import _sharded, _threads
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
+from jaxrec._rows import rows_at
 from jaxrec._types import Array, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
 from jaxrec.models import MatrixFactorization
@@ -327,7 +328,7 @@ def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[
     others, gram, num_others, options, prior = task
 
     def block(_: None, part: _Plan) -> tuple[None, jax.Array]:
-        vectors = others[part.other]
+        vectors = rows_at(others, part.other)
         scale = options["l2"] * (part.count + options["unobserved"] * num_others) ** options["exponent"]
 
         def by_slot(chunks: jax.Array) -> jax.Array:
@@ -338,10 +339,11 @@ def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[
             missing = (jnp.einsum("cld,cd->cl", vectors, x[part.slot]) - sought) * part.weight
             return by_slot(jnp.einsum("cld,cl->cd", vectors, missing)) + x @ gram + scale[:, None] * x
 
-        start = table.at[part.row].get(mode="fill", fill_value=0.0)
+        row = jnp.minimum(part.row, len(table) - 1)  # empty slots, whose row is past the end, are not written back
+        start = rows_at(table, row)
         residual = -image_of(start, 1.0)
         if prior is not None:
-            residual = residual + scale[:, None] * jnp.asarray(prior).at[part.row].get(mode="fill", fill_value=0.0)
+            residual = residual + scale[:, None] * rows_at(prior, row)
 
         def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             x, residual, direction, square = state
