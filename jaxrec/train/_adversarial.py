@@ -19,7 +19,7 @@ from jaxrec.models import Model
 from jaxrec.optim import Optimizer
 from jaxrec.train._fit import Diverged, check_rows
 from jaxrec.train._judge import Judge, Metric
-from jaxrec.train._step import all_finite, check_params
+from jaxrec.train._step import all_finite, batch_at, check_params
 
 PLAYERS = ("discriminator", "generator")  # in the order in which they move
 
@@ -129,7 +129,7 @@ def adversarial_epoch(
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         moving, losses, taken, _ = carry
-        batch = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, taken, keepdims=False), batches)
+        batch = batch_at(batches, taken)
         moved, values, ok = adversarial_step(carried(moving, fixed), batch, features, game=game, optimizers=optimizers)
         return carried(moved, {}), losses.at[taken].set(values), taken + ok.astype(jnp.int32), ok
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
 from jaxrec import _sharded, _tree
+from jaxrec._rows import rows_at
 from jaxrec._types import Batch, Features, Params
 from jaxrec.losses import Loss
 from jaxrec.models._base import Lookup, Model, gather, safe_index, scored
@@ -291,7 +292,7 @@ def train_epoch(
         carry: tuple[TrainState, jax.Array, jax.Array, jax.Array],
     ) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
         moving, losses, taken, _ = carry
-        batch = jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, taken, keepdims=False), batches)
+        batch = batch_at(batches, taken, mesh)
         moved, info = train_step(
             moving._replace(**constant), batch, features, model=model, loss=loss, optimizer=optimizer, mesh=mesh
         )
@@ -300,6 +301,17 @@ def train_epoch(
 
     moved, losses, taken, ok = jax.lax.while_loop(unfinished, body, start)
     return moved._replace(**constant), EpochInfo(losses, taken, ok)
+
+
+def batch_at(batches: Batch, number: jax.Array, mesh: Mesh | None = None) -> Batch:
+    """One of stacked batches."""
+
+    def one(stack: jax.Array) -> jax.Array:
+        if mesh is None and stack.ndim > 2:  # whose last axis may be short, see rows_at
+            return rows_at(stack.reshape(len(stack), -1), number).reshape(stack.shape[1:])
+        return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
+
+    return jax.tree.map(one, batches)
 
 
 def _sizes(model: Model, state: TrainState, mesh: Mesh | None) -> dict[str, int]:
