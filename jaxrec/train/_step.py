@@ -11,8 +11,13 @@ from jaxrec import _sharded, _tree
 from jaxrec._rows import rows_at
 from jaxrec._types import Batch, Features, Params
 from jaxrec.losses import Loss
+from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import Lookup, Model, gather, safe_index, scored
 from jaxrec.optim import Optimizer, RowGrads
+
+# Models whose scores are sums of products of rows and nothing else: the gradients of rows are products of the scores'
+# gradients and of rows, so it is enough to look at the former. Looking at the latter takes a fifth of a step.
+_PRODUCTS = (MatrixFactorization,)
 
 
 class TrainState(NamedTuple):
@@ -209,8 +214,9 @@ def train_step(
         tables only the touched rows and their gradients travel. Up to rounding the result is that of one device.
 
     Returns:
-      The next state and the loss before the update. If the loss or a gradient is not finite the parameters and
-      the optimiser's state are those that came in.
+      The next state and the loss before the update. If the loss or a gradient (of ``MatrixFactorization``: of the
+      scores, which those of its rows follow) is not finite the parameters and the optimiser's state are those that
+      came in.
 
     Raises:
       ValueError: the devices of ``mesh`` cannot share the batch's examples evenly.
@@ -226,16 +232,18 @@ def train_step(
     dense, fixed_dense = _tree.drop(state.params, tables), _tree.drop(state.frozen, tables)
     key = jax.random.fold_in(state.key, state.step)
 
-    def objective(dense: Params, rows: dict[str, jax.Array]) -> jax.Array:
+    def scores_of(dense: Params, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         params = _tree.merge(dense, fixed_dense)
         output = scored(model.score(params, {**fixed, **rows}, batch, features, key=key))
-        return loss(output.scores, batch) + output.penalty_at(state.step)
+        return output.scores, output.penalty_at(state.step)
 
-    value, (grads, row_grads) = jax.value_and_grad(objective, argnums=(0, 1))(
-        dense, gather(state.params, rows_of, mesh)
-    )
+    (scores, penalty), back = jax.vjp(scores_of, dense, gather(state.params, rows_of, mesh))
+    of_scores, score_grads = jax.value_and_grad(loss)(scores, batch)
+    value = of_scores + penalty
+    grads, row_grads = back((score_grads, jnp.ones_like(penalty)))
     by_table = _grads_by_table(rows_of, row_grads, mesh)
-    ok = all_finite(value, (grads, {path: table.grads for path, table in by_table.items()}))
+    of_rows = score_grads if type(model) in _PRODUCTS else {path: table.grads for path, table in by_table.items()}
+    ok = all_finite(value, (grads, of_rows))
     params, opt_state, slots = optimizer.update(
         state.params,
         state.opt_state,
