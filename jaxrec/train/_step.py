@@ -16,7 +16,7 @@ from jaxrec.models._base import Lookup, Model, gather, safe_index, scored
 from jaxrec.optim import Optimizer, RowGrads
 
 # Models whose scores are sums of products of rows and nothing else: the gradients of rows are products of the scores'
-# gradients and of rows, so it is enough to look at the former. Looking at the latter takes a fifth of a step.
+# gradients and of rows, so it is enough to look at the former where they are fewer numbers: a fifth of a step less.
 _PRODUCTS = (MatrixFactorization,)
 
 
@@ -214,9 +214,9 @@ def train_step(
         tables only the touched rows and their gradients travel. Up to rounding the result is that of one device.
 
     Returns:
-      The next state and the loss before the update. If the loss or a gradient (of ``MatrixFactorization``: of the
-      scores, which those of its rows follow) is not finite the parameters and the optimiser's state are those that
-      came in.
+      The next state and the loss before the update. If the loss or a gradient is not finite the parameters and the
+      optimiser's state are those that came in. (Of ``MatrixFactorization`` the gradient of the scores may be looked at
+      instead, which those of its rows follow.)
 
     Raises:
       ValueError: the devices of ``mesh`` cannot share the batch's examples evenly.
@@ -242,8 +242,10 @@ def train_step(
     value = of_scores + penalty
     grads, row_grads = back((score_grads, jnp.ones_like(penalty)))
     by_table = _grads_by_table(rows_of, row_grads, mesh)
-    of_rows = score_grads if type(model) in _PRODUCTS else {path: table.grads for path, table in by_table.items()}
-    ok = all_finite(value, (grads, of_rows))
+    looked_at = [table.grads for table in by_table.values()]
+    if type(model) in _PRODUCTS and score_grads.size < sum(grad.size for grad in looked_at):
+        looked_at = [score_grads]
+    ok = all_finite(value, (grads, looked_at))
     params, opt_state, slots = optimizer.update(
         state.params,
         state.opt_state,
