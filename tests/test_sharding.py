@@ -32,10 +32,10 @@ def mesh():
     return sharding.make_mesh(DEVICES)
 
 
-@pytest.mark.parametrize("content", [False, True])
-def test_alternating_least_squares_on_a_mesh_is_that_of_one_device(parts, mesh, monkeypatch, content):
+@pytest.mark.parametrize(("content", "dim"), [(False, 4), (True, 4), (True, 16)])
+def test_alternating_least_squares_on_a_mesh_is_that_of_one_device(parts, mesh, monkeypatch, content, dim):
     monkeypatch.setattr(_als, "_NUMBERS", 1024)  # several blocks, and fewer than devices on one side
-    one, several = (train.fit_als(parts.train, dim=4, epochs=3, content=content, mesh=each) for each in (None, mesh))
+    one, several = (train.fit_als(parts.train, dim=dim, epochs=3, content=content, mesh=each) for each in (None, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), several.params, one.params)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(several.params))
 

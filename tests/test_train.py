@@ -501,6 +501,29 @@ def test_one_number_of_a_gradient_that_is_not_finite_is_seen(shape, wrong):
     assert not found(jnp.float32(wrong), fine)
 
 
+def masked(scores, batch):
+    return jnp.where(jnp.isfinite(scores), scores, 0.0).sum()
+
+
+def steep(scores, batch):
+    return 1e30 * scores.sum()
+
+
+@pytest.mark.parametrize("dim", [4, 16])
+@pytest.mark.parametrize(("loss", "number"), [(masked, np.nan), (masked, np.inf), (steep, 1e9)])
+def test_a_factorization_is_not_moved_by_rows_whose_gradients_are_not_finite(loss, number, dim):
+    model, optimizer = dataclasses.replace(MODELS["factorization"].model, dim=dim), optim.row_sparse(optax.sgd(0.1))
+    params = model.init(jax.random.key(0))
+    row = int(FEATURES.item_row[batch_of().item[0, 0]])
+    params = _tree.replace(params, {"item/embedding": params["item"]["embedding"].at[row, 1].set(number)})
+    params = _tree.replace(params, {"user/embedding": jnp.full_like(params["user"]["embedding"], 1e-10)})
+    expected = jax.tree.map(np.array, params)
+    state = train.init_state(model, params, optimizer, batch_of(), FEATURES, key=jax.random.key(0))
+    moved, info = step(state, batch_of(), FEATURES, model=model, loss=loss, optimizer=optimizer)
+    assert np.isfinite(info.loss) and not info.ok and int(moved.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, moved.params, expected)
+
+
 def test_rows_that_could_learn_nothing_are_refused(parts, factorization):
     grown = jaxrec.coldstart.add(factorization, users=[5])
     frame = parts.train.encoder.schema

@@ -33,23 +33,27 @@ def prepared(batches: EpochSource, epochs: int) -> Iterator[Chunks]:
       An iterator of chunks and their numbers of steps, as ``batches.epoch`` gives it. An epoch that is left before its
       last chunk was taken prepares nothing.
     """
-    coming = _Begun(batches.epoch(1))
+    coming = _Begun(batches, 1)
     for number in range(1, epochs + 1):
-        chunks, coming = coming, _Begun(batches.epoch(number + 1))
+        chunks, coming = coming, _Begun(batches, number + 1)
         yield _then(chunks, coming) if number < epochs else iter(chunks)
 
 
 class _Begun:
-    """Items of which the first can be made before they are asked for."""
+    """An epoch whose first chunk can be made before it is asked for."""
 
-    def __init__(self, items: Chunks) -> None:
-        self._items = items
+    def __init__(self, batches: EpochSource, number: int) -> None:
+        self._batches, self._number = batches, number
+        self._items: Chunks | None = None
         self._first: list[tuple[Batch, int]] = []
 
     def begin(self) -> None:
+        self._items = iter(self._batches.epoch(self._number))
         self._first = list(itertools.islice(self._items, 1))
 
     def __iter__(self) -> Chunks:
+        if self._items is None:
+            self._items = iter(self._batches.epoch(self._number))
         yield from self._first
         self._first = []
         yield from self._items
