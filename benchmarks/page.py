@@ -158,7 +158,7 @@ def _seconds(rows: list[Row]) -> None:
 
 def _save(figure: Any, name: str) -> None:
     figure.tight_layout()
-    figure.savefig(harness.RESULTS / name, dpi=120)
+    figure.savefig(harness.RESULTS / name, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
