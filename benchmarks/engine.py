@@ -22,6 +22,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="*", default=list(TASKS), choices=list(TASKS))
     arguments.add_argument("--full", action="store_true")
+    arguments.add_argument("--turns", type=int, default=2, help="how often each package has a turn")
     arguments.add_argument("--out", default="engine.json")
     arguments.add_argument("--package", help="measure one package in this process")
     arguments.add_argument("--rows", help="file to write its rows to")
@@ -29,7 +30,7 @@ def main() -> None:
     full = ["--full"] if options.full else []
     for task in options.only:
         if options.package is None:
-            harness.write(options.out, harness.rounds(__file__, task, PACKAGES[task], *full))
+            harness.write(options.out, harness.rounds(__file__, task, PACKAGES[task], *full, number=options.turns))
             continue
         harness.PACKAGE = options.package
         if options.package == "jaxrec":

@@ -113,7 +113,7 @@ LIMITS: dict[str, float] = {}
 PACKAGE = "jaxrec"
 
 
-def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, number: int = 3) -> list[dict[str, Any]]:
+def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, number: int) -> list[dict[str, Any]]:
     """Rows of a task, each the median over rounds in which every package in turn has a process of its own.
 
     Together in one process they would disturb each other: idle threads of one library spin while another works.
