@@ -346,8 +346,8 @@ def _checked(lookups: dict[str, Lookup], sizes: dict[str, int]) -> dict[str, Loo
 def all_finite(value: jax.Array, grads: Any) -> jax.Array:
     """Whether a loss and all gradients are: zero times anything else is NaN.
 
-    A product with zeros is one pass over a gradient. ``isfinite(grad).all()`` took a quarter of a BPR step on CPU, where XLA
-    writes the booleans down and reduces them in further passes.
+    A product with zeros is one pass over a gradient. ``isfinite(grad).all()`` took a quarter of a BPR step on CPU:
+    XLA writes the booleans down and reduces them in further passes.
     """
     ok = jnp.isfinite(value)
     for grad in jax.tree.leaves(grads):
