@@ -72,7 +72,7 @@ def padded(mesh: Mesh, table: Num[Any, "rows ..."] | Bool[Any, "rows ..."]) -> j
 
 def whole(model: Any, params: Params) -> Params:
     """Parameters of a state as ordinary arrays of one device, with the shapes that the model gives them."""
-    sizes = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    sizes = _tree.flatten(_tree.shapes(model))
 
     def cut(path: str, leaf: jax.Array) -> jax.Array:
         values = np.asarray(leaf)

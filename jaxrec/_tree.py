@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax
+
 from jaxrec._types import Params
 
 Patterns = str | Sequence[str]
@@ -31,6 +33,11 @@ def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+def shapes(model: Any) -> Params:
+    """The tree that ``model.init`` gives, shapes and dtypes alone: nothing is drawn, not even a key."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:

@@ -174,7 +174,7 @@ def check_data(data: Dataset) -> None:
 def check_model(recommender: Recommender, inner: InnerLoop) -> None:
     """Raises unless users or items of this model can be adapted."""
     model = recommender.model
-    check_personal(model, _tree.flatten(jax.eval_shape(model.init, jax.random.key(0))), inner.personal)
+    check_personal(model, _tree.flatten(_tree.shapes(model)), inner.personal)
     if recommender.pooled_history:
         raise ValueError(
             "The model reads a history, so it knows a user's interactions already, and a task has none to show it. "

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec._expect import one_of
 from jaxrec.data._encoder import Dataset
-from jaxrec.data._interactions import counted
+from jaxrec.data._interactions import counted, grouped
 
 Kind = Literal["subset", "before", "sequences", "users"]
 
@@ -29,7 +29,7 @@ class Histories:
             order = np.random.default_rng(seed).permutation(len(dataset))
         else:
             order = np.arange(len(dataset)) if dataset.time is None else np.argsort(dataset.time, kind="stable")
-        self._grouped = order[np.argsort(dataset.user[order], kind="stable")]
+        self._grouped = order[grouped(dataset.user[order])]
         self._place = np.empty_like(self._grouped)  # of a row in its user's group
         self._place[self._grouped] = np.arange(len(dataset)) - np.repeat(self._first, self._of_user)
         if len(dataset) < 2**31:

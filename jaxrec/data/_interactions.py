@@ -19,6 +19,22 @@ def counted(index: np.ndarray, size: int = 0) -> np.ndarray:
     return total
 
 
+def grouped(index: np.ndarray) -> np.ndarray:
+    """Row numbers by ascending index, in order within each, int64: a stable ``argsort`` of numbers from 0 on.
+
+    NumPy sorts numbers of 16 bits by counting, several times faster than wider ones: first by the lower bits, then by
+    the upper.
+    """
+    if (index[1:] >= index[:-1]).all():
+        return np.arange(len(index))
+    if index.max() >= 2**32:
+        return np.argsort(index, kind="stable")
+    order = np.argsort(index.astype(np.uint16), kind="stable")
+    if index.max() >= 2**16:
+        order = order[np.argsort((index >> 16).astype(np.uint16)[order], kind="stable")]
+    return order
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interactions:
     """Pairs of entity indices, in the order in which they happened.
@@ -88,7 +104,7 @@ class Interactions:
     @functools.cached_property
     def order(self) -> np.ndarray:
         """Row numbers grouped by user, in order within each."""
-        return np.argsort(self.user, kind="stable")
+        return grouped(self.user)
 
     @functools.cached_property
     def start(self) -> np.ndarray:

@@ -91,6 +91,4 @@ class AdapterModel:
         return getattr(self.base, name)(self._composed(params), *arguments)
 
 
-@functools.lru_cache(maxsize=64)
-def _shapes_of(model: Any) -> Params:
-    return jax.eval_shape(model.init, jax.random.key(0))
+_shapes_of = functools.lru_cache(maxsize=64)(_tree.shapes)

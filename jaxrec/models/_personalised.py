@@ -60,7 +60,7 @@ class Personalised:
     @functools.cached_property
     def _own(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the personal leaves by their path in the base."""
-        leaves = _tree.flatten(jax.eval_shape(self.base.init, jax.random.key(0)))
+        leaves = _tree.flatten(_tree.shapes(self.base))
         return {path: leaves[path].shape for path in check_personal(self.base, leaves, self.personal)}
 
     @property

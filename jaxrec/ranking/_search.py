@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxrec import _sharded
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
+from jaxrec.data._interactions import grouped
 from jaxrec.models._base import among
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
@@ -74,7 +75,7 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
 def excluded_grid(exclude: Pairs, size: int, outside: int) -> np.ndarray:
     """For each of ``size`` users the excluded columns side by side, filled up with ``outside``."""
     inside = exclude.column < outside
-    order = np.argsort(exclude.row[inside], kind="stable")
+    order = grouped(exclude.row[inside])
     row, column = exclude.row[inside][order], exclude.column[inside][order]
     count = np.bincount(row, minlength=size)
     width = 1 << max(int(count.max(initial=1)) - 1, 0).bit_length()  # a power of two, to compile few shapes

@@ -317,7 +317,7 @@ def check_rows(model: Model, train: Dataset) -> None:
                 f"learned of them. Encode the training part with data.encode, and use transfer.adapt to go on from a "
                 "recommender that does not know them."
             )
-    shapes = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    shapes = _tree.flatten(_tree.shapes(model))
     for path, numbering in model.tables.items():
         if shapes[path].shape[0] < needed.get(numbering, 0):
             raise ValueError(

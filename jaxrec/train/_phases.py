@@ -28,7 +28,7 @@ class Phases:
                 f"Expected unfreeze to name epochs in 1 .. {epochs}, got {min(unfreeze)} .. {max(unfreeze)}. Train for "
                 "more epochs, or begin earlier."
             )
-        paths = tuple(_tree.flatten(jax.eval_shape(model.init, jax.random.key(0))))
+        paths = tuple(_tree.flatten(_tree.shapes(model)))
         frozen = _tree.match(paths, freeze)
         for epoch, patterns in sorted(unfreeze.items()):
             lifted = set(_tree.match(paths, patterns)) & set(frozen)

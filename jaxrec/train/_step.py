@@ -150,7 +150,7 @@ def _check_shares(optimizer: Optimizer, mesh: Mesh, sizes: dict[str, int]) -> No
 
 
 def check_params(model: Model, params: Params) -> None:
-    expected = _tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    expected = _tree.flatten(_tree.shapes(model))
     given = _tree.flatten(params)
     for path in sorted(expected.keys() | given.keys()):
         ours, theirs = (tree[path].shape if path in tree else "nothing" for tree in (expected, given))
@@ -326,7 +326,7 @@ def batch_at(batches: Batch, number: jax.Array, mesh: Mesh | None = None) -> Bat
 def _sizes(model: Model, state: TrainState, mesh: Mesh | None) -> dict[str, int]:
     """Rows of each table by path, without those that fill it up."""
     params = _tree.merge(state.params, state.frozen)
-    shapes = params if mesh is None else jax.eval_shape(model.init, jax.random.key(0))
+    shapes = params if mesh is None else _tree.shapes(model)
     return {path: leaf.shape[0] for path, leaf in _tree.flatten(shapes).items() if leaf.ndim}
 
 
