@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrec._types import Features
 from jaxrec.data import Interactions
+from jaxrec.data._counting import distinct
 
 Similarity = Literal["cosine", "jaccard"]
 
@@ -34,7 +35,7 @@ class Sparse(NamedTuple):
     @classmethod
     def of(cls, row: np.ndarray, label: np.ndarray, num_rows: int, num_labels: int) -> "Sparse":
         """Ones at the given cells, each of which counts once however often it is given."""
-        row, label = np.divmod(np.unique(row.astype(np.int64) * num_labels + label), num_labels)
+        row, label = np.divmod(distinct(row.astype(np.int64) * num_labels + label), num_labels)
         return cls(_starts(np.bincount(row, minlength=num_rows)), label, None, num_labels)
 
     @property

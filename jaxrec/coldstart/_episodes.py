@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec._types import Batch
 from jaxrec.data import Dataset, Interactions
-from jaxrec.data._interactions import counted
+from jaxrec.data._counting import counted
 from jaxrec.data._sides import Side
 
 _CHUNK = 2**22  # bytes handed to the device at once

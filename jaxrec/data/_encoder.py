@@ -12,6 +12,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec._expect import expect
 from jaxrec._types import Features, Sizes
+from jaxrec.data._counting import counted
 from jaxrec.data._features import FittedFeature, modalities, side_arrays
 from jaxrec.data._interactions import Interactions
 from jaxrec.data._scaling import Scaler
@@ -98,7 +99,7 @@ class Encoder:
             frame = entity_frame(frame, column, specs, side)
             sources = [train, *also] + ([frame] if frame is not None else [])
             vocabulary = Vocabulary.fit(*(source[column] for source in sources))
-            trained = np.unique(vocabulary.encode(train[column]))
+            trained = np.flatnonzero(counted(vocabulary.encode(train[column])))
             if frame is not None:
                 inherited = () if like is None else (like.user_features if side == "user" else like.item_features)
                 known = frame[np.isin(vocabulary.encode(frame[column]), trained)]

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from jaxrec._expect import one_of
+from jaxrec.data._counting import counted, grouped
 from jaxrec.data._encoder import Dataset
-from jaxrec.data._interactions import counted, grouped
 
 Kind = Literal["subset", "before", "sequences", "users"]
 

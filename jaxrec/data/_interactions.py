@@ -6,33 +6,10 @@ import functools
 import numpy as np
 
 from jaxrec import _values
+from jaxrec.data._counting import counted, distinct, grouped
 
-_ROWS = 2**18  # counted at once: bincount makes 64-bit copies
+_ROWS = 2**18  # whose bits are set at once
 _MOST_BITS = 2**28  # a bit for every pair of user and item, 32 MiB at most; above, a filter in front of sorted keys
-
-
-def counted(index: np.ndarray, size: int = 0) -> np.ndarray:
-    """Rows by index, int64 ``[max(size, largest + 1)]``, in memory that does not grow with the rows."""
-    total = np.zeros(max(size, int(index.max(initial=0)) + 1), np.int64)
-    for start in range(0, len(index), _ROWS):
-        total += np.bincount(index[start : start + _ROWS], minlength=len(total))
-    return total
-
-
-def grouped(index: np.ndarray) -> np.ndarray:
-    """Row numbers by ascending index, in order within each, int64: a stable ``argsort`` of numbers from 0 on.
-
-    NumPy sorts numbers of 16 bits by counting, several times faster than wider ones: first by the lower bits, then by
-    the upper.
-    """
-    if (index[1:] >= index[:-1]).all():
-        return np.arange(len(index))
-    if index.max() >= 2**32:
-        return np.argsort(index, kind="stable")
-    order = np.argsort(index.astype(np.uint16), kind="stable")
-    if index.max() >= 2**16:
-        order = order[np.argsort((index >> 16).astype(np.uint16)[order], kind="stable")]
-    return order
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +112,7 @@ class Interactions:
 
     @functools.cached_property
     def _keys(self) -> np.ndarray:
-        return np.unique(self.user.astype(np.int64) * self.num_items + self.item)
+        return distinct(self.user.astype(np.int64) * self.num_items + self.item)
 
     @functools.cached_property
     def _bits(self) -> np.ndarray:

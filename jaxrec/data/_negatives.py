@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from jaxrec._expect import one_of
+from jaxrec.data._counting import counted
 from jaxrec.data._encoder import Dataset
-from jaxrec.data._interactions import counted
 
 _DRAWS = 2**16  # drawn at once by alias: what is between two passes over them stays in the cache
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import _values
+from jaxrec.data._counting import distinct
 
 Kind = Literal["int", "str", "other"]
 
@@ -172,8 +173,8 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 def _distinct(kind: Kind, array: np.ndarray) -> np.ndarray:
     if kind == "int":
-        return np.unique(array)
+        return distinct(array)
     ordered = sorted(set(array))
-    distinct = np.empty(len(ordered), dtype=object)
-    distinct[:] = ordered
-    return distinct
+    ids = np.empty(len(ordered), dtype=object)
+    ids[:] = ordered
+    return ids

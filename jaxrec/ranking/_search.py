@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxrec import _sharded
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
-from jaxrec.data._interactions import grouped
+from jaxrec.data._counting import grouped
 from jaxrec.models._base import among
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors

@@ -16,7 +16,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
 from jaxrec._types import Array, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
-from jaxrec.data._interactions import grouped
+from jaxrec.data._counting import grouped
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._fit import check_rows

@@ -12,6 +12,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
 from jaxrec.data import Dataset
+from jaxrec.data._counting import distinct
 from jaxrec.models import ItemWeights
 from jaxrec.train._fit import check_rows
 from jaxrec.train._implicit import history_length, need_plain
@@ -114,7 +115,7 @@ def _penalties(l2: float | pd.Series, train: Dataset, rows: int) -> np.ndarray:
 def _gram(train: Dataset, users: np.ndarray, rows: int) -> jax.Array:
     """How many users touched both of two items: counted pair by pair where that is less work than a product."""
     row, seen = np.asarray(train.features.item_row), train.interactions
-    key = np.unique(seen.user.astype(np.int64) * rows + row[seen.item])
+    key = distinct(seen.user.astype(np.int64) * rows + row[seen.item])
     user, item = np.divmod(key, rows)
     _, start, count = np.unique(user, return_index=True, return_counts=True)
     if _PAIR * (count.astype(np.float64) ** 2).sum() > len(users) * float(rows) ** 2:

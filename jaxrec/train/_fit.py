@@ -17,7 +17,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
-from jaxrec.data._interactions import counted
+from jaxrec.data._counting import counted
 from jaxrec.data._prepared import Chunks, EpochSource
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
