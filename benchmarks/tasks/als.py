@@ -72,5 +72,5 @@ def _implicit_als(dataset: data.Dataset, scores: Scores, alpha: float, l2: float
         box[0].fit(pairs, show_progress=False)
         return _EPOCHS * len(dataset)
 
-    scores["implicit"] = lambda: by_tables(dataset.encoder, box[0].user_factors, box[0].item_factors)
+    scores["implicit"] = lambda: by_tables(dataset, box[0].user_factors, box[0].item_factors)
     return run

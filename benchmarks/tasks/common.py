@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec import data, evaluate, losses, optim, train
+from jaxrec import data, evaluate, losses, models, optim, train
 
 DIM, BATCH = 64, 4096
-Scores = dict[str, Callable[[], Any]]
-"""By system, what ``evaluate`` takes: a recommender or a function of raw ids."""
+LARGE_SIZE = 1_000_000, 200_000, 11_000_000  # users, items, rows
+Scores = dict[str, Callable[[], train.Recommender]]
+"""By system, what ``evaluate`` takes."""
 
 
 @functools.cache
@@ -28,6 +29,13 @@ def ratings(users: int, items: int, rows: int) -> data.Parts:
     item = (rng.choice(items, len(user), p=share / share.sum()) + (user % 50) * (items // 50)) % items
     frame = pd.DataFrame({"user": user, "item": item}).drop_duplicates().iloc[:rows]
     return data.encode(data.split_random(frame, validation=0.1, test=0.0, seed=0), data.Schema())
+
+
+def of_some(parts: data.Parts, users: int) -> data.Parts:
+    """With the validation rows of so many users alone, drawn at random."""
+    rows = parts.validation
+    drawn = np.random.default_rng(0).choice(np.unique(rows.user), users, replace=False)
+    return parts._replace(validation=rows.subset(np.flatnonzero(np.isin(rows.user, drawn))))
 
 
 def size_of(dataset: data.Dataset) -> str:
@@ -82,20 +90,23 @@ def trainer(
 
 def ndcg(parts: data.Parts, scores: Scores, name: str) -> float:
     """NDCG@10 on the validation part over the full catalogue, training pairs left out."""
-    model = scores[name]()
-    seen = None if isinstance(model, train.Recommender) else parts.train
-    return evaluate(model, parts.validation, seen=seen, draws=1)["ndcg@10"]
+    return evaluate(scores[name](), parts.validation, draws=1)["ndcg@10"]
 
 
-def by_tables(encoder: data.Encoder, user: np.ndarray, item: np.ndarray, bias: np.ndarray | None = None) -> Any:
-    """A function of raw ids for the evaluator; tables by entity index."""
-
-    def score(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        chosen = encoder.items.encode(items)
-        found = user[encoder.users.encode(users)] @ item[chosen].T
-        return found if bias is None else found + bias[chosen][None, :]
-
-    return score
+def by_tables(
+    dataset: data.Dataset, user: np.ndarray, item: np.ndarray, bias: np.ndarray | None = None
+) -> train.Recommender:
+    """What the evaluator takes, of a rival's tables by entity index."""
+    if bias is not None:  # of items: one more number, against a one
+        user, item = np.column_stack([user, np.ones(len(user))]), np.column_stack([item, bias])
+    model = models.MatrixFactorization.for_data(dataset, dim=user.shape[1], bias=False)
+    params = {}
+    for side, values, rows in (("user", user, model.user_rows), ("item", item, model.item_rows)):
+        table, row = np.zeros((rows, values.shape[1]), np.float32), getattr(dataset.features, f"{side}_row")
+        table[row[: len(values)]] = values
+        table[0] = values[0]
+        params[side] = {"embedding": jnp.asarray(table)}
+    return train.Recommender(model, params, dataset.encoder, dataset.interactions, len(dataset.interactions))
 
 
 def matrix(dataset: data.Dataset) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxrec import data, losses, models, optim, train
-from tasks.common import BATCH, DIM, Scores, by_tables, known_share, matrix, ndcg, ratings, size_of, trainer
+from tasks.common import BATCH, DIM, LARGE_SIZE, Scores, by_tables, known_share, matrix, ndcg, ratings, size_of, trainer
 
 _RATE = 0.05
 _NEGATIVES, _SHARED = 4, 256
@@ -20,7 +20,7 @@ _NEGATIVES, _SHARED = 4, 256
 def bpr(full: bool) -> list[dict[str, Any]]:
     """An epoch of BPR: one uniform negative per example, drawn anew, SGD. Same draws, same updates on all sides."""
     rows = []
-    sizes = [(6040, 3706, 1_100_000)] + [(1_000_000, 200_000, 11_000_000)] * full
+    sizes = [(6040, 3706, 1_100_000)] + [LARGE_SIZE] * full
     for size in sizes:
         parts, scores = ratings(*size), {}
         systems = {
@@ -76,7 +76,7 @@ def _torch_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
             item.index_add_(0, torch.cat([i, j]), torch.cat([step * pu, -step * pu]))
         return len(users)
 
-    scores["torch"] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    scores["torch"] = lambda: by_tables(dataset, user.numpy(), item.numpy())
     return run
 
 
@@ -92,15 +92,22 @@ def _implicit_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
         model.fit(pairs, show_progress=False)
         return updated
 
-    scores["implicit"] = lambda: by_tables(dataset.encoder, model.user_factors, model.item_factors)
+    scores["implicit"] = lambda: by_tables(dataset, model.user_factors, model.item_factors)
     return run
+
+
+@functools.cache
+def _cornac_data(dataset: data.Dataset) -> Any:
+    import cornac
+
+    triples = [(u, i, 1.0) for u, i in zip(dataset.user.tolist(), dataset.item.tolist(), strict=True)]
+    return cornac.data.Dataset.build(triples)
 
 
 def cornac_bpr(dataset: data.Dataset, scores: Scores, *, rate: float = _RATE, l2: float = 0.0) -> harness.Run:
     import cornac
 
-    triples = [(u, i, 1.0) for u, i in zip(dataset.user.tolist(), dataset.item.tolist(), strict=True)]
-    built = cornac.data.Dataset.build(triples)
+    built = _cornac_data(dataset)
     updated = len(dataset) * (1 - known_share(dataset))
     box: list[Any] = [None]
 
@@ -122,7 +129,7 @@ def cornac_bpr(dataset: data.Dataset, scores: Scores, *, rate: float = _RATE, l2
         )
         user[list(built.uid_map)], item[list(built.iid_map)] = model.u_factors, model.i_factors
         bias[list(built.iid_map)] = model.i_biases
-        return by_tables(encoder, user, item, bias)
+        return by_tables(dataset, user, item, bias)
 
     scores["cornac"] = score
     return run
@@ -135,7 +142,7 @@ def logistic(full: bool) -> list[dict[str, Any]]:
     its pairs are not comparable: see time to quality.
     """
     rows = []
-    for size in [(6040, 3706, 1_100_000)] + [(1_000_000, 200_000, 11_000_000)] * full:
+    for size in [(6040, 3706, 1_100_000)] + [LARGE_SIZE] * full:
         parts, scores = ratings(*size), {}
         systems = {
             "jaxrec 4 own": functools.partial(_jaxrec_logistic, "jaxrec 4 own", 4, 0, parts.train, scores),
@@ -192,7 +199,7 @@ def _torch_logistic(name: str, num: int, dataset: data.Dataset, scores: Scores) 
             item.index_add_(0, chosen.reshape(-1), (step[:, :, None] * pu[:, None, :]).reshape(-1, DIM))
         return len(users) * (1 + num)
 
-    scores[name] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    scores[name] = lambda: by_tables(dataset, user.numpy(), item.numpy())
     return run
 
 
@@ -216,7 +223,7 @@ def _torch_shared(name: str, dataset: data.Dataset, scores: Scores) -> harness.R
             item.index_add_(0, j, shared.T @ pu)
         return len(users) * (1 + _SHARED)
 
-    scores[name] = lambda: by_tables(dataset.encoder, user.numpy(), item.numpy())
+    scores[name] = lambda: by_tables(dataset, user.numpy(), item.numpy())
     return run
 
 
