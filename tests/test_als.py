@@ -273,3 +273,9 @@ def test_the_seed_sets_the_start_and_rows_that_cannot_learn_are_refused(parts, f
     rows = pd.DataFrame({"user": [5], "item": parts.train.encoder.items.ids[:1], "time": [0]})
     with pytest.raises(ValueError, match="1 users of the training part have no row"):
         train.fit_als(grown.encoder.encode(rows))
+
+
+def test_a_regularisation_that_leaves_nothing_is_named(parts):
+    with pytest.warns(UserWarning, match=r"shrunk to nearly nothing: training pairs score .* l2=10, unobserved=1"):
+        train.fit_als(parts.train, dim=4, epochs=4, l2=10.0, unobserved=1.0)
+    assert float(jnp.abs(train.fit_als(parts.train, dim=4, epochs=4).params["user"]["embedding"]).max()) > 0.1

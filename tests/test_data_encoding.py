@@ -10,6 +10,7 @@ import pytest
 from helpers import refuses, untyped
 
 from jaxrec import data
+from jaxrec.data._counting import distinct, grouped
 from jaxrec.data._sides import capacity_for
 
 BIG = 2**40 + 5
@@ -401,3 +402,13 @@ def test_a_missing_truth_value_is_a_missing_number():
 def test_worlds_that_cannot_be_are_refused(options, message):
     with refuses(ValueError, message):
         data.generate(seed=0, **options)
+
+
+@pytest.mark.parametrize("largest", [0, 7, 2**16 - 1, 2**16, 2**31 - 1, 2**40])
+@pytest.mark.parametrize("rows", [0, 1, 500])
+def test_large_arrays_are_grouped_and_sorted_as_numpy_does_it(largest, rows):
+    values = np.random.default_rng(rows).integers(0, largest, rows, endpoint=True)
+    values[: rows // 2] = values[rows - rows // 2 :]  # some twice
+    for given in (values, np.sort(values)):
+        np.testing.assert_array_equal(grouped(given), np.argsort(given, kind="stable"))
+        np.testing.assert_array_equal(distinct(given), np.unique(given))

@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
 _AT_ONCE = 16  # most threads
+_LOOKED_AT, _LEAST_SCORE = 4096, 1e-3
 
 
 class _Plan(NamedTuple):
@@ -91,7 +93,9 @@ def fit_als(
       dim: width of the vectors.
       epochs: passes over both sides, at most.
       unobserved: weight of a pair that was not observed, positive.
-      l2: regularisation.
+      l2: regularisation. It counts in proportion to ``unobserved`` and the catalogue: with hundreds of thousands of
+        items and a few interactions each, a tenth of the defaults of both is a start; a warning says when nothing
+        is left of the vectors.
       exponent: 1 regularises in proportion to the loss that an entity takes part in, 0 all alike.
       steps: of conjugate gradients, at least 1.
       validation: held-out interactions of the same encoder.
@@ -199,7 +203,25 @@ def fit_als(
         log.append(row)
         if stop:
             break
+    _warn_if_nothing_is_left(here, user, item, unobserved, l2, exponent)
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
+
+
+def _warn_if_nothing_is_left(
+    tables: dict[str, jax.Array], user: np.ndarray, item: np.ndarray, unobserved: float, l2: float, exponent: float
+) -> None:
+    """Too strong a regularisation makes every vector zero, and what ranks then is rounding."""
+    some = np.linspace(0, len(user) - 1, min(len(user), _LOOKED_AT)).astype(np.int64)
+    score = float((np.asarray(tables["user"][user[some]]) * np.asarray(tables["item"][item[some]])).sum(axis=1).mean())
+    if score < _LEAST_SCORE:
+        warnings.warn(
+            f"The vectors have shrunk to nearly nothing: training pairs score {score:.1g} on average, where 1 is "
+            f"sought. With {len(tables['item']):,} items and {len(tables['user']):,} users the regularisation, l2 * "
+            f"(interactions + unobserved * items) ** exponent, is too strong at l2={l2:g}, unobserved={unobserved:g}, "
+            f"exponent={exponent:g}. Lower unobserved or l2, to a tenth for a start.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _beginning(
