@@ -174,10 +174,12 @@ def data_folder() -> Path:
 
 
 def _processor() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0] if names else platform.machine()
+    """Its name, and the numbers that tell those of one name apart."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    about = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    if "model name" not in about:
+        return platform.machine()
+    return f"{about['model name']} (family {about['cpu family']}, model {about['model']})"
 
 
 def version(system: str) -> str:

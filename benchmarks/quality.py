@@ -17,6 +17,7 @@ costs, once again in the same process. The systems take turns, three each; figur
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -155,45 +156,53 @@ def _systems(name: str) -> "dict[str, System]":
 
 def _tune(system: str, parts: data.Parts, name: str) -> dict[str, Any]:
     """The best of the settings, and its NDCG@10 after so many epochs, up to the best one."""
-    prepare, grid = _systems(name)[system]
-    seconds = 45.0 if name == _MILLION else 10.0
+    made, grid = _systems(name)[system]
+    prepare = made(parts.train)
+    budget = 45.0 if name == _MILLION else 10.0
     best: dict[str, Any] = {"curve": [(0, 0.0)]}
     start = time.perf_counter()
     for setting in itertools.product(*grid):
         scores: Scores = {}
-        run = prepare(parts.train, scores, *setting)
-        curve: list[tuple[int, float]] = []
-        spent = looked = top = 0.0
-        epochs = since = 0
-        while spent < seconds and since <= _PATIENCE:
-            before = time.perf_counter()
-            run()
-            spent, epochs = spent + time.perf_counter() - before, epochs + 1
-            if curve and spent - looked < _BETWEEN:
-                continue
-            looked = spent
-            curve.append((epochs, ndcg(parts, scores, next(iter(scores)))))
-            since = since + 1 if curve[-1][1] <= top else 0
-            top = max(top, curve[-1][1])
+        training = prepare(scores, *setting)
+        looks = _Looks(lambda scores=scores: ndcg(parts, scores, next(iter(scores))), budget)
+        training(_ENDLESS, looks)
+        top = max(value for _, value in looks.curve)
         if top > _best(best):
-            place = next(place for place, (_, value) in enumerate(curve) if value == top)
-            best = {"setting": setting, "curve": curve[: place + 1]}
+            place = next(place for place, (_, value) in enumerate(looks.curve) if value == top)
+            best = {"setting": setting, "curve": looks.curve[: place + 1]}
     return best | {"seconds": time.perf_counter() - start}
 
 
+class _Looks:
+    """Asked after every epoch whether to stop; now and then it looks at the quality, off the clock."""
+
+    def __init__(self, quality: Callable[[], float], budget: float) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self._quality, self._budget = quality, budget
+        self._spent = self._looked = self._top = 0.0
+        self._epochs = self._since = 0
+        self._start = time.perf_counter()
+
+    def __call__(self) -> bool:
+        self._spent += time.perf_counter() - self._start
+        self._epochs += 1
+        if not self.curve or self._spent - self._looked >= _BETWEEN or self._spent >= self._budget:
+            self._looked = self._spent
+            self.curve.append((self._epochs, self._quality()))
+            self._since = self._since + 1 if self.curve[-1][1] <= self._top else 0
+            self._top = max(self._top, self.curve[-1][1])
+        self._start = time.perf_counter()
+        return self._spent >= self._budget or self._since > _PATIENCE
+
+
 def _time(system: str, parts: data.Parts, name: str, setting: list[float], epochs: int) -> dict[str, float]:
-    prepare, _ = _systems(name)[system]
+    made, _ = _systems(name)[system]
+    prepare = made(parts.train)
     found = {"import": _import_seconds(system.split()[0])}
-    for name in ("first", "again"):
+    for what in ("first", "again"):
         start = time.perf_counter()
-        if system == "jaxrec ials":
-            first, second = setting
-            train.fit_als(parts.train, dim=DIM, epochs=epochs, unobserved=first, l2=second)
-        else:
-            run = prepare(parts.train, {}, *setting)
-            for _ in range(epochs):
-                run()
-        found[name] = time.perf_counter() - start
+        prepare({}, *setting)(epochs, None)
+        found[what] = time.perf_counter() - start
     return found
 
 
@@ -208,6 +217,25 @@ def _import_seconds(package: str) -> float:
     return min(
         seconds("from jaxrec import data, train" if package == "jaxrec" else f"import {package}") for _ in range(2)
     ) - min(seconds("pass") for _ in range(2))
+
+
+Stop = Callable[[], bool]
+Training = Callable[[int, Stop | None], None]
+"""Trains for so many epochs, or until it is told to stop after one of them."""
+
+
+def _by_epochs(run: Callable[[], Any]) -> Training:
+    def training(epochs: int, stop: Stop | None) -> None:
+        for _ in range(epochs):
+            run()
+            if stop is not None and stop():
+                return
+
+    return training
+
+
+def _by_steps(make: Callable[..., harness.Run], dataset: data.Dataset) -> Callable[..., Training]:
+    return lambda scores, first, second: _by_epochs(make(dataset, scores, first, second))
 
 
 def _jaxrec_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: float) -> harness.Run:
@@ -231,16 +259,24 @@ def _jaxrec_bpr_sgd(dataset: data.Dataset, scores: Scores, rate: float, l2: floa
     return trainer("jaxrec", scores, dataset, model, "bpr", optim.row_sparse(sgd), negatives=negatives, scale=0.1)
 
 
-def _jaxrec_ials(dataset: data.Dataset, scores: Scores, unobserved: float, l2: float) -> harness.Run:
-    box: list[Any] = [None]
-    scores["jaxrec"] = lambda: box[0]
+def _jaxrec_ials(dataset: data.Dataset) -> Callable[..., Training]:
+    def prepare(scores: Scores, unobserved: float, l2: float) -> Training:
+        box: list[Any] = [None]
+        scores["jaxrec"] = lambda: box[0]
 
-    def run() -> float:
-        start = None if box[0] is None else box[0].params
-        box[0] = train.fit_als(dataset, dim=DIM, epochs=1, unobserved=unobserved, l2=l2, params=start)
-        return len(dataset)
+        def training(epochs: int, stop: Stop | None) -> None:
+            fit = functools.partial(train.fit_als, dataset, dim=DIM, unobserved=unobserved, l2=l2)
+            if stop is None:
+                box[0] = fit(epochs=epochs)
+                return
+            for _ in range(epochs):  # laid out anew every time, which costs nobody else
+                box[0] = fit(epochs=1, params=None if box[0] is None else box[0].params)
+                if stop():
+                    return
 
-    return run
+        return training
+
+    return prepare
 
 
 def _torch_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: float) -> harness.Run:
@@ -276,54 +312,81 @@ def _torch_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: fl
     return run
 
 
-def _implicit(kind: str, dataset: data.Dataset, scores: Scores, first: float, second: float) -> harness.Run:
+def _implicit(kind: str, dataset: data.Dataset) -> Callable[..., Training]:
     import implicit
 
     pairs = matrix(dataset)
-    shared = {"iterations": 1, "num_threads": 2, "random_state": 0}
-    if kind == "ials":
-        model = implicit.als.AlternatingLeastSquares(
-            factors=DIM, alpha=first, regularization=second, use_gpu=False, **shared
-        )
-    elif kind == "bpr":
-        model = implicit.bpr.BayesianPersonalizedRanking(
-            factors=DIM - 1, learning_rate=first, regularization=second, **shared
-        )
-    else:
-        model = implicit.lmf.LogisticMatrixFactorization(
-            factors=DIM, learning_rate=first, regularization=second, **shared
-        )
 
-    def run() -> float:
-        model.fit(pairs, show_progress=False)
-        return len(dataset)
+    def prepare(scores: Scores, first: float, second: float) -> Training:
+        shared: dict[str, Any] = {"num_threads": 2, "random_state": 0, "regularization": second}
+        if kind == "ials":
+            model = implicit.als.AlternatingLeastSquares(factors=DIM, alpha=first, use_gpu=False, **shared)
+        elif kind == "bpr":
+            model = implicit.bpr.BayesianPersonalizedRanking(factors=DIM - 1, learning_rate=first, **shared)
+        else:
+            model = implicit.lmf.LogisticMatrixFactorization(factors=DIM, learning_rate=first, **shared)
+        scores["implicit"] = lambda: by_tables(dataset, model.user_factors, model.item_factors)
 
-    scores["implicit"] = lambda: by_tables(dataset, model.user_factors, model.item_factors)
-    return run
+        def training(epochs: int, stop: Stop | None) -> None:
+            """One fit: one for every epoch would draw the same pairs again and forget LMF's sums of squares."""
+
+            def after(*_: Any) -> None:
+                if stop is not None and stop():
+                    raise _Stopped
+
+            model.iterations = epochs
+            with contextlib.suppress(_Stopped):
+                model.fit(pairs, show_progress=False, callback=after)
+
+        return training
+
+    return prepare
 
 
-def _cornac_bpr(dataset: data.Dataset, scores: Scores, rate: float, l2: float) -> harness.Run:
-    return factorization.cornac_bpr(dataset, scores, rate=rate, l2=l2)
+class _Stopped(Exception):
+    """Ends a fit of implicit's."""
 
 
+def _cornac_bpr(dataset: data.Dataset) -> Callable[..., Training]:
+    import cornac
+
+    rows = factorization.cornac_rows(dataset)
+
+    def prepare(scores: Scores, rate: float, l2: float) -> Training:
+        model = cornac.models.BPR(k=DIM, max_iter=1, learning_rate=rate, lambda_reg=l2, **factorization.CORNAC)
+        scores["cornac"] = lambda: factorization.cornac_tables(dataset, model)
+
+        def training(epochs: int, stop: Stop | None) -> None:
+            if stop is None:
+                model.max_iter = epochs
+                model.fit(rows)
+            else:
+                _by_epochs(lambda: model.fit(rows))(epochs, stop)
+
+        return training
+
+    return prepare
+
+
+_ENDLESS = 10**6
 _SOFTMAX = 1024  # examples in a batch, which are each other's negatives
-System = tuple[Callable[..., harness.Run], tuple[tuple[float, ...], tuple[float, ...]]]
-"""How a system is made ready with two numbers, and the values to try for each."""
+System = tuple[Callable[[data.Dataset], Callable[..., Training]], tuple[tuple[float, ...], tuple[float, ...]]]
+"""How a system takes in its rows, which is not counted, and is made ready with two numbers; values to try for each."""
 SYSTEMS: dict[str, System] = {
     "implicit ials": (functools.partial(_implicit, "ials"), ((1.0, 3.0, 10.0), (10.0, 30.0, 100.0))),
-    "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.005, 0.01, 0.02), (0.0003, 0.001, 0.003))),
+    "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.01, 0.03, 0.1), (0.001, 0.01, 0.03))),
     "implicit lmf": (functools.partial(_implicit, "lmf"), ((0.1, 0.3, 1.0), (0.1, 0.6, 3.0))),
     "cornac bpr": (_cornac_bpr, ((0.01, 0.03, 0.1), (0.001, 0.01, 0.03))),
-    "torch softmax": (_torch_softmax, ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
-    "jaxrec bpr": (_jaxrec_bpr, ((0.003, 0.01, 0.03), (0.1, 0.3, 1.0))),
-    "jaxrec softmax": (_jaxrec_softmax, ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
+    "torch softmax": (functools.partial(_by_steps, _torch_softmax), ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
+    "jaxrec bpr": (functools.partial(_by_steps, _jaxrec_bpr), ((0.003, 0.01, 0.03), (0.1, 0.3, 1.0))),
+    "jaxrec softmax": (functools.partial(_by_steps, _jaxrec_softmax), ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
     "jaxrec ials": (_jaxrec_ials, ((0.1, 0.3, 1.0), (0.001, 0.003, 0.01))),
 }
 LARGE: dict[str, System] = {
     "implicit ials": (functools.partial(_implicit, "ials"), ((1.0, 3.0, 10.0), (10.0, 30.0))),
     "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.05, 0.1, 0.2), (0.001, 0.01))),
     "cornac bpr": (_cornac_bpr, ((0.05, 0.1, 0.2), (0.001, 0.01))),
-    "jaxrec bpr": (_jaxrec_bpr_sgd, ((0.05, 0.1, 0.2), (0.001, 0.01))),
+    "jaxrec bpr": (functools.partial(_by_steps, _jaxrec_bpr_sgd), ((0.05, 0.1, 0.2), (0.001, 0.01))),
     "jaxrec ials": (_jaxrec_ials, ((0.03, 0.1, 0.3), (0.0003, 0.001))),
 }
 # Whose best is the target, and who is to reach it.

@@ -404,11 +404,16 @@ def test_worlds_that_cannot_be_are_refused(options, message):
         data.generate(seed=0, **options)
 
 
-@pytest.mark.parametrize("largest", [0, 7, 2**16 - 1, 2**16, 2**31 - 1, 2**40])
+@pytest.mark.parametrize(
+    ("largest", "dtype"),
+    [(0, "int32"), (7, "uint8"), (2**16 - 1, "int32"), (2**16, "int32"), (2**31 - 1, "int32"), (2**32 - 1, "int64")]
+    + [(2**32, "int64"), (2**40, "int64")],
+)
 @pytest.mark.parametrize("rows", [0, 1, 500])
-def test_large_arrays_are_grouped_and_sorted_as_numpy_does_it(largest, rows):
-    values = np.random.default_rng(rows).integers(0, largest, rows, endpoint=True)
+def test_large_arrays_are_grouped_and_sorted_as_numpy_does_it(largest, dtype, rows):
+    values = np.random.default_rng(rows).integers(0, largest, rows, endpoint=True).astype(dtype)
     values[: rows // 2] = values[rows - rows // 2 :]  # some twice
+    values[:1] = largest
     for given in (values, np.sort(values)):
         np.testing.assert_array_equal(grouped(given), np.argsort(given, kind="stable"))
         np.testing.assert_array_equal(distinct(given), np.unique(given))

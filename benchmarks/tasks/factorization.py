@@ -27,7 +27,7 @@ def bpr(full: bool) -> list[dict[str, Any]]:
             "jaxrec": functools.partial(_jaxrec_bpr, parts.train, scores),
             "torch": functools.partial(_torch_bpr, parts.train, scores),
             "implicit": functools.partial(_implicit_bpr, parts.train, scores),
-            "cornac": functools.partial(cornac_bpr, parts.train, scores),
+            "cornac": functools.partial(_cornac_bpr, parts.train, scores),
         }
         small = size[0] < 100_000
         quality = {name: functools.partial(ndcg, parts, scores, name) for name in systems} if small else None
@@ -85,7 +85,12 @@ def _implicit_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
 
     pairs, updated = matrix(dataset), len(dataset) * (1 - known_share(dataset))
     model = implicit.bpr.BayesianPersonalizedRanking(
-        factors=DIM - 1, learning_rate=_RATE, regularization=0.0, iterations=1, num_threads=2, random_state=0
+        factors=DIM - 1,
+        learning_rate=_RATE,
+        regularization=0.0,
+        iterations=1,
+        num_threads=2,
+        random_state=np.random.default_rng(0),  # a number would draw the same pairs in every epoch
     )
 
     def run() -> float:
@@ -96,43 +101,39 @@ def _implicit_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
     return run
 
 
-@functools.cache
-def _cornac_data(dataset: data.Dataset) -> Any:
+def _cornac_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
+    import cornac
+
+    built, updated = cornac_rows(dataset), len(dataset) * (1 - known_share(dataset))
+    model = cornac.models.BPR(k=DIM, max_iter=1, learning_rate=_RATE, lambda_reg=0.0, **CORNAC)
+
+    def run() -> float:
+        model.fit(built)
+        return updated
+
+    scores["cornac"] = lambda: cornac_tables(dataset, model)
+    return run
+
+
+CORNAC = {"num_threads": 2, "seed": None}
+"""With a seed it uses one thread, and a model that is fitted again draws the same pairs again."""
+
+
+def cornac_rows(dataset: data.Dataset) -> Any:
     import cornac
 
     triples = [(u, i, 1.0) for u, i in zip(dataset.user.tolist(), dataset.item.tolist(), strict=True)]
     return cornac.data.Dataset.build(triples)
 
 
-def cornac_bpr(dataset: data.Dataset, scores: Scores, *, rate: float = _RATE, l2: float = 0.0) -> harness.Run:
-    import cornac
-
-    built = _cornac_data(dataset)
-    updated = len(dataset) * (1 - known_share(dataset))
-    box: list[Any] = [None]
-
-    def run() -> float:
-        old = box[0]
-        start = {"U": old.u_factors, "V": old.i_factors, "Bi": old.i_biases} if old is not None else None
-        box[0] = cornac.models.BPR(
-            k=DIM, max_iter=1, learning_rate=rate, lambda_reg=l2, num_threads=2, seed=0, init_params=start
-        )
-        box[0].fit(built)
-        return updated
-
-    def score() -> Any:
-        model, encoder = box[0], dataset.encoder
-        user, item, bias = (
-            np.zeros((len(encoder.users) + 1, DIM)),
-            np.zeros((len(encoder.items) + 1, DIM)),
-            np.zeros(len(encoder.items) + 1),
-        )
-        user[list(built.uid_map)], item[list(built.iid_map)] = model.u_factors, model.i_factors
-        bias[list(built.iid_map)] = model.i_biases
-        return by_tables(dataset, user, item, bias)
-
-    scores["cornac"] = score
-    return run
+def cornac_tables(dataset: data.Dataset, model: Any) -> train.Recommender:
+    encoder, rows = dataset.encoder, model.train_set
+    user = np.zeros((len(encoder.users) + 1, model.k))
+    item = np.zeros((len(encoder.items) + 1, model.k))
+    bias = np.zeros(len(item))
+    user[list(rows.uid_map)], item[list(rows.iid_map)] = model.u_factors, model.i_factors
+    bias[list(rows.iid_map)] = model.i_biases
+    return by_tables(dataset, user, item, bias)
 
 
 def logistic(full: bool) -> list[dict[str, Any]]:

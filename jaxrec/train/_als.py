@@ -17,7 +17,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
 from jaxrec._types import Array, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
-from jaxrec.data._counting import grouped
+from jaxrec.data._counting import counted, grouped
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._fit import check_rows
@@ -28,7 +28,7 @@ from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
 _AT_ONCE = 16  # most threads
-_LOOKED_AT, _LEAST_SCORE = 4096, 1e-3
+_LOOKED_AT, _LEAST_SCORE = 4096, 1e-6  # vectors that have only begun to grow have some 1e-4
 
 
 class _Plan(NamedTuple):
@@ -101,7 +101,9 @@ def fit_als(
       validation: held-out interactions of the same encoder.
       metric: as for ``fit``.
       patience: as for ``fit``.
-      params: of a ``MatrixFactorization`` without biases of this size, to start from; by default small random vectors.
+      params: of a ``MatrixFactorization`` without biases of this size, to start from; by default
+        items at small random vectors, and users, who are solved for first, at zero. Whoever has no interactions has
+        the vector zero.
       content: whether to fit regressions on the features of users and items.
       content_l2: regularisation of :math:`W`, beside squared errors that count 1 per entity on average. Tenths suit
         labels and text; vectors of another domain (``transfer.carry``) want 30 to 3,000.
@@ -148,10 +150,13 @@ def fit_als(
     if params is not None:
         check_params(model, params)
     known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
-    tables = _beginning(params, seed, known, model)
     user, item = (
         np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )
+    if params is None:
+        tables = _drawn(model, np.flatnonzero(counted(item)), seed)
+    else:
+        tables = {side: _trained(params[side]["embedding"], number) for side, number in known.items()}
     weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
     lay_out = functools.partial(_plan, weight=weight, cells=max(_NUMBERS // dim, 64))
     found = _threads.spread(lay_out, [user, item], [item, user], [model.user_rows, model.item_rows], threads=2)
@@ -203,46 +208,47 @@ def fit_als(
         log.append(row)
         if stop:
             break
-    _warn_if_nothing_is_left(here, user, item, unobserved, l2, exponent)
+    if judge.best is None:
+        _warn_if_nothing_is_left(here, user[weight > 0], item[weight > 0], known, (unobserved, l2, exponent))
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
 
 
 def _warn_if_nothing_is_left(
-    tables: dict[str, jax.Array], user: np.ndarray, item: np.ndarray, unobserved: float, l2: float, exponent: float
+    tables: dict[str, jax.Array],
+    user: np.ndarray,
+    item: np.ndarray,
+    known: dict[str, int],
+    options: tuple[float, float, float],
 ) -> None:
     """Too strong a regularisation makes every vector zero, and what ranks then is rounding."""
     some = np.linspace(0, len(user) - 1, min(len(user), _LOOKED_AT)).astype(np.int64)
-    score = float((np.asarray(tables["user"][user[some]]) * np.asarray(tables["item"][item[some]])).sum(axis=1).mean())
+    of_users, of_items = np.asarray(tables["user"])[user[some]], np.asarray(tables["item"])[item[some]]
+    score = float((of_users * of_items).sum(axis=1).mean()) if len(some) else 1.0
+    unobserved, l2, exponent = options
     if score < _LEAST_SCORE:
         warnings.warn(
             f"The vectors have shrunk to nearly nothing: training pairs score {score:.1g} on average, where 1 is "
-            f"sought. With {len(tables['item']):,} items and {len(tables['user']):,} users the regularisation, l2 * "
-            f"(interactions + unobserved * items) ** exponent, is too strong at l2={l2:g}, unobserved={unobserved:g}, "
-            f"exponent={exponent:g}. Lower unobserved or l2, to a tenth for a start.",
+            f"sought. For {known['user']:,} users and {known['item']:,} items the regularisation is too strong at "
+            f"l2={l2:g}, unobserved={unobserved:g}, exponent={exponent:g}: a user has l2 * (interactions + unobserved "
+            "* items) ** exponent of it. Lower l2 or unobserved, to a tenth for a start.",
             UserWarning,
             stacklevel=3,
         )
 
 
-def _beginning(
-    params: Params | None, seed: int, known: dict[str, int], model: MatrixFactorization
-) -> dict[str, jax.Array]:
-    """Tables with zeros for the unknown and the spare capacity, which would count as unobserved pairs.
+def _drawn(model: MatrixFactorization, items: np.ndarray, seed: int) -> dict[str, jax.Array]:
+    """Tables to begin with: small random vectors of the items that somebody touched, and zeros.
 
-    Without ``params`` items begin at small random vectors. Users are solved for first, so theirs begin at zero.
     Drawn by NumPy: compiling this took a fifth of a first run on MovieLens 1M.
     """
-    if params is not None:
-        return {side: _trained(params[side]["embedding"], number) for side, number in known.items()}
-    sizes = {"user": model.user_rows, "item": model.item_rows}
-    tables = {side: np.zeros((rows, model.dim), np.float32) for side, rows in sizes.items()}
-    drawn = np.random.default_rng(seed).standard_normal((known["item"], model.dim), np.float32)
-    tables["item"][1 : known["item"] + 1] = 0.1 * model.dim**-0.5 * drawn
-    return {side: jnp.asarray(table) for side, table in tables.items()}
+    table = np.zeros((model.item_rows, model.dim), np.float32)
+    table[items] = 0.1 * model.dim**-0.5 * np.random.default_rng(seed).standard_normal((len(items), model.dim))
+    return {"user": jnp.asarray(np.zeros((model.user_rows, model.dim), np.float32)), "item": jnp.asarray(table)}
 
 
 @jax.jit
 def _trained(table: jax.Array, known: jax.Array) -> jax.Array:
+    """With zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
     used = jnp.arange(table.shape[0])
     return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
 
