@@ -1,6 +1,6 @@
 """Seconds to quality: how long does training take until it ranks as well as the best rival ever does?
 
-python benchmarks/quality.py                     # MovieLens 1M and anime, half an hour on two cores
+python benchmarks/quality.py                     # MovieLens 1M and anime, 50 minutes on two cores
 python benchmarks/quality.py --data ml-1m        # one of them
 python benchmarks/quality.py --data million      # a million generated users, another half an hour and no data folder
 python benchmarks/quality.py --again             # the times anew, with the settings found before; 15 minutes
