@@ -297,7 +297,7 @@ class TestRank:
         assert theirs.gain != ours.gain
         against = sources.Score(pd.DataFrame({"mean": 0.0, "deviation": 1.0, "weight": [-1.0]}, index=["gain"]))
         third = sources.rank(candidates, films, score=against, dim=8)  # the verdict goes before the score
-        assert third.table.index[-1] == "strangers"
+        assert third.table.index[0] == "related" == third.table["score"].idxmin()
         assert third.table["score"]["strangers"] > third.table["score"]["related"]
         heavy = sources.rank({"related": candidates["related"]}, films, dim=8, least=12)
         assert 3 <= heavy.table.loc["related"].users < 0.7 * ours.users
