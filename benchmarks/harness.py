@@ -179,7 +179,8 @@ def _processor() -> str:
     about = {name.strip(): value.strip() for name, _, value in reversed(lines)}
     if "model name" not in about:
         return platform.machine()
-    return f"{about['model name']} (family {about['cpu family']}, model {about['model']})"
+    numbers = [f"{what.split()[-1]} {about[what]}" for what in ("cpu family", "model") if what in about]
+    return f"{about['model name']} ({', '.join(numbers)})" if numbers else about["model name"]
 
 
 def version(system: str) -> str:

@@ -104,7 +104,7 @@ def by_tables(
     for side, values, rows in (("user", user, model.user_rows), ("item", item, model.item_rows)):
         table, row = np.zeros((rows, values.shape[1]), np.float32), getattr(dataset.features, f"{side}_row")
         table[row[: len(values)]] = values
-        table[0] = values[0]
+        table[0] = values[0]  # whoever has no row is the unknown one, not the last of them written there
         params[side] = {"embedding": jnp.asarray(table)}
     return train.Recommender(model, params, dataset.encoder, dataset.interactions, len(dataset.interactions))
 

@@ -101,9 +101,9 @@ def fit_als(
       validation: held-out interactions of the same encoder.
       metric: as for ``fit``.
       patience: as for ``fit``.
-      params: of a ``MatrixFactorization`` without biases of this size, to start from; by default
-        items at small random vectors, and users, who are solved for first, at zero. Whoever has no interactions has
-        the vector zero.
+      params: of a ``MatrixFactorization`` without biases of this size, to start from; by default items at
+        small random vectors, and users, who are solved for first, at zero. Whoever has no interactions has the vector
+        zero.
       content: whether to fit regressions on the features of users and items.
       content_l2: regularisation of :math:`W`, beside squared errors that count 1 per entity on average. Tenths suit
         labels and text; vectors of another domain (``transfer.carry``) want 30 to 3,000.
@@ -124,6 +124,9 @@ def fit_als(
     Raises:
       ValueError: the data has targets, no users or no items, or users or items without a table row; an option is out of
         range.
+
+    Warns:
+      UserWarning: the regularisation has made the vectors nearly zero.
 
     References:
       Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008; the objective and its
@@ -225,7 +228,7 @@ def _warn_if_nothing_is_left(
     of_users, of_items = np.asarray(tables["user"])[user[some]], np.asarray(tables["item"])[item[some]]
     score = float((of_users * of_items).sum(axis=1).mean()) if len(some) else 1.0
     unobserved, l2, exponent = options
-    if score < _LEAST_SCORE:
+    if abs(score) < _LEAST_SCORE:
         warnings.warn(
             f"The vectors have shrunk to nearly nothing: training pairs score {score:.1g} on average, where 1 is "
             f"sought. For {known['user']:,} users and {known['item']:,} items the regularisation is too strong at "
