@@ -1,6 +1,7 @@
 """EASE and nearest neighbours against plain NumPy; new users and items as if they had been there; similar items."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -165,6 +166,18 @@ def test_ease_of_users_in_several_blocks_is_that_of_one(dataset, monkeypatch):
     whole = train.fit_ease(dataset, l2=2.0)
     monkeypatch.setattr("jaxrec.train._ease._NUMBERS", 40)
     jax.tree.map(np.testing.assert_array_equal, train.fit_ease(dataset, l2=2.0).params, whole.params)
+
+
+@pytest.mark.parametrize("users", [USERS, 5])
+def test_ease_of_items_in_several_blocks_is_that_of_one(monkeypatch, users):
+    few = INTERACTIONS[INTERACTIONS["user"] < users]
+    dataset = data.encode(data.Parts(few, None, None), SCHEMA, items=CONTENT).train
+    whole = train.fit_ease(dataset, l2=2.0)
+    solve = _ease._solved if users == USERS else _ease._solved_by_users
+    monkeypatch.setattr(_ease, "_BLOCK", 4)
+    monkeypatch.setattr(_ease, solve.__name__, jax.jit(solve.__wrapped__))  # traced anew
+    found = train.fit_ease(dataset, l2=2.0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found.params, whole.params)
 
 
 @pytest.mark.parametrize("pairs", [1, 50, 2**22])

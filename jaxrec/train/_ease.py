@@ -20,6 +20,7 @@ from jaxrec.train._implicit import history_length, need_plain
 _NUMBERS = 2**24  # of the users x items array that is multiplied at once
 _PAIR = 7000  # multiplications and additions of a product that take as long as counting one pair (two CPU cores)
 _PAIRS = 2**22  # that are counted at once
+_BLOCK = 1024  # columns of a symmetric or triangular matrix whose other half is left out
 _product = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -36,7 +37,7 @@ def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | No
     was no interaction scores 0, and so does everything for a user without any: ``coldstart.or_popular`` gives those the
     most popular items, a method with content something of their own.
 
-    Memory: the square of the number of trained items, in float32, about four times while fitting (20,000 items: 1.6 GB
+    Memory: the square of the number of trained items, in float32, about three times while fitting (20,000 items: 1.6 GB
     each) and twice after; time: its cube, or where there are half as many users or fewer, its square times their number
     (of a penalty of a hundredth of their number or more). The same arguments give the same weights.
 
@@ -157,10 +158,34 @@ def _solved(gram: Float[jax.Array, "rows rows"], l2: Float[Array, " rows"]) -> F
     matrix = gram + jnp.diag(jnp.asarray(l2))
     # A popular item's row is thousands of times larger than a rare one's, which would cost as many digits.
     scale = jax.lax.rsqrt(jnp.diag(matrix))
-    lower = jnp.linalg.cholesky(matrix * scale[:, None] * scale[None, :])
-    inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(scale)) * scale[:, None]
-    weights = -inverse / jnp.diag(inverse)[:, None]
+    root = _inverted(jnp.linalg.cholesky(matrix * scale[:, None] * scale[None, :]))
+    inverse = _squared(root, lower=True)
+    weights = -inverse * scale[None, :] / (scale * jnp.diag(inverse))[:, None]
     return jnp.where(jnp.eye(size, dtype=bool), 0.0, weights)
+
+
+def _inverted(lower: Float[jax.Array, "rows rows"]) -> Float[jax.Array, "rows rows"]:
+    """Of a lower triangular matrix, in place, block of columns by block: a third of solving for the whole identity."""
+    size = len(lower)
+    for first in range(0, size, _BLOCK):
+        last = min(first + _BLOCK, size)
+        one = jnp.eye(size - first, last - first, dtype=lower.dtype)
+        part = jax.scipy.linalg.solve_triangular(lower[first:, first:], one, lower=True)
+        lower = lower.at[first:, first:last].set(part)
+    return lower
+
+
+def _squared(root: Float[jax.Array, "size rows"], *, lower: bool = False) -> Float[jax.Array, "rows rows"]:
+    """``root.T @ root``, of which half is multiplied and the rest mirrored; in place and a third where it is lower."""
+    size = root.shape[1]
+    product = root if lower else jnp.zeros((size, size), root.dtype)
+    for first in range(0, size, _BLOCK):
+        last = min(first + _BLOCK, size)
+        left = product[first:] if lower else root  # above are zeros, written over by now
+        part = _product(left[:, first:last].T, left[:, :last])
+        product = product.at[first:last, :last].set(part)
+        product = product.at[:first, first:last].set(part[:, :first].T)
+    return product
 
 
 @jax.jit
@@ -176,5 +201,5 @@ def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " row
     lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + _product(scaled, scaled.T))
     root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
     left = 1.0 - (root * root).sum(axis=0)
-    weights = _product(root.T, root) * scale[None, :] / (scale * left)[:, None]
+    weights = _squared(root) * scale[None, :] / (scale * left)[:, None]
     return jnp.where(jnp.eye(len(scale), dtype=bool), 0.0, weights)
