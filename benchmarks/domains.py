@@ -32,6 +32,7 @@ class Pair(NamedTuple):
     validation: pd.DataFrame  # held-out rows of the target
     test: pd.DataFrame
     candidates: np.ndarray
+    held: np.ndarray  # users who are held out
     shots: int | None = 0
     negatives: bool = False  # whether the data set's protocol ranks each row among 999 others
     shared: Literal["user", "item"] = "user"  # whose raw ids mean the same in both domains
@@ -66,7 +67,7 @@ def _cut(
     training = rows[shown & rows["item"].isin(candidates)].reset_index(drop=True)
     domains = {source[0]: source[1], target[0]: target[1]._replace(interactions=training)}
     questions = (_among(candidates, rows[asked & (held == number)]) for number in (1, 2))
-    return Pair(source[0], target[0], domains, *questions, candidates, shots, negatives, shared)
+    return Pair(source[0], target[0], domains, *questions, candidates, chosen, shots, negatives, shared)
 
 
 @functools.cache
@@ -84,6 +85,7 @@ def game_video(folder: Path, source: str, target: str, shots: int | None) -> Pai
     rows = frames[target]
     training = known = rows[rows.part == 0]
     validation = rows[rows.part == 1]
+    held = rows.loc[rows.part > 0, "user"].unique()
     if shots != 0:
         rng = np.random.default_rng(0)
         count = training.groupby("user").size()
@@ -96,12 +98,13 @@ def game_video(folder: Path, source: str, target: str, shots: int | None) -> Pai
         order = shown.assign(_order=rng.random(len(shown))).groupby("user")["_order"].rank(method="first")
         shown = shown if shots is None else shown[order <= shots]
         known = training[~training.user.isin(others)]
+        held = np.union1d(held, others)
         training = pd.concat([known, shown[shown["item"].isin(known["item"])]])
     domains = {name: _bare(frames[name][frames[name].part == 0]) for name in ("game", "video")}
     domains[target] = _bare(training)
     candidates = known["item"].unique()
     asked = (_among(candidates, part) for part in (validation, rows[rows.part == 2]))
-    return Pair(source, target, domains, *asked, candidates, shots, negatives=True)
+    return Pair(source, target, domains, *asked, candidates, held, shots, negatives=True)
 
 
 def sport_phone(folder: Path, source: str, target: str, shots: int | None) -> Pair:

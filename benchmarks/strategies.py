@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import harness
@@ -133,9 +135,33 @@ def stacked_knn(pair: Pair, seed: int, **setting: Any) -> Fitted:
 
 def stacked_ease(pair: Pair, seed: int, *, l2: float, source: float = 1.0) -> Fitted:
     """Weights from items of the source are penalised ``source`` times as much, where users are shared."""
-    if source == 1.0:
-        return _timed(lambda: train.fit_ease(_encoded(pair, None), l2=l2), pair.target)
-    return Fitted(*_by_domain(pair, l2 * source, l2), pair.target)
+    if source != 1.0:
+        return Fitted(*_by_domain(pair, l2 * source, l2), pair.target)
+    if pair.negatives:
+        return _ease_with_history(pair, l2)
+    return _timed(lambda: train.fit_ease(_encoded(pair, None), l2=l2), pair.target)
+
+
+def _ease_with_history(pair: Pair, l2: float) -> Fitted:
+    """Weights without held-out users' rows in the target, solved once for all numbers of shots; those are history."""
+    frames = pair.domains[pair.target]
+    held = frames.interactions["user"].isin(pair.held)
+    known = frames._replace(interactions=frames.interactions[~held])
+    key = pair.source, pair.target, len(known.interactions), l2
+    if key not in _SOLVED:
+        rows = _encoded(pair._replace(domains={**pair.domains, pair.target: known}, shots=0), None)
+        solved, path = _timed(lambda: train.fit_ease(rows, l2=l2)), Path(_FOLDER.name) / str(len(_SOLVED))
+        jaxrec.save(solved.recommender, path)
+        _SOLVED[key] = path, solved.seconds
+    path, seconds = _SOLVED[key]
+    fitted = Fitted(jaxrec.load(path), seconds, pair.target)
+    return fitted._replace(
+        recommender=jaxrec.add(fitted.recommender, interactions=fitted.named(frames.interactions[held], pair))
+    )
+
+
+_FOLDER = tempfile.TemporaryDirectory()
+_SOLVED: dict[tuple[Any, ...], tuple[Path, float]] = {}  # too large to be kept in memory for every penalty
 
 
 def _by_domain(pair: Pair, l2_source: float, l2_target: float) -> tuple[Recommender, float]:
