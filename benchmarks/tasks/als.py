@@ -7,32 +7,43 @@ from typing import Any
 import harness
 
 from jaxrec import data, train
-from tasks.common import DIM, Scores, by_tables, matrix, ndcg, ratings
+from tasks.common import DIM, LARGE_SIZE, Scores, by_tables, matrix, ndcg, of_some, ratings
 
 _EPOCHS = 5
+_LARGE = {"jaxrec": (0.1, 0.001), "implicit": (1.0, 30.0)}
+Grid = list[tuple[float, float]]
 
 
 def als(full: bool) -> list[dict[str, Any]]:
     """Five epochs of alternating least squares from scratch, three steps of conjugate gradients for each vector.
 
-    Both sides with the best of nine settings by NDCG@10 on the validation part, after as many epochs.
+    Both sides with the best of nine settings by NDCG@10 on the validation part, after as many epochs. In full T1's
+    large data too, with the best settings that ``quality.py --data million`` found for each.
     """
-    parts = ratings(6040, 3706, 1_100_000)
+    jaxrec = [(unobserved, l2) for unobserved in (0.1, 0.3, 1.0) for l2 in (0.003, 0.01, 0.03)]
+    implicit = [(alpha, l2) for alpha in (1.0, 5.0, 20.0) for l2 in (0.01, 0.1, 1.0)]
+    rows = _compared(ratings(6040, 3706, 1_100_000), jaxrec, implicit, repeats=9 if full else 7)
+    if full:
+        rows += _compared(of_some(ratings(*LARGE_SIZE), 2000), [_LARGE["jaxrec"]], [_LARGE["implicit"]], repeats=3)
+    return rows
+
+
+def _compared(parts: data.Parts, jaxrec: Grid, implicit: Grid, *, repeats: int) -> list[dict[str, Any]]:
     scores: Scores = {}
-    systems: dict[str, Callable[[], harness.Run]] = {}
-    for name, prepare, grid in (
-        ("jaxrec", _jaxrec_als, [(unobserved, l2) for unobserved in (0.1, 0.3, 1.0) for l2 in (0.003, 0.01, 0.03)]),
-        ("implicit", _implicit_als, [(alpha, l2) for alpha in (1.0, 5.0, 20.0) for l2 in (0.01, 0.1, 1.0)]),
-    ):
-        systems[name] = functools.partial(_tuned, name, prepare, grid, parts, scores)
+    systems = {
+        name: functools.partial(_tuned, name, prepare, grid, parts, scores)
+        for name, prepare, grid in (("jaxrec", _jaxrec_als, jaxrec), ("implicit", _implicit_als, implicit))
+    }
     quality = {name: functools.partial(ndcg, parts, scores, name) for name in systems}
     case = f"iALS d={DIM}, {len(parts.train):,} rows, {_EPOCHS} epochs"
-    return harness.measure("T8", case, systems, unit="interactions", repeats=9 if full else 7, quality=quality)
+    return harness.measure("T8", case, systems, unit="interactions", repeats=repeats, quality=quality)
 
 
 def _tuned(
-    name: str, prepare: Callable[..., harness.Run], grid: list[tuple[float, float]], parts: data.Parts, scores: Scores
+    name: str, prepare: Callable[..., harness.Run], grid: Grid, parts: data.Parts, scores: Scores
 ) -> harness.Run:
+    if len(grid) == 1:
+        return prepare(parts.train, scores, *grid[0])
     found = {}
     for setting in grid:
         prepare(parts.train, scores, *setting)()
