@@ -143,6 +143,16 @@ def test_a_new_item_is_folded_in_once_for_all_its_users(factorization, monkeypat
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("numbers", [1, 100])
+def test_folding_in_a_few_at_a_time_changes_nothing(factorization, monkeypatch, numbers):
+    users = factorization.encoder.users.ids[:9].tolist()
+    pairs = [(user, f"new-{item}", item) for item in range(5) for user in users[item:]]
+    added = coldstart.add(factorization, interactions=pd.DataFrame(pairs, columns=["user", "item", "time"]))
+    whole = jaxrec.recommend(added, users, k=5)
+    monkeypatch.setattr(_vectors, "_GRID", numbers)
+    pd.testing.assert_frame_equal(jaxrec.recommend(added.replace(), users, k=5), whole, atol=1e-5)
+
+
 def test_fold_in_helps_new_users_on_average(world):
     """The more of a new user's interactions are known, the better the ranking of the others."""
     from conftest import encoded

@@ -301,6 +301,8 @@ def test_probabilities_follow_a_sigmoid_loss(parts):
     ), parts.test)  # fmt: skip
     assert ((probabilities > 0) & (probabilities < 1)).all()
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-scores)), rtol=1e-6)
+    low = recommender.replace(params={**recommender.params, "bias": jnp.float32(-60.0)})
+    np.testing.assert_allclose(np.log(jaxrec.predict(low, parts.test)).mean(), -60.0, atol=2.0)  # not minus infinity
 
 
 @pytest.mark.parametrize(
@@ -394,8 +396,14 @@ def test_searching_finds_scores_that_are_not_numbers():
     items = np.ones((2048, 2), np.float32)
     items[77] = np.nan
     nothing = np.full((1, 1), 2048, np.int32)
-    for live, bad in ((np.ones(2048, bool), True), (np.arange(2048) != 77, False)):
-        assert bool(_search._search(np.ones((1, 2), np.float32), items, live, nothing, k=2)[1]) == bad
+    for value in (np.nan, [np.inf, -np.inf]):  # what infinities add up to has a sign on x86
+        items[77] = value
+        for live, bad in ((np.ones(2048, bool), True), (np.arange(2048) != 77, False)):
+            assert bool(_search._search(np.ones((1, 2), np.float32), items, live, nothing, k=2)[1]) == bad
+    items[77] = 1.0
+    items[100:] = -np.inf  # ranks before nobody at all
+    found = _search._search(np.ones((1, 2), np.float32), items, np.arange(2048) >= 1000, nothing, k=2).top
+    assert found.position.tolist() == [[1000, 1001]]
 
 
 @pytest.mark.parametrize("name", ["factorization", "towers"])
@@ -406,8 +414,21 @@ def test_large_catalogues_give_the_same_lists_and_figures(name, request, parts, 
     plain = jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))
     monkeypatch.setattr(_search, "_LARGE", 1)
     large = jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))
-    pd.testing.assert_frame_equal(plain[0], large[0], atol=1e-5)
-    pd.testing.assert_frame_equal(plain[1].table, large[1].table)
+    assert_alike(plain, large)
+    searched, original = [], _search._search_any
+    monkeypatch.setattr(_search, "_GATHERED", 2**15)
+    monkeypatch.setattr(
+        _search,
+        "_search_any",
+        lambda users, *args, **options: searched.append(len(users)) or original(users, *args, **options),
+    )
+    assert_alike(plain, (jaxrec.recommend(grown, k=7, exclude=unseen), jaxrec.evaluate(grown, parts.test, ks=(7,))))
+    assert len(set(searched)) > 1  # halves of blocks in which somebody has touched much
+
+
+def assert_alike(one, other):
+    pd.testing.assert_frame_equal(one[0], other[0], atol=1e-5)
+    pd.testing.assert_frame_equal(one[1].table, other[1].table)
 
 
 def test_search_takes_any_number_of_items():

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from jaxrec._expect import one_of
-from jaxrec.data._counting import counted
+from jaxrec.data._counting import counted, distinct
 from jaxrec.data._encoder import Dataset
 
 _DRAWS = 2**16  # drawn at once by alias: what is between two passes over them stays in the cache
@@ -127,9 +127,11 @@ class Sampler:
         if user is None:
             raise ValueError("reject_seen needs users. Name the user column in the schema.")
         # Rows and pool are those of one dataset, so a user with as many items as the pool has no negative at all.
-        for busy in np.flatnonzero(counted(user) >= len(self._pool)):
-            if len(np.unique(item[user == busy])) >= len(self._pool):
-                raise ValueError("A user has touched every trained item, so reject_seen leaves no negative to draw.")
+        busy = counted(user) >= len(self._pool)
+        row = np.flatnonzero(busy[user])
+        pairs = distinct(user[row].astype(np.int64) * len(self.log_q) + item[row])
+        if (counted(pairs // len(self.log_q)) >= len(self._pool)).any():
+            raise ValueError("A user has touched every trained item, so reject_seen leaves no negative to draw.")
 
 
 def alias_table(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -181,16 +181,29 @@ def _parquet(files: list[Path]) -> _Frames:
 def _survey(frames: _Frames, schema: Schema) -> tuple[int, pd.DataFrame]:
     """The number of rows, and a frame that has every id of the source and no value in the other columns."""
     names = [name for name in (schema.user, schema.item) if name is not None] or list(schema.columns())
-    found = {name: Vocabulary.fit([]) for name in names if name in (schema.user, schema.item)}
+    parts: dict[str, list[Vocabulary]] = {name: [] for name in names if name in (schema.user, schema.item)}
     rows = 0
     for frame in _parts(frames, names):
         rows += len(frame)
-        found = {name: vocabulary.extend(frame[name].unique()) for name, vocabulary in found.items()}
+        for name, vocabularies in parts.items():
+            vocabularies.append(Vocabulary.fit(frame[name].unique()))
+            while len(vocabularies) > 1 and len(vocabularies[-2]) < 2 * len(vocabularies[-1]):  # an id moves rarely
+                _join(vocabularies)
     if not rows:
         raise ValueError("The source is empty. Expected at least one row.")
+    for vocabularies in parts.values():
+        while len(vocabularies) > 1:
+            _join(vocabularies)
+    found = {name: vocabularies[0] for name, vocabularies in parts.items()}
     longest = max([1, *map(len, found.values())])
     ids = {name: np.resize(vocabulary.ids, longest) for name, vocabulary in found.items()}
     return rows, pd.DataFrame(ids, index=range(longest)).reindex(columns=list(schema.columns()))
+
+
+def _join(vocabularies: list[Vocabulary]) -> None:
+    """The last two become one."""
+    last = vocabularies.pop()
+    vocabularies[-1] = vocabularies[-1].extend(last.ids)
 
 
 def _parts(frames: _Frames, columns: list[str]) -> Iterator[pd.DataFrame]:

@@ -15,7 +15,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.data._counting import distinct
-from jaxrec.evaluation._intervals import bootstrap_means
+from jaxrec.evaluation._intervals import bootstrap_bounds
 from jaxrec.evaluation._own import own_lists
 from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import evaluate_rows
@@ -343,8 +343,7 @@ def _report(lists: _Lists, subject: _Subject, ks: Sequence[int], *, level: float
         }
         names = list(values)
         matrix = np.stack([values[metric] for metric in names], axis=1)
-        means = bootstrap_means(matrix, draws=draws, seed=seed)
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = bootstrap_bounds(matrix, level=level, draws=draws, seed=seed)
         mean = matrix.mean(axis=0) if len(matrix) else np.full(len(names), np.nan)
         tables.append(
             pd.DataFrame({"slice": name, "metric": names, "mean": mean, "low": low, "high": high, "users": len(matrix)})

@@ -12,6 +12,7 @@ from jaxrec.ranking._recommend import predict
 
 _ERRORS = ("rmse", "mse", "mae")
 _OF_PROBABILITIES = ("log_loss", "auc", "accuracy", "calibration_error")
+NAMES = (*_ERRORS, *_OF_PROBABILITIES)
 _DRAWS = 200  # an interval of a figure that is no mean takes a pass over all rows per draw
 
 

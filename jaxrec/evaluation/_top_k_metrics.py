@@ -32,7 +32,7 @@ def from_hits(
         "recall": hits.sum(axis=1) / wanted,
         "precision": hits.sum(axis=1) / k,
         "hit": hits.max(axis=1, initial=0.0),
-        "ndcg": hits @ discount / ideal,
+        "ndcg": (hits * discount[None, :]).sum(axis=1) / ideal,  # a product may round, and a perfect list lack of 1
         "mrr": (hits / rank[None, :]).max(axis=1, initial=0.0),
         "map": (hits * found / rank[None, :]).sum(axis=1) / jnp.minimum(wanted, float(k)),
     }

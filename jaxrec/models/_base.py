@@ -323,26 +323,30 @@ def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.A
     return jax.lax.fori_loop(0, -(-shape[0] // size), filled, jnp.zeros(shape, jnp.float32))
 
 
-def with_unknown_rows(model: Model, params: Params, features: Features) -> Params:
+def with_unknown_rows(model: Model, params: Params, features: Features, *, in_place: bool = False) -> Params:
     """``params`` with the unknown's row of each table set to the mean of the rows in use, where the model wants it.
 
     The mean vector is the best single guess for somebody unknown (it minimises the expected squared error of
-    the vector). Tables that are not in ``params`` (because they are frozen) are left out.
+    the vector). Tables that are not in ``params`` (because they are frozen) are left out. ``in_place``: those given are
+    used up, which saves a copy of each.
     """
     if model.unknown == "zero":
         return params
     leaves = _tree.flatten(params)
     rows = {"user": features.user_row, "item": features.item_row}
     changed = {
-        path: _set_unknown(leaves[path], jnp.asarray(rows[numbering]))
+        path: (_put_unknown if in_place else _set_unknown)(leaves[path], jnp.asarray(rows[numbering]))
         for path, numbering in model.tables.items()
         if path in leaves and numbering in rows
     }
     return _tree.replace(params, changed)
 
 
-@jax.jit
-def _set_unknown(table: jax.Array, row: jax.Array) -> jax.Array:
-    known = (row > 0).astype(jnp.float32)
-    total = known @ wide(table[row])
-    return table.at[0].set((total / jnp.maximum(known.sum(), 1.0)).astype(table.dtype))
+def _with_mean(table: jax.Array, row: jax.Array) -> jax.Array:
+    used = jnp.zeros(len(table), jnp.float32).at[row].add((row > 0).astype(jnp.float32))  # no table is gathered
+    total = jnp.matmul(used, wide(table), precision="highest")
+    return table.at[0].set((total / jnp.maximum(used.sum(), 1.0)).astype(table.dtype))
+
+
+_set_unknown = jax.jit(_with_mean)
+_put_unknown = jax.jit(_with_mean, donate_argnums=0)

@@ -63,7 +63,7 @@ def recommend(
     Returns:
       A frame with the columns ``user``, ``item`` (raw ids), ``score`` (float32, the model's own, higher is better)
       and ``rank`` (from 1), best first within each user; users in the order given. Equal scores: the item that the
-      encoder numbers lower, which is the smaller raw id.
+      encoder numbers lower, which is the smaller raw id, or the one that was added first.
 
     Raises:
       ValueError: ``k`` is larger than the number of candidates, an id of ``candidates`` or ``exclude`` is unknown, a
@@ -143,7 +143,8 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
     recommender.check(data)
     scores = row_scores(recommender, data).astype(np.float64)
     if recommender.link == "sigmoid":
-        return np.where(scores >= 0, 1 / (1 + np.exp(-np.abs(scores))), 1 - 1 / (1 + np.exp(-np.abs(scores))))
+        small = np.exp(-np.abs(scores))
+        return np.where(scores >= 0, 1.0, small) / (1.0 + small)
     return recommender.encoder.original_target(scores)
 
 

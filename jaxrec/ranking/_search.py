@@ -23,6 +23,7 @@ _GROUP = 16
 _FEW = 16  # users of whom all scores are computed at once: reading the items bounds the time
 _LARGE = 2**15  # candidates from which this is faster than sorting all scores
 _USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
+_GATHERED = 2**26  # numbers of the items that are scored again at once; more where one user alone needs more
 
 
 class Ranker(NamedTuple):
@@ -64,7 +65,17 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
     def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
         grid = excluded_grid(exclude, size, outside)
         vectors = user_vectors(recommender, padded(users, size))
-        return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
+        return found(vectors, grid, k)
+
+    def found(vectors: jax.Array, grid: np.ndarray, k: int) -> Block:
+        """In halves where somebody has so many exclusions that too many groups would be scored again at once."""
+        size, groups = len(grid), min(k + grid.shape[1], len(items) // _GROUP)
+        if size == 1 or size * groups * _GROUP * items.shape[1] <= _GATHERED:
+            return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
+        parts = [slice(0, size // 2), slice(size // 2, None)]
+        halves = [found(vectors[part], _narrowed(grid[part], outside), k) for part in parts]
+        tops, nan = zip(*halves, strict=True)
+        return Block(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *tops), jnp.stack(nan).any())
 
     def blocks(num_users: int) -> list[tuple[np.ndarray, int]]:
         return list(user_blocks(num_users, outside // _USERS_SHARE))
@@ -84,6 +95,12 @@ def excluded_grid(exclude: Pairs, size: int, outside: int) -> np.ndarray:
     return grid
 
 
+def _narrowed(grid: np.ndarray, outside: int) -> np.ndarray:
+    """As narrow as these users' exclusions, which come first, allow."""
+    most = int((grid < outside).sum(axis=1).max(initial=1))
+    return grid[:, : 1 << max(most - 1, 0).bit_length()]
+
+
 def search(
     users: Float[Array, "users dim"],
     items: Float[Array, "candidates dim"],
@@ -97,7 +114,8 @@ def search(
 
     Of each group of neighbouring items only the best score is kept. The ``k`` best items are in the ``k`` groups with
     the best scores, or, where some may be excluded, in as many more groups as there are exclusions; those are scored
-    again. Memory: users times a sixteenth of the items.
+    again. Memory: users times a sixteenth of the items (of 16 users or fewer: times the items) and 16 vectors for each
+    of those groups.
 
     Args:
       users: vectors.
@@ -176,12 +194,16 @@ def _search_shards(
     return Block(TopK(best, jnp.take_along_axis(position, place, axis=1)), nan.any())
 
 
+# Accelerators would round float32 to fewer digits, and lists would not be exact.
+_inner = functools.partial(jnp.einsum, precision="highest")
+
+
 @functools.partial(jax.jit, static_argnames=("k",))
 def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int) -> Block:
     size = min(_BLOCK, len(items))
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
-        scores = items @ users.T
+        scores = jnp.maximum(_inner("cd,ud->cu", items, users), jnp.finfo(jnp.float32).min)  # -inf ranks before nobody
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
         return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
 
@@ -193,11 +215,12 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     else:
         best = jax.lax.scan(block, None, jnp.arange(0, len(items), size))[1]
     best = best.reshape(-1, len(users)).T
+    best = jnp.where(jnp.isnan(best), jnp.nan, best)  # a NaN with a sign would come last and not be looked at
     groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
     # In order of position, so that of equal scores the lower position comes first.
     member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
     position = (jnp.sort(groups, axis=1)[:, :, None] * _GROUP + member).reshape(len(users), -1)
-    scores = jnp.einsum("ud,ucd->uc", users, items[position])
+    scores = _inner("ud,ucd->uc", users, items[position])
     gone = ~live[position] | among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)
     place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)

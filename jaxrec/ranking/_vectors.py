@@ -13,10 +13,12 @@ from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Folding, ImplicitSquares, Params, Prior, Squares
 from jaxrec.data import Encoder, Interactions
+from jaxrec.data._counting import distinct
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
 
 _ROWS = 2**16  # entities whose vectors are computed at once, fewer where they have many labels
+_GRID = 2**26  # numbers of the grid of vectors by which entities are folded in at once
 _SAMPLE = 20_000  # entities that stand for all in the statistics of fold-in
 
 Scorer = Callable[[np.ndarray, int], jax.Array]
@@ -79,15 +81,8 @@ def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     added = recommender.added
     if recommender.pooled_history or recommender.derived or not len(added):
         return vectors
-    touched = _touched(added, users)
-    if touched is None:
-        return vectors
-    position, row, shape = touched
     # An item that many users touched is folded in once: its own users times theirs would be gigabytes.
-    items, place = np.unique(added.item[row], return_inverse=True)
-    distinct = item_vectors(recommender, padded(items, 1 << (len(items) - 1).bit_length()))
-    others = take(distinct, _grid(place.astype(np.int32), position, shape))
-    return _folded(recommender, "user", vectors, others, added, row, position)
+    return _with_added(recommender, "user", vectors, added, users, functools.partial(item_vectors, recommender))
 
 
 def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
@@ -100,15 +95,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
     turned = added.turned()
     untrained = np.where(recommender.encoder.features.item_row[items] == 0, items, 0)
-    touched = _touched(turned, untrained)
-    if touched is None:
-        return vectors
-    position, row, shape = touched
-    users = _grid(turned.item[row], position, shape)
-    others = _user_vectors(
-        recommender.model, recommender.params, recommender.batch(users.reshape(-1)), recommender.features
-    ).reshape(*shape, -1)
-    return _folded(recommender, "item", vectors, others, turned, row, position)
+    return _with_added(recommender, "item", vectors, turned, untrained, functools.partial(_in_blocks, recommender))
 
 
 def measure(recommender: Recommender) -> Prior:
@@ -159,20 +146,18 @@ def _squares(recommender: Recommender, folding: Folding) -> Prior:
 
     trained = recommender.trained
     users, items = np.flatnonzero(trained.user_count), np.flatnonzero(trained.item_count)
-    blocks = [
-        _user_vectors(
-            recommender.model,
-            recommender.params,
-            recommender.batch(users[start : start + _ROWS]),
-            recommender.features,
-        )
-        for start in range(0, len(users), _ROWS)
-    ]
     return Prior(
         user=of_other(_plain_item_vectors(recommender, items), folding.user),
-        item=of_other(jnp.concatenate(blocks), folding.item),
+        item=of_other(_in_blocks(recommender, users), folding.item),
         noise=1.0,
     )
+
+
+def _in_blocks(recommender: Recommender, users: np.ndarray) -> jax.Array:
+    """User vectors without fold-in."""
+    model, params, features = recommender.model, recommender.params, recommender.features
+    parts = [recommender.batch(users[start : start + _ROWS]) for start in range(0, len(users), _ROWS)]
+    return jnp.concatenate([_user_vectors(model, params, part, features) for part in parts])
 
 
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
@@ -196,13 +181,46 @@ def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Arra
     return vectors.reshape(*items.shape, vectors.shape[-1])
 
 
-def _touched(added: Interactions, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]] | None:
-    """Rows of the entities and the shape of the grid that holds them, powers of two to compile few shapes."""
+def _with_added(
+    recommender: Recommender,
+    side: str,
+    vectors: jax.Array,
+    added: Interactions,
+    entities: np.ndarray,
+    others_of: Callable[[np.ndarray], jax.Array],
+) -> jax.Array:
+    """``vectors`` of the entities, folded in where they have interactions; ``others_of`` the ones they met."""
     position, row = added.rows_of(entities)
     if not len(row):
-        return None
-    longest = int(np.bincount(position).max())
-    return position, row, (len(entities), 1 << (longest - 1).bit_length())
+        return vectors
+    other = distinct(added.item[row])
+    others = others_of(padded(other, _power(len(other))))
+    count = np.bincount(position, minlength=len(entities))
+
+    def part(chosen: np.ndarray, size: int) -> jax.Array:
+        """Of those at ``chosen``, in one grid that is padded to powers of two, to compile few shapes."""
+        position, row = added.rows_of(entities[chosen])
+        shape = size, _power(int(count[chosen].max()))
+        met = take(others, _grid(np.searchsorted(other, added.item[row]).astype(np.int32), position, shape))
+        return _folded(recommender, side, take(vectors, padded(chosen, size)), met, added, row, position)
+
+    if len(entities) * _power(int(count.max())) * vectors.shape[1] <= _GRID:
+        return part(np.arange(len(entities)), len(entities))
+    order = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
+    start, whole = 0, vectors
+    while start < len(order):  # those with most interactions first, and fewer of them at once
+        width = _power(int(count[order[start]]))
+        size = min(1 << (max(_GRID // (width * vectors.shape[1]), 1).bit_length() - 1), _power(len(order) - start))
+        chosen = order[start : start + size]
+        place = np.pad(chosen, (0, size - len(chosen)), constant_values=len(vectors))
+        whole = whole.at[place].set(part(chosen, size), mode="drop")
+        start += size
+    return whole
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 def _grid(values: np.ndarray, position: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -263,4 +281,4 @@ def _user_vectors(model: Any, params: Params, batch: Batch, features: Features) 
 
 @jax.jit
 def _product(users: jax.Array, items: jax.Array) -> jax.Array:
-    return users @ items.T
+    return jnp.matmul(users, items.T, precision="highest")

@@ -216,6 +216,7 @@ def run_epochs(
     ``restart`` makes the state that it goes on with.
     """
     log: list[dict[str, Any]] = []
+    watched = bool(callbacks) or judge.name is not None
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch, chunks in enumerate(prepared(batches, epochs), 1):
             start = time.perf_counter()
@@ -223,7 +224,6 @@ def run_epochs(
                 state = restart(epoch, state)
                 judge.restart()
             state, infos = _run(state, chunks, features, advance, model, loss, optimizer, mesh)
-            recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
             mean, failed = _summary(infos)
             if failed is not None:
                 what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
@@ -231,16 +231,21 @@ def run_epochs(
                     f"{what} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
                     "and this exception's `recommender` has the parameters before that step. Try a smaller learning "
                     "rate, optax.clip_by_global_norm, or look for extreme values in features and targets.",
-                    recommender,
+                    blank.replace(params=finished(blank, state, mesh), log=tuple(log)),
                 )
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
+            if not watched:  # the parameters of an epoch are a copy, which nobody would look at
+                log.append(row)
+                continue
+            recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
             stop = judge.look(recommender, row) and not (phases is not None and phases.waiting(epoch))
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
+            del recommender
             if stop or any(told):
                 break
-    final = recommender.params if judge.best is None else judge.best
+    final = finished(blank, state, mesh, in_place=True) if judge.best is None else judge.best
     return blank.replace(params=final, log=tuple(log))
 
 
@@ -285,12 +290,13 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
     return float(taken.mean()) if len(taken) else float("nan"), failed
 
 
-def finished(blank: Recommender, state: TrainState, mesh: Mesh | None) -> Params:
-    """All parameters, with the unknown's rows filled in where they follow the trained ones."""
+def finished(blank: Recommender, state: TrainState, mesh: Mesh | None, *, in_place: bool = False) -> Params:
+    """All parameters, with the unknown's rows filled in where they follow the trained ones; of a state that is not
+    needed any more ``in_place``."""
     model, params, frozen = blank.model, state.params, state.frozen
     if mesh is not None:
         params, frozen = _sharded.whole(model, params), _sharded.whole(model, frozen)
-    return _tree.merge(with_unknown_rows(model, params, blank.encoder.features), frozen)
+    return _tree.merge(with_unknown_rows(model, params, blank.encoder.features, in_place=in_place), frozen)
 
 
 def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTransformation | None) -> optim.Optimizer:

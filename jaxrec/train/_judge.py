@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._metrics import default_metric, lower_is_better, task_of
+from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Dataset
@@ -28,6 +28,8 @@ class Judge:
             raise ValueError(f"The metric {metric!r} needs held-out data. Give fit(..., validation=...).")
         if metric is None and validation is not None:
             metric = default_metric(validation)
+        if isinstance(metric, str) and validation is not None:
+            check_metric(metric, validation)
         self._validation, self._metric, self._patience = validation, metric, patience
         self._lower = lower or (isinstance(metric, str) and lower_is_better(metric))
         self._since, self._value = 0, -np.inf

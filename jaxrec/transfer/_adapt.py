@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxrec import _tree
 from jaxrec._expect import expect, one_of
-from jaxrec._metrics import default_metric, lower_is_better, task_of
+from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
@@ -338,6 +338,7 @@ def compare(
     """
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
+    check_metric(metric, test)
     chosen: dict[str, Any] = {**options, **(strategy or {})}
     adapted = adapt(
         source, train, model=model, alignment=alignment, patterns=patterns, freeze=freeze, seed=seed, **chosen
