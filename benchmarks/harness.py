@@ -32,7 +32,7 @@ def measure(
     repeats: int = 3,
     budget: float = 60.0,
     quality: dict[str, Callable[[], float]] | None = None,
-    bound: dict[str, float] | None = None,
+    bound: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Times the systems of one package; the packages take turns in processes of their own (``rounds``).
 
@@ -45,7 +45,7 @@ def measure(
       repeats: timed runs of each system.
       budget: seconds after which a system is not repeated any more; two runs are timed at least.
       quality: by name, a figure to stand beside the speed, computed after the last run.
-      bound: bytes and flops of one unit of work, from which the attained share is computed.
+      bound: bytes and flops of one unit of work, from which the attained share is computed; or that by system.
     """
     runs, first, times, units, rows = {}, {}, {}, {}, []
     for name, prepare in systems.items():
@@ -74,8 +74,9 @@ def measure(
         row |= {"task": task, "case": case, "version": version(name), "value": rate, "unit": f"{unit}/s"}
         row |= {"ms": 1e3 * seconds, "compile_s": round(max(0.0, first[name] - seconds), 3)}
         row["quality"] = quality[name]() if quality and name in quality else None
-        if bound and name.startswith("jaxrec"):
-            limit = min(LIMITS[key] / bound[key] for key in bound if bound[key])
+        work = bound.get(name, bound) if bound and name.startswith("jaxrec") else None
+        if work:
+            limit = min(LIMITS[key] / work[key] for key in work if work[key])
             row["attained"] = round(rate / limit, 3)
         row["rss_mib"] = peak_mib()
         print(f"{task} {case:34} {name:28} {rate:14,.0f} {unit}/s  {row['quality'] or ''}", flush=True)

@@ -246,7 +246,7 @@ def _jaxrec_softmax(dataset: data.Dataset, scores: Scores, rate: float, decay: f
 
 
 def _jaxrec_bpr(dataset: data.Dataset, scores: Scores, rate: float, decay: float) -> harness.Run:
-    model = models.MatrixFactorization.for_data(dataset, dim=DIM)  # items have a bias, as Cornac's and implicit's do
+    model = models.MatrixFactorization.for_data(dataset, dim=DIM, bias=False)
     optimizer = optim.row_sparse(optax.adamw(rate, weight_decay=decay))
     return trainer("jaxrec", scores, dataset, model, "bpr", optimizer, negatives=data.Negatives(num=1))
 
@@ -374,12 +374,12 @@ System = tuple[Callable[[data.Dataset], Callable[..., Training]], tuple[tuple[fl
 """How a system takes in its rows, which is not counted, and is made ready with two numbers; values to try for each."""
 SYSTEMS: dict[str, System] = {
     "implicit ials": (functools.partial(_implicit, "ials"), ((1.0, 3.0, 10.0), (10.0, 30.0, 100.0))),
-    "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.003, 0.01, 0.03), (0.0001, 0.001, 0.01))),
-    "implicit lmf": (functools.partial(_implicit, "lmf"), ((0.3, 1.0, 3.0), (0.6, 3.0, 10.0))),
+    "implicit bpr": (functools.partial(_implicit, "bpr"), ((0.01, 0.03, 0.1), (0.001, 0.01, 0.03))),
+    "implicit lmf": (functools.partial(_implicit, "lmf"), ((0.1, 0.3, 1.0), (0.1, 0.6, 3.0))),
     "cornac bpr": (_cornac_bpr, ((0.01, 0.03, 0.1), (0.001, 0.01, 0.03))),
-    "torch softmax": (functools.partial(_by_steps, _torch_softmax), ((0.003, 0.01, 0.03), (0.1, 0.3, 1.0))),
-    "jaxrec bpr": (functools.partial(_by_steps, _jaxrec_bpr), ((0.001, 0.003, 0.01), (0.03, 0.1, 0.3))),
-    "jaxrec softmax": (functools.partial(_by_steps, _jaxrec_softmax), ((0.003, 0.01, 0.03), (0.1, 0.3, 1.0))),
+    "torch softmax": (functools.partial(_by_steps, _torch_softmax), ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
+    "jaxrec bpr": (functools.partial(_by_steps, _jaxrec_bpr), ((0.003, 0.01, 0.03), (0.1, 0.3, 1.0))),
+    "jaxrec softmax": (functools.partial(_by_steps, _jaxrec_softmax), ((0.003, 0.01, 0.03), (0.3, 1.0, 3.0))),
     "jaxrec ials": (_jaxrec_ials, ((0.1, 0.3, 1.0), (0.001, 0.003, 0.01))),
 }
 LARGE: dict[str, System] = {

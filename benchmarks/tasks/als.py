@@ -36,7 +36,9 @@ def _compared(parts: data.Parts, jaxrec: Grid, implicit: Grid, *, repeats: int) 
     }
     quality = {name: functools.partial(ndcg, parts, scores, name) for name in systems}
     case = f"iALS d={DIM}, {len(parts.train):,} rows, {_EPOCHS} epochs"
-    return harness.measure("T8", case, systems, unit="interactions", repeats=repeats, quality=quality)
+    # Of either side a row is read once, and multiplied twice in each of three steps and before them.
+    bound = {"bytes": 2 * 4 * DIM, "flops": 2 * 4 * (2 * 2 * DIM)}
+    return harness.measure("T8", case, systems, unit="interactions", repeats=repeats, quality=quality, bound=bound)
 
 
 def _tuned(
