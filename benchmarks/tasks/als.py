@@ -10,7 +10,7 @@ from jaxrec import data, train
 from tasks.common import DIM, LARGE_SIZE, Scores, by_tables, matrix, ndcg, of_some, ratings
 
 _EPOCHS = 5
-_LARGE = {"jaxrec": (0.1, 0.001), "implicit": (1.0, 30.0)}
+_LARGE = {"jaxrec": (0.03, 0.001), "implicit": (10.0, 10.0)}
 Grid = list[tuple[float, float]]
 
 
