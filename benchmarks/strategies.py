@@ -156,7 +156,7 @@ def _ease_with_history(pair: Pair, l2: float) -> Fitted:
     path, seconds = _SOLVED[key]
     fitted = Fitted(jaxrec.load(path), seconds, pair.target)
     return fitted._replace(
-        recommender=jaxrec.add(fitted.recommender, interactions=fitted.named(frames.interactions[held], pair))
+        recommender=coldstart.add(fitted.recommender, interactions=fitted.named(frames.interactions[held], pair))
     )
 
 
