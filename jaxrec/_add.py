@@ -55,8 +55,11 @@ def add(
     schema, old = encoder.schema, recommender.encoder
     extend: Any = getattr(recommender.model, "extend", None)
     if extend is None:
-        if interactions is None and "catalogue" in recommender.__dict__:
-            _carry_catalogue(recommender, grown, _touched(old.items, encoder.items, schema.item, items))
+        if "catalogue" in recommender.__dict__:
+            changed = _touched(old.items, encoder.items, schema.item, items)
+            folded = grown.added.item if interactions is not None else changed[:0]
+            folded = folded[np.asarray(encoder.features.item_row)[folded] == 0]
+            _carry_catalogue(recommender, grown, np.union1d(changed, folded).astype(np.int32))
         return grown
     touched = {
         "users": _touched(old.users, encoder.users, schema.user, users, interactions),
@@ -67,7 +70,7 @@ def add(
 
 
 def _carry_catalogue(old: Recommender, grown: Recommender, items: np.ndarray) -> None:
-    """Vectors of items that are neither new nor described anew are those of before."""
+    """Vectors of items that are neither new nor described anew nor folded in are those of before."""
     from jaxrec.ranking._top_k import padded
     from jaxrec.ranking._vectors import item_vectors
 

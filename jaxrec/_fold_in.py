@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxrec._exact import exact
 from jaxrec._types import Array, FoldIn, Squares
 
 
@@ -29,6 +30,7 @@ def prepare(
 
 
 @jax.jit
+@exact
 def fold_in(
     vectors: Float[Array, "batch dim"],
     prior: FoldIn,
@@ -68,6 +70,7 @@ def fold_in(
 
 
 @jax.jit
+@exact
 def fold_in_squares(
     vectors: Float[Array, "batch dim"],
     prior: Squares,
@@ -109,6 +112,7 @@ def fold_in_squares(
 
 
 @jax.jit
+@exact
 def fold_in_values(
     vectors: Float[Array, "batch dim"],
     prior: FoldIn,

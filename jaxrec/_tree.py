@@ -53,27 +53,32 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
 
 
 def covers(pattern: str, path: str) -> bool:
-    """Whether the shell-style pattern covers the whole path."""
-    return fnmatchcase(path, pattern)
+    """Whether the shell-style pattern covers the whole path, or is it: a column's name may have brackets."""
+    return path == pattern or fnmatchcase(path, pattern)
 
 
 def match(paths: Iterable[str], patterns: Patterns) -> tuple[str, ...]:
-    """The paths that any pattern covers and none with ``!`` takes out, in their own order.
+    """The paths that any pattern covers and none with ``!`` takes out, in their own order. A path stands for itself.
 
-    A pattern that covers none is an error.
+    A pattern that covers none is an error, and so is taking out alone.
     """
     paths = tuple(paths)
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     found: tuple[set[str], set[str]] = set(), set()
     for pattern in patterns:
         bare = pattern.removeprefix("!")
-        covered = [path for path in paths if covers(bare, path)]
+        covered = [bare] if bare in paths else [path for path in paths if covers(bare, path)]
         if not covered:
             raise ValueError(
                 f"Pattern {pattern!r} matches no parameter, so it selects nothing. Parameter paths: "
                 f"{', '.join(paths)}. Patterns are shell-style and cover the whole path, for example 'item/*'."
             )
         found[bare != pattern].update(covered)
+    if patterns and not found[0]:
+        raise ValueError(
+            f"{', '.join(map(repr, patterns))} only takes paths out, so it selects nothing. Say of what, for example "
+            f"('*', {patterns[0]!r})."
+        )
     return tuple(path for path in paths if path in found[0] - found[1])
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import jaxrec
-from jaxrec import coldstart
+from jaxrec import coldstart, data
 from jaxrec.ranking import _vectors
 
 RNG = np.random.default_rng(0)
@@ -87,6 +87,32 @@ def test_vectors_of_the_catalogue_are_carried_over_when_items_are_added(request,
     assert moved.any() == (name == "towers")  # a factorization does not read what items are
     alone = coldstart.add(recommender, users=[10**7])
     assert alone.catalogue is recommender.catalogue
+
+
+@pytest.mark.parametrize("name", ["towers", "factorization"])
+def test_vectors_of_the_catalogue_are_carried_over_when_interactions_are_added(request, name):
+    recommender = request.getfixturevalue(name)
+    _ = recommender.catalogue
+    users, item = recommender.encoder.users.ids[:3].tolist(), recommender.encoder.items.ids[0]
+    for items in (["new-a", "new-b", item], ["new-b", item, item]):  # the second time one is known and not trained
+        rows = pd.DataFrame({"user": users, "item": items, "time": 0})
+        recommender = coldstart.add(recommender, interactions=rows)
+        assert "catalogue" in recommender.__dict__
+        anew = dataclasses.replace(recommender)  # which carries nothing over
+        np.testing.assert_allclose(recommender.catalogue, anew.catalogue, rtol=1e-5, atol=1e-6)
+
+
+def test_a_few_rows_are_added_without_grouping_all_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    many, few = (
+        data.Interactions(rng.integers(1, users, rows).astype(np.int32), np.ones(rows, np.int32), users, 2)
+        for users, rows in ((10, 60), (14, 9))
+    )
+    assert len(many.order)
+    both = many.append(few)
+    assert "order" in both.__dict__
+    np.testing.assert_array_equal(both.order, np.argsort(both.user, kind="stable"))
+    assert "order" not in few.append(many).__dict__
 
 
 def test_adding_leaves_the_recommender_as_it_was(factorization):

@@ -12,7 +12,7 @@ from cases import FEATURES, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import data, models, optim, train, transfer
+from jaxrec import coldstart, data, models, optim, train, transfer
 from jaxrec.models import _base
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
@@ -68,6 +68,30 @@ def vectors(recommender: train.Recommender, ids: np.ndarray) -> np.ndarray:
 def shared_ids(source, target) -> np.ndarray:
     ids = [each.encoder.users.decode(np.flatnonzero(each.trained.user_count)) for each in (source, target)]
     return np.intersect1d(*ids)
+
+
+@pytest.mark.parametrize("method", ["emcdr", "ptupcdr", "blend"])
+def test_what_was_added_before_is_folded_in_once(source, target, method):
+    def of(target):
+        if method == "blend":
+            return transfer.blend([target], [1.0])
+        options = {"epochs": 1, "progress": False} if method == "ptupcdr" else {}
+        return getattr(transfer, method)(source, target, **options)
+
+    user = shared_ids(source, target)[:1]
+    items = target.encoder.items.ids[:12]
+    added = pd.DataFrame({"user": np.repeat(user, len(items)), "item": items})
+    before, after = of(coldstart.add(target, interactions=added)), coldstart.add(of(target), interactions=added)
+    np.testing.assert_allclose(vectors(before, user), vectors(after, user), rtol=1e-4, atol=1e-5)
+    if method != "blend":  # and as the target itself does it
+        own = coldstart.add(target, interactions=added)
+        np.testing.assert_allclose(vectors(after, user), vectors(own, user), rtol=1e-4, atol=1e-5)
+
+
+def test_bridges_need_a_target_of_its_own(source, target):
+    blended = transfer.blend([target, transfer.emcdr(source, target)], [1.0, 1.0])
+    with refuses(ValueError, "users and 0 items of the target have a table row and no training interaction"):
+        transfer.emcdr(source, blended)
 
 
 class TestStack:
@@ -237,6 +261,13 @@ class TestRegression:
         np.testing.assert_allclose(vectors(found, cold) @ np.asarray(items).T, expected, atol=1e-5)
         unknown = np.asarray(user_vectors(found, np.zeros(1, np.int32))) @ np.asarray(items).T
         np.testing.assert_allclose(unknown[0], y.mean(), atol=1e-5)
+
+    def test_the_width_follows_what_is_shared(self, domains, films):
+        books, there = encoded(domains["books"]), encoded(films)
+        shared = there.encoder.users.encode(books.encoder.users.decode(books.user)) > 0
+        touched = len(np.unique(books.item[shared]))
+        model = transfer.regress(books, there, l2=2.0).model
+        assert isinstance(model, models.MatrixFactorization) and model.dim == touched // 2 < 256
 
     def test_a_blend_is_the_sum_of_scores(self, domains, films, source, target, cold):
         parts = [transfer.emcdr(source, target), transfer.regress(encoded(domains["books"]), encoded(films), dim=20)]

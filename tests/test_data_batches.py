@@ -368,6 +368,8 @@ def test_rows_that_are_in_order_are_not_copied(parts):
         ({"in_batch": True, "num": 1, "shared": 3}, "Further ones for the whole batch are shared="),
         ({"sampling": "clever"}, "'uniform', 'popularity', got 'clever'"),
         ({"reject_seen": True}, "give num >= 1"),
+        ({"num": 1, "power": 0.5}, "power=0.5 is of sampling='popularity'"),
+        ({"num": 1, "sampling": "popularity", "power": np.nan}, "finite power, got nan"),
     ],
 )
 def test_negatives_that_contradict_themselves_are_refused(options, message):

@@ -15,7 +15,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import data, evaluation, models
-from jaxrec.evaluation import _top_k_metrics
+from jaxrec.evaluation import _intervals, _top_k_metrics
 
 METRICS = {
     "recall": evaluation.recall_at_k,
@@ -322,6 +322,19 @@ def test_paired_tests_see_what_separate_intervals_do_not():
     assert same.low < 0 < same.high and same.p_value > 0.05
     with refuses(ValueError, "values of the same users, got 3 and 4"):
         evaluation.paired_test(np.zeros(3), np.zeros(4))
+
+
+def test_of_many_users_the_limit_is_taken(monkeypatch):
+    rng = np.random.default_rng(0)
+    values, others = rng.random(5000), rng.random(5000)
+    drawn = evaluation.bootstrap_interval(values, draws=4000), evaluation.paired_test(values, others, draws=4000)
+    monkeypatch.setattr(_intervals, "_MANY", 4999)
+    monkeypatch.setattr(_intervals, "_counts", None)
+    limit = evaluation.bootstrap_interval(values, draws=4000), evaluation.paired_test(values, others, draws=4000)
+    for ours, theirs in zip(limit, drawn, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.0005 if ours is limit[0] else 0.02)
+    same = evaluation.paired_test(values, values)
+    assert same[:4] == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_false_alarms_are_as_rare_as_promised():

@@ -240,6 +240,8 @@ def test_segments_are_told_apart_by_number():
     assert deciles(pd.Series([0, 0]), pd.Series([9, 0, 0])).nunique() == 1
     groups = _largest(pd.Series(list("aabbccddeeffg") + [None]))
     assert groups.iloc[-1] == groups.iloc[-2] == "others" and groups.iloc[0] == "a"
+    named = _largest(pd.Series(["others"] * 3 + list("aabbccddeeffg")))
+    assert named.iloc[0] == "others" and named.iloc[-1] == "all others"
 
 
 def test_of_many_validation_users_some_decide(asked, planted, monkeypatch):
@@ -326,6 +328,28 @@ def test_the_same_candidates_are_ranked_whatever_is_known(asked, planted):
     popular = Fitted(methods[0].fit(None))
     none, some = (question.report(popular, question.splits.validation, shot) for shot in SHOTS)
     pd.testing.assert_frame_equal(none.per_user, some.per_user)  # popularity learns nothing of a user
+
+
+def test_newcomers_of_other_segments_stay_newcomers(asked, planted):
+    """A part of the held-out rows is ranked as all of them are: the figures of a segment are those of the whole."""
+    question, methods, _ = asked("new_item", planted.target, **SMALL)
+    fitted = Fitted(methods[1].fit(methods[1].settings[0]))
+    rows = question.splits.validation
+    part = rows[rows["item"] == rows["item"].iloc[0]]
+    whole = question.report(fitted, rows, 2)
+    alone, among = question.report(fitted, part, 2), question.report(fitted, part, 2, among=rows)
+    assert whole.coverage.keys() == among.coverage.keys() and set(among.users("ndcg@10").index) <= set(part["user"])
+    assert not alone.users("ndcg@10").equals(among.users("ndcg@10"))
+
+
+def test_a_feature_that_is_constant_in_the_head_stops_nothing(asked, planted):
+    frames = planted.target
+    count = frames.interactions["item"].value_counts()
+    items = frames.items.assign(shelf=np.where(frames.items["item"].map(count).fillna(0) > count.median(), "x", "y"))
+    schema = dataclasses.replace(frames.schema, item_features=(data.Categorical("shelf"),))
+    _, methods, _ = asked("long_tail", frames._replace(items=items, schema=schema), **SMALL)
+    head = next(method for method in methods if method.name == "head first")
+    assert np.isfinite(np.asarray(head.fit(head.settings[0]).params["item"]["embedding"])).all()
 
 
 def test_without_features_what_needs_them_is_left_out(asked, planted):
@@ -456,7 +480,7 @@ def test_pages_of_nothing_are_refused(tmp_path):
 
 def test_plots_without_matplotlib_say_what_to_install(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "jaxrec.plot")
+    monkeypatch.delitem(sys.modules, "jaxrec.plot", raising=False)
     monkeypatch.delattr(jaxrec, "plot", raising=False)
     with pytest.raises(ModuleNotFoundError, match="pip install 'jaxrec\\[plot\\]'"):
         results["new_user"].figures()
@@ -486,6 +510,19 @@ def test_the_command_runs_all_five_on_generated_data(ready, results, monkeypatch
     assert all(f"{name}: generated worlds" in printed for name in NAMES) and printed.endswith("report.html\n")
     command.main(["--out", "one.html", "--only", "new_item", "--seed", "1"])
     assert written["one.html"][0] == [results["new_item"]] and "(seed 1)" in written["one.html"][1]
+
+
+def test_a_scenario_that_fails_loses_no_other(ready, results, monkeypatch, tmp_path, capsys):
+    def fails(*_, seed):
+        raise ValueError("too few rows")
+
+    monkeypatch.setattr(scenarios, "long_tail", fails)
+    with pytest.raises(SystemExit, match="Failed: long_tail"):
+        command.main(["--out", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<section") == 4 and "long_tail failed: too few rows" in page
+    with pytest.raises(SystemExit, match="No scenario succeeded: long_tail"):
+        command.main(["--out", str(tmp_path / "report.html"), "--only", "long_tail"])
 
 
 def test_the_command_takes_what_a_folder_has(ready, planted, tmp_path, capsys):

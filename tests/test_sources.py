@@ -204,6 +204,11 @@ class TestScore:
             score.table["weight"].to_dict() == {"gain": 0.0, "evidence": 0.0} and score(signals).tolist() == [1.5] * 4
         )
 
+    def test_gains_are_matched_by_name(self):
+        signals = pd.DataFrame({"gain": [0.1, 0.7, 0.2, 0.4]}, index=list("dbca"))
+        gains = 2 * signals["gain"]
+        assert sources.calibrate(signals, gains.sort_index(), l2=0.0)(signals).tolist() == pytest.approx(gains.tolist())
+
     def test_errors(self):
         signals = pd.DataFrame({"gain": [0.0, 1.0, 2.0]})
         with refuses(ValueError, "columns among user_overlap"):
@@ -216,6 +221,8 @@ class TestScore:
             sources.calibrate(signals * np.inf, [0, 1, 2])
         with refuses(ValueError, "l2 >= 0"):
             sources.calibrate(signals, [0, 1, 2], l2=-1.0)
+        with refuses(ValueError, "gains have another index than the signals"):
+            sources.calibrate(signals.set_axis(list("abc")), pd.Series([0, 1, 2]))
         with refuses(ValueError, "The signals lack gain"):
             sources.calibrate(signals, [0, 1, 2])(pd.DataFrame({"evidence": [1.0]}))
 

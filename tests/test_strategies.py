@@ -296,6 +296,30 @@ def test_freezing_all_but_some_may_be_lifted_at_once(parts):
     assert moves(trees, "item/embedding") == [False, False]
 
 
+def test_frozen_rows_are_lifted_by_their_leafs_name(parts):
+    trees = trajectory(parts, freeze="user/embedding", unfreeze={2: "user/*", 3: "user/*"}, epochs=3)
+    assert moves(trees, "user/embedding") == [False, True, True]
+    rows = [tree["user"]["embedding"][1:4] for tree in trees]
+    np.testing.assert_array_equal(rows[0], rows[2])  # of a frozen leaf the rows stay when it is lifted
+    assert (rows[2] != rows[3]).any(axis=1).all()
+
+
+def test_what_was_copied_is_lifted_with_its_rows(source, target):
+    seen = []
+    adapted = transfer.adapt(
+        source[0], target.train, freeze="copied", unfreeze={2: "*"}, epochs=2, batch_size=64,
+        callbacks=[lambda progress: seen.append(np.asarray(progress.recommender.params["user"]["embedding"]).copy())],
+    )  # fmt: skip
+    held = np.flatnonzero(adapted.frozen.rows["user/embedding"])
+    index = target.train.encoder.users.encode(adapted.recommender.encoder.users.ids)
+    trained = held[
+        np.isin(held, np.asarray(adapted.recommender.encoder.features.user_row)[np.unique(target.train.user)])
+    ]
+    start = np.asarray(source[0].params["user"]["embedding"])
+    assert len(index) and len(trained) and len(start)
+    assert (seen[0][trained] != seen[1][trained]).any(axis=1).all()
+
+
 @pytest.mark.parametrize(
     ("unfreeze", "message"),
     [

@@ -292,6 +292,24 @@ def test_a_metric_may_be_a_function_and_lower_errors_are_better(rated_parts):
     )
 
 
+def test_a_metric_that_cannot_be_is_refused_before_training(parts, monkeypatch):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    monkeypatch.setattr("jaxrec.train._fit.run_epochs", None)
+    for metric, message in (("ndgc@10", "such as 'ndcg@10', of recall"), ("ndcg@99999", "metric at 1 .. ")):
+        with pytest.raises(ValueError, match=message):
+            jaxrec.fit(model, parts.train, validation=parts.validation, metric=metric)
+
+
+def test_parameters_are_copied_only_where_somebody_looks(parts, monkeypatch):
+    model, made, original = models.MatrixFactorization.for_data(parts.train, dim=4), [], _fit.finished
+    monkeypatch.setattr(_fit, "finished", lambda *args, **options: made.append(options) or original(*args, **options))
+    alone = jaxrec.fit(model, parts.train, epochs=3)
+    assert made == [{"in_place": True}]
+    watched = jaxrec.fit(model, parts.train, epochs=3, callbacks=[lambda progress: None])
+    assert len(made) == 1 + 4
+    jax.tree.map(np.testing.assert_array_equal, alone.params, watched.params)
+
+
 def test_callbacks_see_every_epoch_and_may_end_training(parts):
     model = models.MatrixFactorization.for_data(parts.train, dim=4)
     seen = []

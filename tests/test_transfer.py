@@ -408,6 +408,47 @@ def test_kernels_are_not_copied_onto_other_features(world):
     assert transfer.adapt(source, turned, patterns="item/*", epochs=1).copied.paths("copied")
 
 
+def test_kernels_beside_the_sides_read_features_by_position_too(world):
+    items = world.source.items.assign(kind=np.where(np.arange(len(world.source.items)) % 2, "a", "b"))
+
+    def part(*names):
+        schema = data.Schema(item_features=tuple(map(data.Categorical, names)))
+        frame = world.source.interactions[["user", "item"]]
+        return data.encode(data.Parts(frame, None, None), schema, items=items.assign(other=items["kind"])).train
+
+    trained = part("kind", "other")
+    deep = models.FactorizationMachine.for_data(trained, dim=4, hidden=(4,))
+    source = jaxrec.fit(deep, trained, epochs=1, batch_size=4096)
+    with refuses(ValueError, "learned on the item features kind, other and the target has other, kind"):
+        transfer.adapt(source, part("other", "kind"), epochs=1)
+
+
+def test_probabilities_go_on_as_probabilities(rated_world):
+    ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
+    ours, theirs = (
+        dataclasses.replace(parts.train, target=(parts.train.target > np.median(parts.train.target)).astype(np.float32))
+        for parts in (ours, theirs)
+    )
+    model = models.MatrixFactorization.for_data(ours, dim=4)
+    source = jaxrec.fit(model, ours, loss="sigmoid_cross_entropy", epochs=1)
+    assert transfer.adapt(source, theirs, epochs=1).recommender.link == "sigmoid"
+    assert transfer.adapt(source, theirs, epochs=1, loss="mse").recommender.link == "identity"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"metric": "ndgc@10"}, ValueError, "metric such as 'ndcg@10', of recall"),
+        ({"metric": "ndcg@1000"}, ValueError, "metric at 1 .. \\d+ "),
+        ({"strategy": {"freeze": "*"}}, TypeError, "freeze is an option of compare itself"),
+    ],
+)
+def test_compare_refuses_before_it_trains(source, target, monkeypatch, options, error, message):
+    monkeypatch.setattr(transfer._adapt, "fit", None)
+    with refuses(error, message):
+        transfer.compare(source, target.train, target.test, **options)
+
+
 @pytest.mark.parametrize("freeze", ["user/*", "*"])
 def test_the_unknown_row_of_a_frozen_table_is_the_mean(parts, factorization, freeze):
     adapted = transfer.adapt(factorization, parts.train, freeze=freeze, epochs=1)

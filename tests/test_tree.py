@@ -38,6 +38,17 @@ def test_patterns_cover_the_whole_path(patterns, expected):
     assert list(_tree.match(PATHS, patterns)) == expected
 
 
+def test_a_path_is_a_pattern_of_itself_whatever_it_is_called():
+    paths = ("item/size [cm]/embedding", "item/size c/embedding", "item/note*")
+    assert _tree.match(paths, paths[:1]) == paths[:1]
+    assert _tree.match(paths, ("*", f"!{paths[0]}")) == paths[1:]
+
+
+def test_taking_out_alone_selects_nothing_and_is_an_error():
+    with pytest.raises(ValueError, match="'!item/\\*' only takes paths out.*for example \\('\\*', '!item/\\*'\\)"):
+        _tree.match(PATHS, "!item/*")
+
+
 @pytest.mark.parametrize("pattern", ["user", "embedding", "items/*", "user/mlp", "!items/*"])
 def test_a_pattern_that_matches_nothing_is_an_error(pattern):
     with pytest.raises(ValueError, match="matches no parameter, so it selects nothing.*user/embedding"):

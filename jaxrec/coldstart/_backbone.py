@@ -96,6 +96,7 @@ def _table(backbone: Recommender, train: Dataset, side: Side) -> dict[str, jax.A
             "training part that it was fitted on."
         )
     vectors_of = user_vectors if side == "user" else item_vectors
+    backbone = backbone.replace(seen=backbone.trained)  # what was added since is folded in later, not twice
     blocks = [
         np.asarray(vectors_of(backbone, entities[start : start + _ROWS])) for start in range(0, len(entities), _ROWS)
     ]

@@ -225,7 +225,7 @@ class Batches:
         item = np.zeros((len(positive), 1 + negatives.num), np.int32)
         item[:, 0] = positive
         if negatives.num:
-            item[: len(rows), 1:] = self._sampler.own(rng, None if user is None else user[: len(rows)])
+            item[: len(rows), 1:] = self._sampler.own(rng, len(rows), None if user is None else user[: len(rows)])
         batch = batch._replace(item=stacked(item))
         shared = self._sampler.draw(rng, (steps, negatives.shared)) if negatives.shared else None
         if negatives.sampling == "popularity" and (negatives.num or negatives.shared):

@@ -42,13 +42,18 @@ class Interactions:
     def append(self, other: "Interactions") -> "Interactions":
         """These pairs followed by the others."""
         values = [each.value for each in (self, other) if each.value is not None]
-        return Interactions(
+        both = Interactions(
             np.concatenate([self.user, other.user]),
             np.concatenate([self.item, other.item]),
             max(self.num_users, other.num_users),
             max(self.num_items, other.num_items),
             np.concatenate(values) if len(values) == 2 else None,
         )
+        if "order" in self.__dict__:  # grouping all rows again would take a second for ten millions
+            order = grouped(other.user)
+            after = np.minimum(other.user[order].astype(np.int64) + 1, self.num_users)
+            both.__dict__["order"] = np.insert(self.order, self.start[after], len(self) + order)
+        return both
 
     def sized(self, num_users: int, num_items: int) -> "Interactions":
         """The same rows of as many or more users and items."""

@@ -54,6 +54,10 @@ class Negatives:
         if self.catalogue and (self.num or self.shared or self.in_batch):
             raise ValueError("Negatives(catalogue=True) has every trained item: leave out num, shared and in_batch.")
         one_of(self.sampling, ("uniform", "popularity"), "sampling")
+        if not np.isfinite(self.power):
+            raise ValueError(f"Expected a finite power, got {self.power}.")
+        if self.sampling == "uniform" and self.power != type(self).power:
+            raise ValueError(f"power={self.power} is of sampling='popularity', and sampling is uniform.")
         if self.catalogue and self.sampling != "uniform":
             raise ValueError("Negatives(catalogue=True) draws nothing: leave sampling out.")
         if self.reject_seen and not self.num:
@@ -109,11 +113,11 @@ class Sampler:
             part[:] = np.where(toss < self._keep.take(place), self._pool.take(place), self._other.take(place))
         return drawn
 
-    def own(self, rng: np.random.Generator, user: np.ndarray | None) -> np.ndarray:
-        """int32 ``[len(user), num]``: each example's own negatives."""
-        assert user is not None
-        drawn = self.draw(rng, (len(user), self._how.num))
+    def own(self, rng: np.random.Generator, rows: int, user: np.ndarray | None) -> np.ndarray:
+        """int32 ``[rows, num]``: each example's own negatives. Only ``reject_seen`` asks whose they are."""
+        drawn = self.draw(rng, (rows, self._how.num))
         if self._how.reject_seen:
+            assert user is not None  # checked above
             seen = self._data.interactions
             place = np.flatnonzero(seen.contains(np.repeat(user, self._how.num), drawn.reshape(-1)))
             while len(place):

@@ -105,6 +105,11 @@ class FactorizationMachine:
         return "mean"
 
     @property
+    def by_field(self) -> str:
+        """Path of the kernel that reads the features of both sides by their position."""
+        return "mlp/0/kernel" if self.hidden else ""
+
+    @property
     def _user(self) -> Content:
         return Content("user", self.user_dense, self.user_codes, self.dim)
 

@@ -88,8 +88,8 @@ def recommend(
         # Users of whom nothing is known must be told apart.
         recommender = add(recommender, users=exclude[recommender.encoder.schema.user].unique())
     if new_users is not None or new_items is not None or interactions is not None:
-        if new_items is not None and interactions is None and mesh is None and recommender.factorises:
-            _ = recommender.catalogue  # computed once, however often new items come: adding carries it over
+        if mesh is None and recommender.factorises:
+            _ = recommender.catalogue  # computed once, however often somebody comes: adding carries it over
         recommender = add(recommender, users=new_users, items=new_items, interactions=interactions)
     recommender = recommender.on(mesh)
     encoder = recommender.encoder

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
 from jaxrec import _sharded
+from jaxrec._exact import exact
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
 from jaxrec.data._counting import grouped
@@ -194,16 +195,13 @@ def _search_shards(
     return Block(TopK(best, jnp.take_along_axis(position, place, axis=1)), nan.any())
 
 
-# Accelerators would round float32 to fewer digits, and lists would not be exact.
-_inner = functools.partial(jnp.einsum, precision="highest")
-
-
 @functools.partial(jax.jit, static_argnames=("k",))
+@exact
 def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Array, *, k: int) -> Block:
     size = min(_BLOCK, len(items))
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
-        scores = jnp.maximum(_inner("cd,ud->cu", items, users), jnp.finfo(jnp.float32).min)  # -inf ranks before nobody
+        scores = jnp.maximum(items @ users.T, jnp.finfo(jnp.float32).min)  # -inf ranks before nobody
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
         return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
 
@@ -220,7 +218,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     # In order of position, so that of equal scores the lower position comes first.
     member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
     position = (jnp.sort(groups, axis=1)[:, :, None] * _GROUP + member).reshape(len(users), -1)
-    scores = _inner("ud,ucd->uc", users, items[position])
+    scores = jnp.einsum("ud,ucd->uc", users, items[position])
     gone = ~live[position] | among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)
     place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import _sharded
+from jaxrec._exact import exact
 from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Folding, ImplicitSquares, Params, Prior, Squares
@@ -280,5 +281,6 @@ def _user_vectors(model: Any, params: Params, batch: Batch, features: Features) 
 
 
 @jax.jit
+@exact
 def _product(users: jax.Array, items: jax.Array) -> jax.Array:
-    return jnp.matmul(users, items.T, precision="highest")
+    return users @ items.T

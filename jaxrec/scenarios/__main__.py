@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         cases, missing = (generated(options.seed), {}) if options.data is None else real(Path(options.data))
     except ValueError as error:
         parser.error(str(error))
-    results, about = [], []
+    results, about, failed = [], [], []
     for name, reason in missing.items():
         if name in only:
             about.append(f"{name} was left out: {reason}.")
@@ -39,13 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         start = time.perf_counter()
         print(f"{case.name}: {case.words} ...", flush=True)
-        results.append(getattr(scenarios, case.name)(*case.frames, seed=options.seed))
+        try:
+            results.append(getattr(scenarios, case.name)(*case.frames, seed=options.seed))
+        except ValueError as error:  # the others are not lost
+            failed.append(case.name)
+            about.append(f"{case.name} failed: {error}")
+            print(f"{about[-1]}\n", flush=True)
+            continue
         about.append(f"{results[-1].title}: {case.words}.")
         print(f"{results[-1]}\n{time.perf_counter() - start:.0f} s\n", flush=True)
     if not results:
-        sys.exit("No scenario was run.")
+        sys.exit("No scenario was run." if not failed else f"No scenario succeeded: {', '.join(failed)}.")
     scenarios.write_html(results, options.out, about=" ".join(dict.fromkeys(about)))
     print(f"Written to {options.out}")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def cross_domain(
       ValueError: as for ``new_user``, or too few users are shared.
     """
     options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
-    options.check(source, "source")
+    options.check(source, "source", ranked=False)
     options.check(target, "target")
     theirs, ours = source.schema, target.schema
     shared = np.intersect1d(source.interactions[theirs.user].unique(), target.interactions[ours.user].unique())
@@ -163,7 +163,9 @@ class _Domains:
             lambda _: popularity(self.here.subset(of_shared)), strategy=False,
         )  # fmt: skip
         shared = np.unique(self.here.user[of_shared])
-        width = max(min(128, len(shared) // 2, len(self.there.encoder.items) // 2), 1)
+        there = self.there.encoder.users.encode(self.here.encoder.users.decode(shared))
+        touched = np.unique(self.there.item[np.isin(self.there.user, there)])
+        width = max(min(128, len(shared) // 2, len(touched) // 2), 1)
 
         @functools.cache
         def regression(setting: One | None) -> Recommender:

@@ -27,8 +27,8 @@ class Options(NamedTuple):
     level: float
     seed: int
 
-    def check(self, frames: Frames, name: str = "frames") -> None:
-        """Raises unless options are in range and the frames are of implicit feedback."""
+    def check(self, frames: Frames, name: str = "frames", *, ranked: bool = True) -> None:
+        """Raises unless options are in range and the frames, whose items may be ranked, are of implicit feedback."""
         expect(frames, Frames, name)
         schema = frames.schema
         if schema.user is None or schema.item is None:
@@ -45,7 +45,7 @@ class Options(NamedTuple):
         if self.metric.partition("@")[0] not in NAMES or "@" not in self.metric:
             raise ValueError(f"Expected a metric such as 'ndcg@10', of {', '.join(NAMES)}, got {self.metric!r}.")
         k, items = task_of(self.metric)[1][0], frames.interactions[schema.item].nunique()
-        if not 1 <= k <= items:
+        if ranked and not 1 <= k <= items:
             raise ValueError(f"Expected a metric at 1 .. {items}, the number of items in {name}, got {self.metric!r}.")
         if not self.shots or min(self.shots) < 0 or list(self.shots) != sorted(set(self.shots)):
             raise ValueError(f"Expected shots that ascend from 0 or more, such as (0, 1, 5), got {self.shots}.")

@@ -59,7 +59,7 @@ def cross_platform(
       ValueError: as for ``new_user``, or the schemas share no feature of items.
     """
     options = Options(strategies, metric, tuple(shots), dim, validation, test, level, seed)
-    options.check(source, "source")
+    options.check(source, "source", ranked=False)
     options.check(target, "target")
     if epochs < 1:
         raise ValueError(f"Expected epochs >= 1, got {epochs}.")

@@ -85,14 +85,22 @@ class Question:
         others = [name for name in ("ndcg@10", "recall@20", "mrr@10") if task_of(name)[1][0] <= most]
         return tuple(dict.fromkeys([self.metric, *others]))
 
-    def report(self, fitted: Fitted, rows: pd.DataFrame, shot: int = 0, *, seen: pd.DataFrame | None = None) -> Report:
-        """Of these rows, the first ``shot`` interactions of each newcomer in them being known.
+    def report(
+        self,
+        fitted: Fitted,
+        rows: pd.DataFrame,
+        shot: int = 0,
+        *,
+        seen: pd.DataFrame | None = None,
+        among: pd.DataFrame | None = None,
+    ) -> Report:
+        """Of these rows, the first ``shot`` interactions of each newcomer in them being known, or in ``among``.
 
         ``seen`` are rows beside those of training that are nobody's candidates.
         """
         column = self.schema.user if self.side == "user" else self.schema.item
         shown = self.splits.shown
-        shown = shown[shown[column].isin(rows[column])]
+        shown = shown[shown[column].isin((rows if among is None else among)[column])]
         known = shown[shown.groupby(column).cumcount() < shot]
         hidden = shown if seen is None else pd.concat([shown, seen])  # the same candidates whatever is known
         recommender = fitted.recommender

@@ -202,7 +202,7 @@ def _segments(question: Question, told: Told, ours: _Tried, theirs: _Tried, valu
     of_row = test[item].map(decile)
     for number in sorted(of_row.unique()):
         part = test[of_row == number]
-        found = (question.report(each.fitted, part, shot).users(question.metric) for each in (ours, theirs))
+        found = (question.report(each.fitted, part, shot, among=test).users(question.metric) for each in (ours, theirs))
         name = {0: "1 (most)", _DECILES - 1: f"{_DECILES} (least)"}.get(number, str(number + 1))
         rows.append(gain(by, name, *found))
     return pd.DataFrame(rows, columns=["by", "segment", "users", "strategy", "baseline", "gain", "low", "high"])
@@ -224,8 +224,9 @@ def _largest(groups: pd.Series) -> pd.Series:
     """The largest groups, and the others together."""
     groups = groups.astype(object).where(groups.notna(), "unknown").astype(str)
     large = groups.value_counts().index[:_SEGMENTS]
-    names = sorted(large) + (["others"] if groups.nunique() > _SEGMENTS else [])
-    return pd.Series(pd.Categorical(groups.where(groups.isin(large), "others"), categories=names), index=groups.index)
+    rest = "all others" if "others" in large else "others"
+    names = sorted(large) + ([rest] if groups.nunique() > _SEGMENTS else [])
+    return pd.Series(pd.Categorical(groups.where(groups.isin(large), rest), categories=names), index=groups.index)
 
 
 def deciles(items: pd.Series, popularity: pd.Series) -> pd.Series:

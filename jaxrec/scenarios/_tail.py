@@ -1,6 +1,7 @@
 """The scenario of rare items: do features, or the head's experience, help those with few interactions?"""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import add
-from jaxrec.data import Dataset, Frames, Parts, encode, split_random
+from jaxrec.data import Dataset, Encoder, Frames, Parts, encode, split_random
 from jaxrec.evaluation import Report
 from jaxrec.scenarios._mixed import mixtures
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
@@ -128,7 +129,16 @@ class _Tail:
         """With all users and items of the frame known, whatever is trained on."""
         held_out = pd.concat([self.splits.train, as_parts(self.splits).test])
         parts = Parts(train, self.splits.validation, held_out)
-        return encode(parts, self.frames.schema, users=self.frames.users, items=self.frames.items).train
+        frames, whole = self.frames, self._whole
+        with warnings.catch_warnings():  # the whole is no other domain, whose items should not be listed
+            warnings.filterwarnings("ignore", message=".*belong to the source domain", category=UserWarning)
+            return encode(parts, frames.schema, users=frames.users, items=frames.items, like=whole).train
+
+    @functools.cached_property
+    def _whole(self) -> Encoder:
+        """Of the whole training part: of a part of it a feature may be constant."""
+        frames = self.frames
+        return encode(as_parts(self.splits), frames.schema, users=frames.users, items=frames.items).train.encoder
 
     def fewer(self, shot: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The training part with so many rows of each tail item, at random, and the rows that went."""

@@ -156,14 +156,17 @@ def rank(
     except ValueError as error:  # such as one item that all have touched: the reason is printed
         reason = f"no evidence: {error}"
     for name, source in candidates.items():
-        row = {**told(source, train, seed), "evidence": explained(source, train, done, seed)}
-        reasons = [reason] if reason else []
+        row, reasons = told(source, train, seed), [reason] if reason else []
+        try:
+            row["evidence"] = explained(source, train, done, seed)
+        except ValueError as error:
+            raise ValueError(f"Candidate {name!r}: {error}") from None
         kinds = source.encoder.users.kind, train.encoder.users.kind
         if kinds[0] != kinds[1]:
             reasons.append(f"no user is shared: {kinds[0]} ids there and {kinds[1]} ids here can never match.")
         try:
             gain = trials(source)
-        except ValueError as error:  # nothing to carry over, or nobody to hold out: likewise
+        except (ValueError, FloatingPointError) as error:  # nothing to carry over, or nobody to hold out: likewise
             gain = Gain()
             reasons.append(f"no trial: {error}")
         if reasons:

@@ -58,11 +58,12 @@ def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Se
     Args:
       signals: a row per pair, with columns such as ``Ranking.table`` has. Those with a known sign are used; others,
         such as names and verdicts, are not read.
-      gains: of the same pairs, in any unit, which becomes the score's.
+      gains: of the same pairs, in any unit, which becomes the score's; a Series by the signals' index.
       l2: :math:`\lambda`, non-negative.
 
     Raises:
-      ValueError: fewer than 3 pairs, numbers of rows differ, no known signal is there, or a number is not finite.
+      ValueError: fewer than 3 pairs, numbers of rows or indices differ, no known signal is there, or a number is not
+        finite.
 
     References:
       Hoerl and Kennard, Ridge regression, Technometrics 12(1), 1970, with weights bounded below as in Lawson and
@@ -71,6 +72,13 @@ def calibrate(signals: pd.DataFrame, gains: Sequence[float] | np.ndarray | pd.Se
     names = [name for name in SIGNS if name in signals.columns]
     if not names:
         raise ValueError(f"Expected columns among {', '.join(SIGNS)}, got {', '.join(map(str, signals.columns))}.")
+    if isinstance(gains, pd.Series) and not gains.index.equals(signals.index):
+        if gains.index.has_duplicates or not gains.index.sort_values().equals(signals.index.sort_values()):
+            raise ValueError(
+                "The gains have another index than the signals, so it is not known which belongs to which. Give them "
+                "the signals' index, or in the order of the rows as gains.to_numpy()."
+            )
+        gains = gains.reindex(signals.index)
     y = np.asarray(gains, np.float64)
     if len(y) != len(signals) or len(y) < 3:
         raise ValueError(f"Expected gains of 3 pairs or more, one per row of signals, got {len(y)} and {len(signals)}.")

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
 from jaxrec import _sharded, _threads
+from jaxrec._exact import exact
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
@@ -324,6 +325,7 @@ def _task(others: jax.Array, options: dict[str, jax.Array], prior: jax.Array | N
 
 
 @jax.jit
+@exact
 def _whole(others: jax.Array, unobserved: jax.Array) -> tuple[jax.Array, jax.Array]:
     return unobserved * (others.T @ others), (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
 
@@ -363,6 +365,7 @@ def _sweep_shards(
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
+@exact
 def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[jax.Array, "blocks chunks dim"]:
     """The vector of every slot, from a few steps of conjugate gradients that begin at its row of ``table``."""
     others, gram, num_others, options, prior = task

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from jaxrec._exact import exact
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
@@ -21,7 +22,6 @@ _NUMBERS = 2**24  # of the users x items array that is multiplied at once
 _PAIR = 7000  # multiplications and additions of a product that take as long as counting one pair (two CPU cores)
 _PAIRS = 2**22  # that are counted at once
 _BLOCK = 1024  # columns of a symmetric or triangular matrix whose other half is left out
-_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def fit_ease(train: Dataset, *, l2: float | pd.Series = 500.0, history: int | None = None) -> Recommender:
@@ -152,6 +152,7 @@ def _with_products(gram: jax.Array, touched: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
+@exact
 def _solved(gram: Float[jax.Array, "rows rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
     """Row i: the weights of the items to item i. The unknown's row and column are zero and stay so."""
     size = gram.shape[0]
@@ -182,13 +183,14 @@ def _squared(root: Float[jax.Array, "size rows"], *, lower: bool = False) -> Flo
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
         left = product[first:] if lower else root  # above are zeros, written over by now
-        part = _product(left[:, first:last].T, left[:, :last])
+        part = left[:, first:last].T @ left[:, :last]
         product = product.at[first:last, :last].set(part)
         product = product.at[:first, first:last].set(part[:, :first].T)
     return product
 
 
 @jax.jit
+@exact
 def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " rows"]) -> Float[jax.Array, "rows rows"]:
     r"""The same where there are few users, from a matrix of users x users.
 
@@ -198,7 +200,7 @@ def _solved_by_users(touched: Float[Array, "users rows"], l2: Float[Array, " row
     """
     scale = jax.lax.rsqrt(jnp.asarray(l2))
     scaled = touched * scale[None, :]
-    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + _product(scaled, scaled.T))
+    lower = jnp.linalg.cholesky(jnp.eye(len(scaled), dtype=scaled.dtype) + scaled @ scaled.T)
     root = jax.scipy.linalg.solve_triangular(lower, scaled, lower=True)
     left = 1.0 - (root * root).sum(axis=0)
     weights = _squared(root) * scale[None, :] / (scale * left)[:, None]

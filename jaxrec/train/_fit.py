@@ -92,8 +92,9 @@ def fit(
 ) -> Recommender:
     """Trains a model.
 
-    The same arguments give the same parameters, bit for bit, on one machine. Nothing is compiled twice for data of
-    the same shape, the same model and the same optimiser object.
+    The same arguments give the same parameters, bit for bit, on the CPU of one machine; an accelerator may add up in
+    another order each time, unless its compiler is asked not to. Nothing is compiled twice for data of the same shape,
+    the same model and the same optimiser object.
 
     Args:
       model: for example ``TwoTower.for_data(train)``.
@@ -116,10 +117,10 @@ def fit(
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
       frozen_rows: by table path, a bool mask of rows that do not move.
-      unfreeze: by epoch (from 1), patterns of leaves that ``freeze`` names and that are trained from then on;
-        ``frozen_rows`` stay. What was trained before goes on with its optimiser's state, see ``train.refreeze``. A step
-        is compiled once for each phase. Patience counts from the start of each phase, and running out of it ends the
-        training in the last one alone.
+      unfreeze: by epoch (from 1), patterns of leaves that are trained from then on: what ``freeze`` names of them, or
+        else their ``frozen_rows``. What was trained before goes on with its optimiser's state, see ``train.refreeze``.
+        A step is compiled once for each phase. Patience counts from the start of each phase, and running out of it ends
+        the training in the last one alone.
       hyperparams: values for the optimiser's state, see ``optim.with_hyperparams``. Other values compile nothing.
       callbacks: called after each epoch; one that returns True ends the training.
       progress: whether to show a progress bar; by default where the error stream is a terminal.
@@ -162,11 +163,11 @@ def fit(
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
     key_init, key_train = jax.random.split(jax.random.key(seed))
-    phases = Phases(model, freeze, unfreeze, epochs)
+    phases = Phases(model, freeze, frozen_rows or {}, unfreeze, epochs)
 
     def started(epoch: int, state: TrainState | None) -> TrainState:
-        waiting = phases.waiting(epoch)
-        masks = {path: jnp.asarray(mask) for path, mask in (frozen_rows or {}).items() if path not in waiting}
+        given = (frozen_rows or {}).items()
+        masks = {path: jnp.asarray(mask) for path, mask in given if phases.holds_rows(path, epoch)}
         options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
         if state is None:
             start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
@@ -238,7 +239,7 @@ def run_epochs(
                 log.append(row)
                 continue
             recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
-            stop = judge.look(recommender, row) and not (phases is not None and phases.waiting(epoch))
+            stop = judge.look(recommender, row) and not (phases is not None and phases.more(epoch))
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]

@@ -1,6 +1,6 @@
 """Training in phases: another part of the tree is frozen in each, and what stays trainable goes on as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,12 +15,17 @@ from jaxrec.train._step import TrainState, init_state
 
 
 class Phases:
-    """Which leaves are frozen in which epoch."""
+    """Which leaves, and of which leaves some rows, are frozen in which epoch."""
 
     def __init__(
-        self, model: Model, freeze: _tree.Patterns, unfreeze: Mapping[int, _tree.Patterns] | None, epochs: int
+        self,
+        model: Model,
+        freeze: _tree.Patterns,
+        rows: Iterable[str],
+        unfreeze: Mapping[int, _tree.Patterns] | None,
+        epochs: int,
     ) -> None:
-        self._freeze, self._since = freeze, {}
+        self._freeze, self._since, self._rows_since = freeze, {}, {}
         if not unfreeze:
             return
         if min(unfreeze) < 1 or max(unfreeze) > epochs:
@@ -29,17 +34,20 @@ class Phases:
                 "more epochs, or begin earlier."
             )
         paths = tuple(_tree.flatten(_tree.shapes(model)))
-        frozen = _tree.match(paths, freeze)
+        frozen, held = _tree.match(paths, freeze), set(rows)
         for epoch, patterns in sorted(unfreeze.items()):
-            lifted = set(_tree.match(paths, patterns)) & set(frozen)
-            if not lifted:
-                still = ", ".join(frozen) or "nothing"
+            named = set(_tree.match(paths, patterns))
+            lifted = named & set(frozen)
+            thawed = named & held - lifted
+            if not lifted and not thawed:
+                still = ", ".join([*frozen, *(f"rows of {path}" for path in sorted(held))]) or "nothing"
                 raise ValueError(
                     f"Nothing that {patterns!r} names is frozen in epoch {epoch}, only {still}. Name it in freeze=, or "
                     "leave it out of unfreeze=."
                 )
             self._since |= dict.fromkeys(lifted, epoch)
-            frozen = tuple(path for path in frozen if path not in lifted)
+            self._rows_since |= dict.fromkeys(thawed, epoch)
+            frozen, held = tuple(path for path in frozen if path not in lifted), held - thawed
         self._freeze = frozen
 
     def frozen(self, epoch: int) -> _tree.Patterns:
@@ -51,9 +59,21 @@ class Phases:
         """Leaves that do not move yet."""
         return tuple(path for path, since in self._since.items() if since > epoch)
 
+    def holds_rows(self, path: str, epoch: int) -> bool:
+        """Whether the rows of this leaf that are named do not move in this epoch while others do."""
+        return path not in self.waiting(epoch) and self._rows_since.get(path, epoch + 1) > epoch
+
     def begins(self, epoch: int) -> bool:
-        """Whether other leaves are trained in this epoch than in the one before."""
-        return epoch > 1 and epoch in self._since.values()
+        """Whether other parameters are trained in this epoch than in the one before."""
+        return epoch > 1 and epoch in self._epochs
+
+    def more(self, epoch: int) -> bool:
+        """Whether another phase follows."""
+        return any(since > epoch for since in self._epochs)
+
+    @property
+    def _epochs(self) -> set[int]:
+        return {*self._since.values(), *self._rows_since.values()}
 
 
 def refreeze(

@@ -1,6 +1,7 @@
 """Align, copy, freeze, fine-tune in one call, and train from scratch beside it to see what it was worth."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -95,7 +96,8 @@ def adapt(
       importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
         are, and what was not copied has none. Of one source alone, and without adapters.
       seed: of the initial parameters and of training.
-      options: for ``fit``: loss, optimizer, epochs, validation, ...
+      options: for ``fit``: loss, optimizer, epochs, validation, ... Targets are learned by the kind of loss that the
+        source was trained by, unless ``loss`` says otherwise.
 
     Returns:
       The recommender, the alignment, the copy report and what was frozen.
@@ -106,11 +108,13 @@ def adapt(
     """
     sources = _by_name(source)
     expect(train, Dataset, "train")
+    inspect.signature(fit).bind(model, train, **options)  # of an option that fit lacks nobody may be silent
     one_of(unmatched, get_args(Unmatched), "unmatched")
     one_of(conflict, get_args(Conflict), "conflict")
     alignments = _alignments(sources, train.encoder, alignment)
     first = next(iter(sources.values()))
     several = isinstance(source, Mapping)
+    options = _with_loss(first, train, options)
     if importance is not None and several:
         raise ValueError("importance= belongs to the parameters of one source. Adapt from that one, or leave it out.")
     if importance is not None and adapters is not None:
@@ -127,7 +131,7 @@ def adapt(
         rows = next(iter(by_name.values()))
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
     for name, each in sources.items():
-        _check_inputs(each.encoder, train.encoder, report, name if several else None)
+        _check_inputs(each.encoder, train.encoder, report, target, name if several else None)
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
@@ -162,6 +166,13 @@ def adapt(
         target, train, params=params, freeze=frozen.leaves, frozen_rows=dict(frozen.rows), seed=seed, **options
     )
     return Adapted(fitted, *told)
+
+
+def _with_loss(source: Recommender, train: Dataset, options: dict[str, Any]) -> dict[str, Any]:
+    """A model that gives probabilities goes on to: by squared error its scores would be drawn to 0 and 1."""
+    if source.link == "sigmoid" and train.target is not None and options.get("loss") is None:
+        return {**options, "loss": "sigmoid_cross_entropy"}
+    return options
 
 
 def _by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str, Recommender]:
@@ -216,14 +227,16 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
         )
 
 
-def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, name: str | None) -> None:
+def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: Model, name: str | None) -> None:
     """A copied kernel reads features by position, so they must be the same ones in the same order.
 
     ``name`` is that of the source where there are several.
     """
     taken = [entry for entry in report.entries if name is None or name in dict(entry.sources)]
+    whole = [entry.path for entry in taken if entry.outcome == "copied"]
+    by_field = getattr(model, "by_field", "")  # a kernel beside the sides that reads all of them
     for side in ("user", "item", "context"):
-        copied = [entry.path for entry in taken if entry.outcome == "copied" and entry.path.startswith(f"{side}/")]
+        copied = [path for path in whole if path.startswith(f"{side}/") or path == by_field]
         ours, theirs = ([each.name for each in encoder.fitted(side)] for encoder in (source, target))
         if copied and ours != theirs:
             raise ValueError(
@@ -339,11 +352,15 @@ def compare(
     expect(test, Dataset, "test")
     metric = metric or default_metric(test)
     check_metric(metric, test)
+    first = next(iter(_by_name(source).values()))
+    options = _with_loss(first, train, options)
     chosen: dict[str, Any] = {**options, **(strategy or {})}
+    named = sorted({"model", "alignment", "patterns", "freeze", "seed"} & set(chosen))
+    if named:
+        raise TypeError(f"{named[0]} is an option of compare itself: give compare(..., {named[0]}=...), not strategy=.")
     adapted = adapt(
         source, train, model=model, alignment=alignment, patterns=patterns, freeze=freeze, seed=seed, **chosen
     )
-    first = next(iter(_by_name(source).values()))
     alone = resized(first.model if model is None else model, train)
     scratch = fit(alone, train, seed=seed, **options)
     task, ks = task_of(metric)

@@ -56,6 +56,7 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     cold[0] = not cold[1:].any()
     of_users, of_items = [], []
     for part, factor in zip(parts, scale, strict=True):
+        part = part.replace(seen=part.trained)  # what was added to the first is folded in later, not twice
         there = part.encoder.items.encode(encoder.items.decode(items))
         missing = int((np.asarray(part.encoder.features.item_row)[there] == 0).sum())
         if missing:

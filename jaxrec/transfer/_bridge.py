@@ -31,7 +31,8 @@ def emcdr(
 
     The map from source vectors to target vectors is learned on the users trained in both, each counting as one, by
     squared error. Users whom the target has trained keep its vectors, items too; who is in neither domain gets the mean
-    of the target's users. Vectors of the source are centred and scaled by one number before.
+    of the target's users. Vectors of the source are centred and scaled by one number before. Of an item that the target
+    has not trained only its interactions are read, and no features (``coldstart.mix`` keeps each part's own).
 
     Args:
       source: trained on the other domain: any whose scores are inner products.
@@ -57,7 +58,7 @@ def emcdr(
     if kind == "mlp":
         train = of_shared(train)
     found = map_content(target, train, side="user", kind=kinds[kind], l2=l2, seed=seed, **options)
-    return found.replace(seen=target.seen, num_trained=target.num_trained)
+    return found.replace(seen=target.seen, num_trained=target.num_trained, folding=target.folding)
 
 
 def ptupcdr(
@@ -98,4 +99,4 @@ def ptupcdr(
     options = {"optimizer": _GENTLY} | options
     fitted = fit(model, of_shared(train), params=params, freeze="backbone/*", seed=seed, **options)
     model = dataclasses.replace(model, user=dataclasses.replace(head, keeps=True))
-    return fitted.replace(model=model, seen=target.seen, num_trained=target.num_trained)
+    return fitted.replace(model=model, seen=target.seen, num_trained=target.num_trained, folding=target.folding)

@@ -97,6 +97,17 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
             f"No user was trained in both domains: the source has {len(ids)} and the target "
             f"{np.count_nonzero(target.trained.user_count)}. A bridge is learned on those who are in both."
         )
+    rows = target.encoder.features
+    extra = [
+        len(np.setdiff1d(np.flatnonzero(row), np.flatnonzero(count)))
+        for row, count in ((rows.user_row, target.trained.user_count), (rows.item_row, target.trained.item_count))
+    ]
+    if any(extra):
+        raise ValueError(
+            f"{extra[0]} users and {extra[1]} items of the target have a table row and no training interaction, as "
+            "after adapt, blend or regress. Give a target that was trained by itself, and blend the results "
+            "(transfer.blend)."
+        )
     specs = tuple(Vector(name, scale="rms") for name in frame.columns if name in (VECTOR, TASTE))
     fitted = fit_features(specs, frame[shared], ())
     features = target.encoder.features

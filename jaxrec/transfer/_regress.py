@@ -15,7 +15,7 @@ from jaxrec.models import MatrixFactorization
 TOUCHED = "touched"
 
 
-def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | None = None) -> Recommender:
+def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: float | None = None) -> Recommender:
     r"""Scores of the target's items by ridge regression on a user's history in the source.
 
     The users of both domains are the examples. With :math:`x_u` the history in the source as a vector (TF-IDF of the
@@ -34,7 +34,8 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
     Args:
       source: the other domain's training part.
       target: the target's. Users are the same by raw id. A pair counts once however often it occurs.
-      dim: width of the histories' vectors, less than there are shared users.
+      dim: width of the histories' vectors, less than there are shared users; by default 256, or half of the number of
+        users trained in both domains, or of the items that they touched in the source, where that is less.
       l2: :math:`\lambda`, of sums over users; by default what generalised cross-validation chooses.
 
     Returns:
@@ -62,6 +63,9 @@ def regress(source: Dataset, target: Dataset, *, dim: int = 256, l2: float | Non
     count = np.zeros(len(encoder.features.user_row), np.int64)
     count[: touched.num_users] = touched.user_count
     shared = count[index] > 0
+    if dim is None:
+        items = {item for touched in frame.loc[shared, TOUCHED] for item in touched}
+        dim = max(min(256, int(shared.sum()) // 2, len(items) // 2), 1)
     if not 1 <= dim < shared.sum():
         raise ValueError(
             f"Expected 1 <= dim < {int(shared.sum())}, the number of users trained in both domains, got {dim}."
