@@ -201,7 +201,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     size = min(_BLOCK, len(items))
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
-        scores = jnp.maximum(items @ users.T, jnp.finfo(jnp.float32).min)  # -inf ranks before nobody
+        scores = items @ users.T
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
         return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
 
@@ -214,6 +214,8 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
         best = jax.lax.scan(block, None, jnp.arange(0, len(items), size))[1]
     best = best.reshape(-1, len(users)).T
     best = jnp.where(jnp.isnan(best), jnp.nan, best)  # a NaN with a sign would come last and not be looked at
+    anyone = live.reshape(-1, _GROUP).any(axis=1)
+    best = jnp.where(anyone[None, :], jnp.maximum(best, jnp.finfo(jnp.float32).min), -jnp.inf)  # -inf before nobody
     groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
     # In order of position, so that of equal scores the lower position comes first.
     member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
