@@ -312,3 +312,18 @@ def test_an_alignment_of_other_encoders_is_refused(ours, theirs):
     right = transfer.align(ours.encoder, theirs.encoder)
     with refuses(ValueError, "or their rows differ"):
         transfer.adapt(source, theirs, alignment=transfer.Alignment(right.encoder, right.rows, right.sizes))
+
+
+def test_the_same_content_is_as_alike_as_can_be():
+    """In float32 a vector's cosine with itself may fall short of 1."""
+    rng = np.random.default_rng(0)
+    vectors = list(rng.normal(size=(60, 7)))
+
+    def encoder(prefix):
+        ids = [f"{prefix}{number}" for number in range(60)]
+        rows = pd.DataFrame({"user": prefix, "item": ids})
+        schema = data.Schema(item_features=(data.Vector("v"),))
+        items = pd.DataFrame({"item": ids, "v": vectors})
+        return data.encode(data.Parts(rows, None, None), schema, items=items).train.encoder
+
+    assert len(transfer.align(encoder("a"), encoder("b"), content={"item": 1.0}).pairs("item")) == 60

@@ -375,3 +375,10 @@ def test_rows_that_are_in_order_are_not_copied(parts):
 def test_negatives_that_contradict_themselves_are_refused(options, message):
     with refuses(ValueError, message):
         data.Negatives(**options)
+
+
+def test_rows_without_users_have_negatives_of_their_own(parts):
+    alone = dataclasses.replace(parts.train, user=None)
+    batches = data.Batches(alone, batch_size=64, negatives=data.Negatives(num=3), history=0, seed=0)
+    stack, _ = next(batches.epoch(0))
+    assert stack.item.shape[-1] == 4 and set(stack.item[stack.weight > 0].ravel()) <= set(parts.train.item)

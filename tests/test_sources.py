@@ -348,3 +348,19 @@ class TestRank:
             sources.rank(candidates, films, least=0)
         with refuses(ValueError, "no users or no items"):
             sources.rank(candidates, dataclasses.replace(films, user=None))
+
+
+def test_a_candidate_that_cannot_be_read_is_named_and_one_that_diverges_is_noted(films, candidates, monkeypatch):
+    related = candidates["related"]
+    bad = related.replace(
+        params={side: {"embedding": each["embedding"] * np.nan} for side, each in related.params.items()}
+    )
+    with refuses(ValueError, "Candidate 'bad': "):
+        sources.rank({"related": related, "bad": bad}, films, dim=4, epochs=2)
+
+    def diverges(*_):
+        raise FloatingPointError("The loss became nan")
+
+    monkeypatch.setattr("jaxrec.sources._ranking.Trials.__call__", diverges)
+    found = sources.rank({"related": related}, films, dim=4, epochs=2)
+    assert "no trial: The loss became nan" in found.notes["related"]

@@ -26,7 +26,7 @@ class Negatives:
         fills ``Batch.log_q``, and so does ``in_batch``, whose items come in proportion to their count. A mixed
         column has the probability of the mixture, ``(batch * count / rows + shared * drawn) / (batch + shared)``,
         wherever it came from.
-      power: exponent of the count.
+      power: exponent of the count, finite; of ``"popularity"`` alone.
       reject_seen: draw own negatives again until none is a training positive of the user.
 
     References:

@@ -21,7 +21,8 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
 
     Args:
       parts: whose scores are inner products, with the target's catalogue, such as ``emcdr`` and ``regress`` return.
-        What users have seen, and which of them are cold, is the first one's.
+        What users have seen, and which of them are cold, is the first one's; what was added to another part since
+        its training is not read.
       weight: of each part, multiplying its scores over their standard deviation (over all trained items and those users
         who are cold in the first part, or all users where none is).
 

@@ -46,7 +46,8 @@ def emcdr(
       The target's recommender, which knows all users of the source; see ``coldstart.map_content``.
 
     Raises:
-      ValueError: a recommender does not factorise, no user was trained in both, or an option belongs to the other kind.
+      ValueError: a recommender does not factorise, no user was trained in both, the target has rows of users or items
+        without training interactions (as after ``adapt`` or ``blend``), or an option belongs to the other kind.
 
     References:
       Man et al., Cross-domain recommendation: an embedding and mapping approach, IJCAI 2017 (over any factorisations;
@@ -84,7 +85,7 @@ def ptupcdr(
       The target's recommender, which knows all users of the source. Users whom the target has trained keep its vectors.
 
     Raises:
-      ValueError: a recommender does not factorise, or no user was trained in both.
+      ValueError: as for ``emcdr``.
 
     References:
       Zhu et al., Personalized transfer of user preferences for cross-domain recommendation, WSDM 2022 (the mean of the
