@@ -21,6 +21,7 @@ from jaxrec.coldstart import popularity
 from jaxrec.scenarios import __main__ as command
 from jaxrec.scenarios import _domains, _newcomers, _platforms, _tail
 from jaxrec.scenarios._folders import real
+from jaxrec.scenarios._options import Options
 from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method
 from jaxrec.scenarios._scenario import Verdict
 from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles, settle
@@ -572,3 +573,10 @@ def test_real_data_suits_every_scenario(real_data, asked):
         if case.name != "cross_platform":  # it would pretrain
             question, methods, told = asked(case.name, *case.frames)
             assert len(question.splits.test) > 300 and len(methods) > 3 and told.data
+
+
+def test_only_what_is_ranked_needs_as_many_items_as_the_metric(planted):
+    options = Options(None, "ndcg@61", (0,), 8, 0.1, 0.1, 0.95, 0)
+    with refuses(ValueError, "metric at 1 .. 60, the number of items in source"):
+        options.check(planted.source, "source")
+    options.check(planted.source, "source", ranked=False)
