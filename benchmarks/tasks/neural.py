@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxrec import data, losses, models, optim, train
-from tasks.common import BATCH, DIM
+from tasks.common import BATCH, DIM, LARGE_SIZE
 
 _CONTENT, _HIDDEN, _RATE = 300, 256, 1e-3
 
@@ -19,7 +19,7 @@ _CONTENT, _HIDDEN, _RATE = 300, 256, 1e-3
 def towers(full: bool) -> list[dict[str, Any]]:
     """Two towers 300-256-64 over content, softmax among the 4,096 positives of a batch, Adam."""
     rows, repeats = [], 5 if full else 3
-    for users, items in [(6040, 3706)] + [(1_000_000, 200_000)] * full:
+    for users, items in [(6040, 3706)] + [LARGE_SIZE[:2]] * full:
         rng = np.random.default_rng(0)
         content = [rng.normal(size=(num + 1, _CONTENT)).astype(np.float32) for num in (users, items)]
         share = 1.0 / np.arange(1, items + 1) ** 0.8
@@ -127,17 +127,22 @@ def _torch_towers(content: list[np.ndarray], pairs: np.ndarray, *, compiled: boo
 def neumf(full: bool) -> list[dict[str, Any]]:
     """NeuMF with four sampled negatives, sigmoid cross-entropy, Adam; 1,024 positives in a batch.
 
-    Rival: embeddings and layers of torch, Adam over whole tables in one kernel, which at this size is faster than by
-    rows.
+    Rival: embeddings and layers of torch, Adam over whole tables in one kernel, which is faster than by rows where
+    tables are small; with a million users by rows too, in torch's SparseAdam (which is not compiled).
     """
-    rows = []
-    users, items, steps = 6040, 3706, 64
-    for name, dim, mlp_dim, hidden in (("the paper's size", 8, 32, (32, 16, 8)), ("large", 64, 128, (128, 64))):
+    rows, steps = [], 64
+    paper, large, small, million = (8, 32, (32, 16, 8)), (64, 128, (128, 64)), (6040, 3706), LARGE_SIZE[:2]
+    cases = [("the paper's size", paper, small), ("large", large, small)]
+    for name, sizes, (users, items) in cases + [("the paper's size", paper, million)] * full:
+        dim, mlp_dim, hidden = sizes
+        theirs = functools.partial(_torch_neumf, users, items, steps, *sizes)
         systems = {
-            "jaxrec": functools.partial(_jaxrec_neumf, users, items, steps, dim, mlp_dim, hidden),
-            "torch": functools.partial(_torch_neumf, users, items, steps, dim, mlp_dim, hidden, compiled=False),
-            "torch compiled": functools.partial(_torch_neumf, users, items, steps, dim, mlp_dim, hidden, compiled=True),
+            "jaxrec": functools.partial(_jaxrec_neumf, users, items, steps, *sizes),
+            "torch": theirs,
+            "torch compiled": functools.partial(theirs, compiled=True),
         }
+        if users > 100_000:
+            systems["torch sparse"] = functools.partial(theirs, sparse=True)
         widths = (2 * mlp_dim, *hidden)
         flops = 6 * sum(a * b for a, b in zip(widths, (*hidden, 1), strict=True))
         case = f"{name}: {dim} and {'-'.join(map(str, widths))}, {users} x {items}"
@@ -166,18 +171,30 @@ def _jaxrec_neumf(users: int, items: int, steps: int, dim: int, mlp_dim: int, hi
 
 
 def _torch_neumf(
-    users: int, items: int, steps: int, dim: int, mlp_dim: int, hidden: Any, *, compiled: bool
+    users: int,
+    items: int,
+    steps: int,
+    dim: int,
+    mlp_dim: int,
+    hidden: Any,
+    *,
+    compiled: bool = False,
+    sparse: bool = False,
 ) -> harness.Run:
     import torch
     from torch import nn
 
     torch.set_num_threads(2)
-    tables = nn.ModuleList(nn.Embedding(num + 1, width) for num in (users, items) for width in (dim, mlp_dim))
+    sides = ((num + 1, width) for num in (users, items) for width in (dim, mlp_dim))
+    tables = nn.ModuleList(nn.Embedding(*side, sparse=sparse) for side in sides)
     widths = (2 * mlp_dim, *hidden)
     layers = [layer for pair in zip(widths, hidden, strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
     perceptron, head = nn.Sequential(*layers), nn.Linear(dim + hidden[-1], 1)
-    parameters = [*tables.parameters(), *perceptron.parameters(), *head.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=_RATE, fused=True)
+    by_rows, whole = list(tables.parameters()), [*perceptron.parameters(), *head.parameters()]
+    if sparse:
+        optimisers = [torch.optim.SparseAdam(by_rows, lr=_RATE), torch.optim.Adam(whole, lr=_RATE, fused=True)]
+    else:
+        optimisers = [torch.optim.Adam(by_rows + whole, lr=_RATE, fused=True)]
     target = torch.zeros(_POSITIVES, 1 + _NEGATIVES)
     target[:, 0] = 1.0
     target = target.reshape(-1)
@@ -196,9 +213,11 @@ def _torch_neumf(
         for _ in range(steps):
             user = torch.randint(1, users + 1, (_POSITIVES,)).repeat_interleave(1 + _NEGATIVES)
             item = torch.randint(1, items + 1, (_POSITIVES * (1 + _NEGATIVES),))
-            optimiser.zero_grad()
+            for optimiser in optimisers:
+                optimiser.zero_grad()
             objective(user, item).backward()
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
         return steps * len(target)
 
     return run
