@@ -2,8 +2,12 @@
 
 from typing import Literal
 
+import numpy as np
+
+from jaxrec._types import Link
 from jaxrec.data import Dataset
 from jaxrec.evaluation._rows import NAMES as OF_ROWS
+from jaxrec.evaluation._rows import OF_PROBABILITIES
 from jaxrec.evaluation._top_k_metrics import NAMES as OF_LISTS
 
 _LOWER_IS_BETTER = ("loss", "rmse", "mse", "mae", "log_loss", "calibration_error")
@@ -14,9 +18,9 @@ def lower_is_better(metric: str) -> bool:
     return metric in _LOWER_IS_BETTER
 
 
-def default_metric(held_out: Dataset) -> str:
+def default_metric(held_out: Dataset, link: Link = "identity") -> str:
     """What to judge by where nobody says."""
-    return "rmse" if held_out.target is not None else f"ndcg@{min(10, len(held_out.encoder.items))}"
+    return "rmse" if held_out.target is not None and link != "rank" else f"ndcg@{min(10, len(held_out.encoder.items))}"
 
 
 def task_of(metric: str) -> tuple[Literal["ranking", "rating"], tuple[int, ...]]:
@@ -27,10 +31,25 @@ def task_of(metric: str) -> tuple[Literal["ranking", "rating"], tuple[int, ...]]
     return ("ranking", (int(k),)) if at and name else ("rating", (10,))
 
 
-def check_metric(metric: str, held_out: Dataset) -> None:
-    """Raises where ``evaluate`` could not compute it on this part, before anything is trained."""
+def check_metric(metric: str, held_out: Dataset, link: Link = "identity", *, by_user: bool = False) -> None:
+    """Raises where ``evaluate`` could not compute it on this part (of each user), before anything is trained."""
     name, _, k = metric.partition("@")
     if metric in OF_ROWS:
+        if held_out.target is None or link == "rank":
+            raise ValueError(
+                f"The metric {metric!r} compares predictions with targets, and "
+                + ("the loss is one of ranking, whose scores are no predictions." if link == "rank" else
+                   "the schema names no target.")
+                + " Use one of ranked lists, such as 'ndcg@10'."
+            )  # fmt: skip
+        targets = held_out.encoder.original_target(held_out.target.astype(np.float64))
+        if metric in OF_PROBABILITIES and not (link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all()):
+            raise ValueError(
+                f"The metric {metric!r} is one of probabilities: it needs targets of 0 and 1 and a model trained by "
+                "loss='sigmoid_cross_entropy'. Use 'rmse' or 'mae' for other targets."
+            )
+        if by_user and metric in ("auc", "calibration_error"):
+            raise ValueError(f"{metric!r} has no value per user to compare. Use 'log_loss', or 'ndcg@10' of lists.")
         return
     if name not in OF_LISTS or not k.isdecimal():
         raise ValueError(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxrec import _sharded
-from jaxrec._types import Batch, Features, Folding, Params, Prior
+from jaxrec._types import Batch, Features, Folding, Link, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture, Model
 
@@ -26,7 +26,8 @@ class Recommender:
       encoder: ids, features and scaling of the domain.
       seen: interactions of the training part, then those added since; never recommended again by default.
       num_trained: how many of ``seen`` the parameters were trained on.
-      link: what turns a score into a prediction in the (scaled) unit of the target.
+      link: what turns a score into a prediction in the (scaled) unit of the target; ``"rank"`` where the data has a
+        target and the loss only ordered items, so that there is no such prediction.
       log: one row per epoch of the training.
       mesh: devices that share the work of scoring, each with a copy of the parameters; None for one device.
       folding: of ``fit_als``, by which interactions since the training are folded in; None for a softmax.
@@ -37,7 +38,7 @@ class Recommender:
     encoder: Encoder
     seen: Interactions
     num_trained: int
-    link: Literal["identity", "sigmoid"] = "identity"
+    link: Link = "identity"
     log: tuple[dict[str, Any], ...] = ()
     mesh: Mesh | None = None
     folding: Folding | None = None

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
 Array = jax.Array | np.ndarray
+Link = Literal["identity", "sigmoid", "rank"]
+"""What a score says of a target: its scaled value, its probability, or nothing but an order of items."""
 Params = dict[str, Any]
 """Nested dict of arrays; a leaf is named by its path, for example ``item/embedding``."""
 

@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 Loss = Callable[[jax.Array, Batch], jax.Array]
+POINTWISE = ("mse", "sigmoid_cross_entropy")
+"""Names of the losses that compare a score with a target; the others order items."""
 
 
 def mse(

@@ -136,6 +136,25 @@ def test_folding_in_gives_what_an_epoch_gives(parts, with_content):
     np.testing.assert_array_equal(nobody, start)
 
 
+def test_weights_count_in_folding_in_as_in_an_epoch(world):
+    frame = world.target.interactions
+    frame = frame.assign(weight=np.random.default_rng(0).integers(1, 40, len(frame)).astype(float))
+    schema = data.Schema(weight="weight")
+    known = data.encode(data.Parts(frame, None, None), schema).train
+    fitted = train.fit_als(known, dim=4, epochs=30, steps=6)
+    someone = frame["user"].value_counts().index[0]
+    rows = frame[frame["user"] == someone].assign(user=-1)
+    grown, plain = (coldstart.add(fitted, interactions=each) for each in (rows, rows.assign(weight=1.0)))
+    pairs = rows.assign(user=someone)
+    wanted, found, without = (jaxrec.predict(*each) for each in ((fitted, pairs), (grown, rows), (plain, rows)))
+    assert np.abs(found - wanted).max() < 0.05 < np.abs(without - wanted).max()
+
+
+def test_vectors_that_vanish_are_told_of_with_validation_too(parts):
+    with pytest.warns(UserWarning, match="shrunk to nearly nothing"):
+        train.fit_als(parts.train, dim=4, epochs=3, l2=100.0, unobserved=1.0, validation=parts.validation)
+
+
 def test_another_folding_is_measured_anew(parts, with_content):
     recommender, same, prior = with_content, with_content.folding, with_content.prior
     assert recommender.replace(folding=same).prior is prior

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import jaxrec
-from jaxrec import coldstart, data
-from jaxrec.ranking import _vectors
+from jaxrec import coldstart, data, models
+from jaxrec.ranking import _recommend, _vectors
 
 RNG = np.random.default_rng(0)
 DIM, BATCH, LENGTH = 4, 3, 5
@@ -51,6 +51,76 @@ def test_fold_in_of_values_is_the_posterior_mean():
         change = np.linalg.solve(precision, rows.T @ (values[row][known] - rows @ vectors[row]) / noise)
         np.testing.assert_allclose(folded[row], vectors[row] + change, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(folded[2], vectors[2])
+
+
+def test_fold_in_of_odds_is_the_mode_of_a_logistic_regression():
+    errors, prior, vectors, touched, mask, _ = problem()
+    covariance = errors.T @ errors / len(errors)
+    values = np.array([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0] * 5], np.float32)
+    weight = mask * np.array([1.0, 2.0, 0.5, 1.0, 3.0], np.float32)
+    folded = np.asarray(coldstart.fold_in_odds(vectors, prior, touched, weight, values))
+    for row in range(BATCH):
+        slope = weight[row] * (values[row] - 1 / (1 + np.exp(-touched[row] @ folded[row])))
+        np.testing.assert_allclose(covariance @ touched[row].T @ slope, folded[row] - vectors[row], atol=2e-2)
+    assert np.abs(folded[:2] - vectors[:2]).max() > 0.3
+    np.testing.assert_array_equal(folded[2], vectors[2])
+
+
+@pytest.mark.parametrize("fold", [coldstart.fold_in, coldstart.fold_in_values, coldstart.fold_in_odds])
+def test_an_interaction_of_weight_two_counts_as_two(fold):
+    _, prior, vectors, touched, _, _ = problem()
+    more = {} if fold is coldstart.fold_in else {"values": np.array([[1, 0, 1]] * BATCH, np.float32)}
+    more |= {"noise": 0.5} if fold is coldstart.fold_in_values else {}
+    weight = np.array([[1, 2, 0]] * BATCH, np.float32)
+    once = fold(vectors, prior, touched[:, :3], weight, **more)
+    twice = fold(vectors, prior, touched[:, [0, 1, 1]], np.ones((BATCH, 3), np.float32),
+                 **(more | ({"values": more["values"][:, [0, 1, 1]]} if "values" in more else {})))  # fmt: skip
+    np.testing.assert_allclose(once, twice, rtol=1e-3, atol=1e-4)
+
+
+def test_clicks_and_their_lack_move_a_new_user_the_right_way(rated_world):
+    clicks = rated_world.target.interactions
+    clicks = clicks.assign(rating=(clicks["rating"] >= clicks["rating"].quantile(0.9)).astype(float))
+    schema = data.Schema(target="rating", time="time")
+    train = data.encode(data.Parts(clicks, None, None), schema).train
+    model = models.MatrixFactorization.for_data(train, dim=4)
+    fitted = jaxrec.fit(model, train, loss="sigmoid_cross_entropy", epochs=20, batch_size=128)
+    items = train.encoder.items.ids[:8]
+    pairs = pd.DataFrame({"user": -5, "item": items})
+    before = jaxrec.predict(fitted, pairs)
+    assert (before < 0.5).sum() > 4  # log-odds below zero
+    for value, way in ((0.0, -1), (1.0, 1)):
+        told = coldstart.add(fitted, interactions=pairs.assign(time=0, rating=value))
+        assert (way * (jaxrec.predict(told, pairs) - before) > 0).all()
+
+
+def test_a_loss_of_ranking_says_nothing_of_targets(rated_parts, rated_world):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    fitted = jaxrec.fit(
+        model, rated_parts.train, loss="bpr", epochs=2, batch_size=256, validation=rated_parts.validation
+    )
+    assert fitted.link == "rank" and "ndcg@10" in fitted.history
+    rows = rated_parts.validation
+    scores = _recommend.row_scores(fitted, rows)
+    np.testing.assert_allclose(jaxrec.predict(fitted, rows), scores, rtol=1e-6)
+    assert "ndcg@10" in set(jaxrec.evaluate(fitted, rows, draws=10).table.metric)
+    with pytest.raises(ValueError, match="scores order items and predict no targets"):
+        jaxrec.evaluate(fitted, rows, task="rating")
+    with pytest.raises(ValueError, match="metric 'rmse' .*the loss is one of ranking"):
+        jaxrec.fit(model, rated_parts.train, loss="bpr", validation=rows, metric="rmse")
+    with pytest.raises(ValueError, match="Say which loss to go on with"):
+        jaxrec.transfer.adapt(fitted, rated_parts.train, epochs=1)
+    compared = jaxrec.transfer.compare(
+        fitted, rated_parts.train, rows, loss="bpr", epochs=1, batch_size=256, progress=False
+    )
+    assert compared.metric == "ndcg@10"
+    touched = pd.DataFrame({"user": -5, "item": fitted.encoder.items.ids[:3], "time": 0})
+    liked, disliked = (
+        coldstart.add(fitted, interactions=touched.assign(rating=rating)) for rating in (5.0, 1.0)
+    )  # that somebody touched an item is all that these vectors know
+    pair = touched[["user", "item"]]
+    assert jaxrec.predict(liked, pair).mean() > jaxrec.predict(fitted, pair).mean()
+    np.testing.assert_array_equal(jaxrec.predict(liked, pair), jaxrec.predict(disliked, pair))
 
 
 def test_many_exact_values_recover_the_vector():

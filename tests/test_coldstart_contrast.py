@@ -439,6 +439,9 @@ def test_wrong_options_are_refused(parts, backbone, game):
         coldstart.gar(backbone, parts.train, epochs=0)
     with pytest.raises(ValueError, match=r"own negatives. Draw it with Negatives\(num=1\)"):
         model.player_loss("generator", params, in_batch(), FEATURES, key=KEY)
+    for call, name in ((coldstart.aldi, "freeze"), (coldstart.aldi, "params"), (coldstart.clcrec, "params")):
+        with pytest.raises(TypeError, match=f"sets {name}= of fit itself"):
+            call(train=parts.train, backbone=backbone, **{name: {}})
     with refuses(TypeError, "Expected a Recommender for backbone, got str"):
         coldstart.gar("backbone", parts.train)  # pyright: ignore[reportArgumentType]
 
@@ -446,7 +449,10 @@ def test_wrong_options_are_refused(parts, backbone, game):
 def test_a_game_that_diverges_says_so_and_keeps_the_last_good_parameters(parts, backbone):
     user = backbone.params["user"]["embedding"]
     broken = backbone.replace(params=_tree.replace(backbone.params, {"user/embedding": user.at[3].set(jnp.inf)}))
-    with pytest.raises(train.Diverged, match=r"in step \d+ \(epoch 1\)") as caught:
+    with pytest.raises(ValueError, match="user vectors are not finite"):
         coldstart.gar(broken, parts.train, **PLAYERS, **OPTIONS)
+    wild = optax.adam(1e30)
+    with pytest.raises(train.Diverged, match=r"in step \d+ \(epoch 1\)") as caught:
+        coldstart.gar(backbone, parts.train, **(PLAYERS | {"generator_optimizer": wild}), **OPTIONS)
     for leaf in jax.tree.leaves(caught.value.recommender.params["item"]):
         assert np.isfinite(leaf).all()

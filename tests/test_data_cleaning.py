@@ -8,6 +8,7 @@ import pytest
 from helpers import refuses
 
 from jaxrec import data
+from jaxrec.data import _schema
 
 SCHEMA = data.Schema(user="u", item="i", target="r", time="t", weight="w")
 
@@ -119,6 +120,14 @@ def test_context_holds_numbers():
         data.Schema(context=(category,))
 
 
+def test_dates_of_any_resolution_are_the_same_times():
+    dates = pd.Series(pd.to_datetime(["2020-01-04", "2021-01-03"]))
+    first, *others = (_schema.times(frame(t=dates.astype(f"datetime64[{unit}]").repeat(2).array), "t")
+                      for unit in ("s", "ms", "us", "ns"))  # fmt: skip
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
 def test_times_may_be_dates():
     dated = frame(t=pd.to_datetime(["2020-01-04", "2020-01-03", "2020-01-02", "2020-01-01"]))
     encoded = data.Encoder.fit(dated, SCHEMA).encode(dated)
@@ -148,3 +157,19 @@ def test_integer_ids_that_a_missing_value_made_floats_are_integers_again():
     assert data.clean(frame, data.Schema()).frame["user"].tolist() == [1, 3]
     with pytest.raises(TypeError, match="integers or strings, got floats such as 1.0.*astype"):
         data.encode(data.Parts(frame.dropna(), None, None), data.Schema())
+    large = frame.assign(user=[2.0**60, np.nan, 3.0])
+    for call in (
+        lambda: data.clean(large, data.Schema()),
+        lambda: data.encode(data.Parts(large.dropna(), None, None), data.Schema()),
+    ):
+        with pytest.raises(ValueError, match=r"1 ids .* beyond 2\^53.*digits are lost.*dtype='Int64'"):
+            call()
+
+
+def test_categories_of_ids_are_cleaned_pair_by_pair():
+    many = pd.DataFrame({"u": ["a", "a", "b", "b"], "i": ["x", "x", "x", "y"], "r": [1.0, 3.0, 4.0, 5.0]})
+    kinds = {"u": pd.CategoricalDtype([*"abc"]), "i": pd.CategoricalDtype([*"xyz"])}
+    schema = data.Schema(user="u", item="i", target="r")
+    cleaned = data.clean(many.astype(kinds), schema, duplicates="mean").frame
+    assert cleaned["r"].tolist() == [2.0, 4.0, 5.0]
+    assert data.clean(many.astype(kinds), schema, min_user=2).frame["u"].tolist() == ["b", "b"]

@@ -220,3 +220,12 @@ def test_truncated_files_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="no whole gzip file"):
             data.read_amazon_reviews(tmp_path / name)
+
+
+def test_leading_zeros_stay_where_they_are_asked_for(tmp_path):
+    (tmp_path / "rows.csv").write_text("user,item\n1,0012\n1,12\n")
+    assert data.read_table(tmp_path / "rows.csv")["item"].tolist() == [12, 12]
+    assert data.read_table(tmp_path / "rows.csv", dtype={"item": str})["item"].tolist() == ["0012", "12"]
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="dtype= is for CSV"):
+        data.read_table(tmp_path / "rows.jsonl", dtype={"item": str})

@@ -138,6 +138,7 @@ def test_what_cannot_be_mixed_is_refused(two, factorization):
         ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
         ((two[0], two[0].replace(folding=other)), WEIGHT, {}, r"l2=9.0.* the same fold_user and fold_item"),
         ((two[0], two[1].replace(num_trained=1)), WEIGHT, {}, "same training data"),
+        ((two[0], two[1].replace(encoder=two[1].encoder.without_rows("user"))), WEIGHT, {}, "users have the same rows"),
     ):
         with pytest.raises(ValueError, match=message):
             coldstart.mix(parts, weight, **options)
@@ -308,12 +309,32 @@ def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):
     assert "Nearest neighbours by group alone make up" in cold.explanation
 
 
+def test_the_default_takes_weights_and_items_without_a_row(monkeypatch):
+    monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
+    monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": rng.integers(0, 220, 3000), "item": rng.integers(0, 230, 3000)}).drop_duplicates()
+    items = pd.DataFrame({"item": np.arange(0, 230, 3), "group": np.arange(77) % 3})  # of a third of them
+    schema = data.Schema(weight="weight", item_features=(data.Categorical("group"),))
+    with pytest.warns(UserWarning, match="items"):
+        cold = jaxrec.ColdStart(schema).fit(rows.assign(weight=2.0), items=items)
+    assert {"new items", "all items"} <= set(cold.trials.columns)
+    assert cold.recommender.seen.weight is not None
+
+
 def test_ratings_are_predicted_and_bad_calls_refused(rated_world):
     frames = rated_world.target
     bare = data.Schema(target=frames.schema.target, time=frames.schema.time)
     cold = jaxrec.ColdStart(bare).fit(frames.interactions)
     assert "a MatrixFactorization was trained" in cold.explanation and len(cold.trials)
     assert not jaxrec.ColdStart(bare, seed=1).fit(frames.interactions).trials["rmse"].equals(cold.trials["rmse"])
+    rated = set(zip(frames.interactions["user"], frames.interactions["item"], strict=True))
+    lists = cold.recommend(k=5)
+    assert not rated & set(zip(lists["user"], lists["item"], strict=True))
+    assert cold.recommender.num_trained == len(frames.interactions)
+    assert f"after {cold.trials['rmse'].argmin() + 1} epoch" in cold.explanation
+    with pytest.raises(ValueError, match="user"):
+        jaxrec.ColdStart(bare).fit(frames.interactions.drop(columns="user"))
     with pytest.raises(ValueError, match="Nothing has been fitted yet"):
         _ = jaxrec.ColdStart(bare).recommender
     with pytest.raises(ValueError, match="seconds > 0"):

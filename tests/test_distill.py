@@ -9,7 +9,9 @@ import pytest
 from helpers import refuses
 
 import jaxrec
-from jaxrec import losses, models, train, transfer
+from jaxrec import _tree, losses, models, train, transfer
+from jaxrec.data import Batch
+from jaxrec.models._taught import Taught
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 OPTIONS = {"epochs": 12, "batch_size": 128, "loss": "sampled_softmax", "optimizer": optax.adam(0.05), "progress": False}
@@ -50,6 +52,26 @@ def test_without_a_say_of_the_teacher_an_autoencoder_learns_as_by_fit(parts, tea
     taught = transfer.distill(teacher, parts.train, model=model, weight=0.0, **options)
     plain = jaxrec.fit(model, parts.train, **options)
     np.testing.assert_allclose(taught.history["loss"], plain.history["loss"], rtol=1e-4)
+
+
+def test_padding_among_the_columns_is_no_item(teacher, parts):
+    """A batch in which the last examples and their columns are padding teaches what a shorter one does."""
+    student = models.MatrixFactorization.for_data(parts.train, dim=4)
+    sizes = parts.train.sizes
+    taught = Taught(student=student, user_rows=sizes.user_rows, item_rows=sizes.item_rows, dim=3, weight=1.0,
+                    temperature=0.5)  # fmt: skip
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(
+        leaf.shape), taught.init(jax.random.key(0)))  # fmt: skip
+
+    def penalty(size):
+        index = jnp.where(jnp.arange(size) < 5, jnp.arange(size) + 1, 0).astype(jnp.int32)
+        batch = Batch(user=index, item=jnp.zeros((size, 0), jnp.int32), shared_negatives=index,
+                      weight=(index > 0).astype(jnp.float32))  # fmt: skip
+        found = taught.lookups(batch, parts.train.features)
+        gathered = {name: _tree.get(params, lookup.path)[lookup.rows] for name, lookup in found.items()}
+        return float(taught.score(params, gathered, batch, parts.train.features).penalty)
+
+    assert penalty(8) == pytest.approx(penalty(5), rel=1e-5) and penalty(5) > 0
 
 
 def test_a_teacher_of_targets(rated_parts):

@@ -15,7 +15,8 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import data, evaluation, models
-from jaxrec.evaluation import _intervals, _top_k_metrics
+from jaxrec.evaluation import _intervals, _pointwise, _top_k_metrics
+from jaxrec.ranking import _recommend
 
 METRICS = {
     "recall": evaluation.recall_at_k,
@@ -329,7 +330,7 @@ def test_of_many_users_the_limit_is_taken(monkeypatch):
     values, others = rng.random(5000), rng.random(5000)
     drawn = evaluation.bootstrap_interval(values, draws=4000), evaluation.paired_test(values, others, draws=4000)
     monkeypatch.setattr(_intervals, "_MANY", 4999)
-    monkeypatch.setattr(_intervals, "_counts", None)
+    monkeypatch.setattr(_intervals, "resampled", None)
     limit = evaluation.bootstrap_interval(values, draws=4000), evaluation.paired_test(values, others, draws=4000)
     for ours, theirs in zip(limit, drawn, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=0.0005 if ours is limit[0] else 0.02)
@@ -401,6 +402,9 @@ def test_cross_validation_trains_anew_in_every_fold(world):
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, relevant_from=3.0), ValueError, "from needs a target"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, candidates=["no"]), ValueError, "items, such as 'no'"),
         (lambda rec, parts: jaxrec.evaluate(len, parts.test), TypeError, "give test and seen="),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, seen=parts.train), TypeError, "Leave seen= out"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, exclude=[1]), TypeError, "a Dataset for exclude"),
+        (lambda rec, parts: jaxrec.evaluate(rec, parts.test, ks=10), TypeError, r"Say ks=\(10,\)"),
         (
             lambda rec, parts: jaxrec.evaluate(lambda u, i: np.zeros((1, 1)), parts.test, seen=parts.train),
             ValueError,
@@ -505,3 +509,85 @@ def test_a_function_is_asked_for_one_block_after_another(parts, monkeypatch):
 def test_empty_options_are_refused(parts, factorization, options, message):
     with pytest.raises(ValueError, match=message):
         jaxrec.evaluate(factorization, parts.test, **options)
+
+
+def test_rows_with_targets_read_no_options_of_lists(rated_parts):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
+    fitted = jaxrec.fit(model, rated_parts.train, epochs=1, batch_size=256)
+    items = fitted.encoder.items.ids[:30]
+    for options in ({"ks": (5,)}, {"candidates": items}, {"exclude": rated_parts.train}):
+        with pytest.raises(ValueError, match="is of ranked lists.*Say task='ranking'"):
+            jaxrec.evaluate(fitted, rated_parts.test, **options)
+    report = jaxrec.evaluate(fitted, rated_parts.test, relevant_from=4.0, ks=(5,), draws=10)
+    assert "ndcg@5" in set(report.table.metric)
+    for metric, message in (("auc", "one of probabilities"), ("ndcg@99", "metric at 1 .. 60")):
+        with pytest.raises(ValueError, match=message):
+            jaxrec.fit(model, rated_parts.train, validation=rated_parts.validation, metric=metric)
+    broken = fitted.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, fitted.params))
+    with pytest.raises(ValueError, match="predictions are NaN"):
+        jaxrec.evaluate(broken, rated_parts.test)
+
+
+@pytest.fixture(scope="module")
+def clicks():
+    """A model of clicks, and rows with them."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": rng.integers(0, 30, 400), "item": rng.integers(0, 20, 400)})
+    frame["click"] = ((frame["user"] + frame["item"]) % 3 == 0).astype(float)
+    train = data.encode(data.Parts(frame, None, None), data.Schema(target="click")).train
+    model = models.MatrixFactorization.for_data(train, dim=4)
+    return jaxrec.fit(model, train, loss="sigmoid_cross_entropy", epochs=3, batch_size=64), train
+
+
+def test_metrics_are_checked_before_training(parts, factorization, clicks):
+    with pytest.raises(ValueError, match="'rmse' compares predictions with targets.*names no target"):
+        jaxrec.fit(factorization.model, parts.train, validation=parts.validation, metric="rmse")
+    with pytest.raises(ValueError, match="'auc' has no value per user"):
+        jaxrec.transfer.compare(*clicks, clicks[1], metric="auc")
+
+
+def test_few_shapes_are_compiled_for_predictions(factorization):
+    users, items = factorization.encoder.users.ids, factorization.encoder.items.ids
+    pairs = pd.DataFrame({"user": users[:64], "item": items[:32].tolist() * 2})
+    whole = jaxrec.predict(factorization, pairs)
+    before = _recommend._inner._cache_size()
+    for rows in (33, 40, 63):
+        np.testing.assert_array_equal(jaxrec.predict(factorization, pairs.head(rows)), whole[:rows])
+    assert _recommend._inner._cache_size() == before
+
+
+def test_nothing_excluded_is_nothing_left_out(factorization, parts):
+    empty = pd.DataFrame({"user": pd.Series([], dtype="int64"), "item": pd.Series([], dtype="int64")})
+    user = factorization.encoder.users.ids[:1]
+    pd.testing.assert_frame_equal(
+        jaxrec.recommend(factorization, user, k=3, exclude=empty), jaxrec.recommend(factorization, user, k=3)
+    )
+
+
+def test_a_function_is_evaluated_on_users_who_came_later(parts):
+    encoder = parts.train.encoder.extend(users=[-number for number in range(1, 400)])
+    frame = pd.DataFrame({"user": [-399, -1], "item": encoder.items.ids[:2], "time": 0})
+    report = jaxrec.evaluate(
+        lambda users, items: np.zeros((len(users), len(items))), encoder.encode(frame), seen=parts.train, draws=10
+    )
+    assert report.table.users.iloc[0] == 2
+
+
+def test_adding_what_is_known_makes_no_new_encoder(factorization):
+    encoder = factorization.encoder
+    assert encoder.extend(users=encoder.users.ids[:3], items=encoder.items.ids[:2]) is encoder
+
+
+def test_intervals_of_rows_are_those_of_passes_over_them(clicks):
+    recommender, test = clicks
+    report = jaxrec.evaluate(recommender, test, draws=50)
+    predictions, group = jaxrec.predict(recommender, test), np.unique(test.user, return_inverse=True)[1]
+    for metric in ("rmse", "mae", "log_loss", "accuracy"):
+        function = getattr(_pointwise, metric)
+        values = _intervals.bootstrap_statistic(
+            lambda weight, of=function: of(predictions, test.target.astype(float), weight=weight),
+            group,
+            draws=50,
+            seed=0,
+        )
+        np.testing.assert_allclose(report.interval(metric), np.quantile(values, [0.025, 0.975]), rtol=1e-6)

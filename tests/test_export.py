@@ -5,6 +5,7 @@ import datetime
 import io
 import itertools
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,17 @@ print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}
 """
 
 
+def trained(name, train):
+    if name == "als":
+        return jaxrec.train.fit_als(train, dim=4, epochs=2)
+    if name == "mixture":
+        few = jaxrec.fit(models.TwoTower.for_data(train, dim=4, hidden=(8,), history=3), train, epochs=1)
+        parts = [jaxrec.train.fit_als(train, dim=4, epochs=2), jaxrec.train.fit_content_knn(train), few]
+        weight = 0.1 + np.random.default_rng(0).random((3, 3, 3))
+        return jaxrec.coldstart.mix(parts, weight, few=4)
+    return jaxrec.fit(model_of(name, train), train, epochs=2, batch_size=128)
+
+
 def model_of(name, train):
     return {
         "factorization": models.MatrixFactorization.for_data(train, dim=4),
@@ -230,13 +242,15 @@ def model_of(name, train):
         *itertools.product(
             ["factorization", "towers", "history", "linear", "neumf", "sequence"], ["implicit", "rated"]
         ),
+        ("als", "implicit"),
         ("autoencoder", "implicit"),
+        ("mixture", "implicit"),
         ("machine", "rated"),
     ],
 )
 def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
     train = (parts if kind == "implicit" else rated_parts).train
-    recommender = jaxrec.fit(model_of(name, train), train, epochs=2, batch_size=128)
+    recommender = trained(name, train)
     jaxrec.save(recommender, tmp_path / "file")
     assert jaxrec.load(tmp_path / "file").model == recommender.model
     items = recommender.encoder.items.ids.tolist()
@@ -310,7 +324,7 @@ def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_
         export.load_artefact(folder).recommend([1], k=6)
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "has version 99 and this reader reads 1"),
+        ({"version": 99}, "has version 99 and this reader reads 2"),
         ({"format": "other"}, "is 'other', expected 'jaxrec artefact'"),
     ):
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
@@ -339,6 +353,58 @@ def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path):
     with pytest.raises(TypeError, match="holds integer and string ids"):
         export.write_artefact(tuples, tmp_path / "tuples")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "precious"]
+
+
+def test_a_dataset_on_disk_is_not_taken_for_an_artefact(factorization, world, tmp_path):
+    data.encode_to_disk(lambda: [world.target.interactions], data.Schema(), tmp_path / "ratings")
+    with pytest.raises(FileExistsError, match="holds no artefact"):
+        export.write_artefact(factorization, tmp_path / "ratings")
+    assert len(data.open_dataset(tmp_path / "ratings"))
+
+
+def test_an_older_artefact_stays_where_the_new_one_cannot_take_its_place(factorization, tmp_path, monkeypatch):
+    folder = tmp_path / "artefact"
+    export.write_artefact(factorization, folder, k=5)
+    rename = pathlib.Path.rename
+
+    def fails(path, target):
+        if path.name.startswith(".artefact.") and pathlib.Path(target) == folder:
+            raise OSError("disk full")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fails)
+    with pytest.raises(OSError, match="disk full"):
+        export.write_artefact(factorization, folder, k=7)
+    assert export.load_artefact(folder).manifest["k"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_serving_compiles_few_shapes_and_works_in_blocks(artefact, factorization, monkeypatch):
+    served, users = export.load_artefact(artefact), factorization.encoder.users.ids.tolist()
+    whole = served.recommend(users, k=3)
+    shapes: list[tuple[int, int]] = []
+    call = served._call
+
+    def counted(name, inputs):
+        found = call(name, inputs)
+        if name == "recommend":
+            shapes.append((len(found["item"]), inputs["exclude"].shape[1]))
+        return found
+
+    monkeypatch.setattr(served, "_call", counted)
+    served.manifest["users_at_once"] = 64
+    assert [[item for item, _ in row] for row in served.recommend(users, k=3)] == [
+        [item for item, _ in row] for row in whole
+    ]
+    assert [rows for rows, _ in shapes] == [64] * 3 + [8]
+    assert all(rows & (rows - 1) == 0 and width & (width - 1) == 0 for rows, width in shapes)
+    items = factorization.encoder.items.ids.tolist()
+    monkeypatch.setattr("jaxrec.export._serve._ROWS", 16)
+    pairs = pd.DataFrame({"user": users[:40], "item": (items * 2)[:40]})
+    np.testing.assert_allclose(
+        served.score(users[:40], (items * 2)[:40]), jaxrec.predict(factorization, pairs), rtol=1e-4, atol=1e-4
+    )
+    assert served.score([], []).shape == (0,)
 
 
 def test_a_saved_file_may_be_read_by_whoever_may_read_new_files(saved, tmp_path):
@@ -402,3 +468,25 @@ def test_folding_in_does_not_depend_on_what_was_asked_before(world, tmp_path):
     jaxrec.save(fresh, tmp_path / "file")
     np.testing.assert_array_equal(jaxrec.predict(jaxrec.load(tmp_path / "file"), pair), predicted)
     np.testing.assert_array_equal(jaxrec.predict(fresh, pair), predicted)
+
+
+def test_a_model_of_ones_own_may_be_a_part_of_another(parts, factorization, tmp_path):
+    def of_ones_own(number):
+        model = models.from_linen(LinenScorer(), batch_of(), parts.train.features)
+        params = {"head": {"kernel": jnp.full(2, float(number))}}
+        return factorization.replace(model=model, params=params)
+
+    one = of_ones_own(1)
+    mixed = jaxrec.coldstart.mix([factorization, one], [[1.0] * 3, [2.0] * 3])
+    jaxrec.save(mixed, tmp_path / "file")
+    with pytest.raises(ValueError, match="of your own, LinenModel"):
+        jaxrec.load(tmp_path / "file")
+    assert jaxrec.load(tmp_path / "file", model=one.model).model.parts == (factorization.model, one.model)
+
+    class Inherited(models.MatrixFactorization):
+        """Another one."""
+
+    other = factorization.replace(model=Inherited(**vars(factorization.model)))
+    with pytest.raises(TypeError, match="that differ, LinenModel, Inherited"):
+        jaxrec.save(jaxrec.coldstart.mix([one, other], [[1.0] * 3, [2.0] * 3]), tmp_path / "both")
+    assert not (tmp_path / "both").exists()

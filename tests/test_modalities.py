@@ -302,6 +302,17 @@ def recommender():
     return jaxrec.fit(model, dataset, epochs=1, batch_size=8)
 
 
+@pytest.mark.parametrize("kind", [models.TwoTower, models.SequenceTransformer])
+def test_no_two_kernels_begin_with_the_same_numbers(kind):
+    options: dict = {"hidden": (4,)} if kind is models.TwoTower else {"hidden": (4,), "layers": 1, "history": 3}
+    model = kind.for_data(encoder(), dim=4, code_dim=2, fusion="attention", **options)
+    leaves = _tree.flatten(model.init(jax.random.key(0)))
+    drawn = [np.asarray(leaf).ravel() for path, leaf in leaves.items() if path.endswith("kernel") and leaf.any()]
+    assert len(drawn) > 4
+    ratios = [first[:4] / second[:4] for n, first in enumerate(drawn) for second in drawn[:n]]
+    assert all(np.ptp(ratio) > 1e-3 for ratio in ratios)
+
+
 def test_a_model_that_fuses_is_trained_saved_served_and_transferred(recommender, tmp_path):
     assert recommender.model.item_modalities == encoder().sizes.item_modalities
     jaxrec.save(recommender, tmp_path / "file")

@@ -287,3 +287,37 @@ def test_a_transformation_that_keeps_the_parameters_can_be_donated():
     optimizer = optim.dense(optax.contrib.prodigy())
     after, info = epoch(state_of(optimizer), stack_of(2), FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)
     assert bool(info.ok) and int(after.step) == 2
+
+
+def test_a_decay_that_is_set_later_counts_once_for_a_repeated_row():
+    def make(learning_rate, weight_decay):
+        return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+
+    def moved(start, decay):
+        optimizer = optim.row_sparse(optax.inject_hyperparams(make)(0.1, start))
+        state = state_of(optimizer)
+        opt_state = optim.with_hyperparams(state.opt_state, {"weight_decay": decay})
+        batch = batch_of()._replace(user=jnp.ones(8, jnp.int32))  # one row eight times
+        return step(state._replace(opt_state=opt_state), batch, FEATURES, model=MODEL, loss=BPR, optimizer=optimizer)[0]
+
+    later, first = moved(0.0, 0.5), moved(0.5, 0.5)
+    np.testing.assert_allclose(later.params["user"]["embedding"], first.params["user"]["embedding"], rtol=1e-5)
+    assert not np.allclose(later.params["user"]["embedding"], moved(0.0, 0.0).params["user"]["embedding"])
+
+
+def test_an_integer_hyperparameter_takes_no_fraction():
+    state = state_of(optim.row_sparse(optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3, weight_decay=0)))
+    with pytest.raises(ValueError, match="integer for weight_decay.*cannot become 0.01.*0.0 for 0"):
+        optim.with_hyperparams(state.opt_state, {"weight_decay": 0.01})
+    optim.with_hyperparams(state.opt_state, {"weight_decay": 1})
+
+
+def test_accumulators_that_start_at_an_integer_grow():
+    states = [state_of(optim.row_sparse(optim.rowwise_adagrad(0.1, initial=initial))) for initial in (1, 1.0)]
+    one, other = (
+        step(state, batch_of(), FEATURES, model=MODEL, loss=BPR,
+             optimizer=optim.row_sparse(optim.rowwise_adagrad(0.1, initial=initial)))[0]
+        for state, initial in zip(states, (1, 1.0), strict=True)
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(one.opt_state), jax.tree.leaves(other.opt_state))

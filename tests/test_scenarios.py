@@ -19,7 +19,7 @@ import jaxrec
 from jaxrec import data, scenarios
 from jaxrec.coldstart import popularity
 from jaxrec.scenarios import __main__ as command
-from jaxrec.scenarios import _domains, _newcomers, _platforms, _tail
+from jaxrec.scenarios import _domains, _newcomers, _options, _platforms, _tail
 from jaxrec.scenarios._folders import real
 from jaxrec.scenarios._options import Options
 from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method
@@ -313,7 +313,11 @@ def test_options_of_one_scenario_matter(asked, planted, monkeypatch):
         raise Asked(model.dim, options["epochs"])
 
     monkeypatch.setattr(_platforms, "fit", pretraining)
-    assert asked("cross_platform", planted.source, planted.target, epochs=1, dim=4) == (4, 1)
+    _, methods, _ = asked("cross_platform", planted.source, planted.target, epochs=1, dim=4)
+    towers = next(method for method in methods if method.name == "towers, frozen")
+    with pytest.raises(Asked) as caught:
+        towers.fit(None)
+    assert caught.value.args == (4, 1)
 
 
 def test_folding_by_squares_and_by_softmax_differ(asked, planted):
@@ -377,6 +381,35 @@ def test_ease_is_left_out_of_large_catalogues(asked, planted, monkeypatch):
 
 
 # Errors
+
+
+def test_ids_of_two_kinds_share_nobody(planted):
+    target = planted.target
+    named = planted.source._replace(interactions=planted.source.interactions.astype({"user": str}))
+    with pytest.raises(ValueError, match="0 users are in both domains.*of one kind"):
+        scenarios.cross_domain(named, target)
+
+
+def test_categories_that_no_row_has_are_nobody():
+    column = pd.Series(["a", "b", "a"], dtype=pd.CategoricalDtype(["a", "b", "c"]))
+    assert _options.per_id(column).to_dict() == {"a": 2, "b": 1}
+
+
+def test_popularity_among_shared_users_lists_nothing_that_anybody_has(asked, planted):
+    _, methods, _ = asked("cross_domain", planted.source, planted.target)
+    (among,) = [method for method in methods if method.name == "popularity among shared users"]
+    recommender = among.fit(None)
+    lists = jaxrec.recommend(recommender, k=5)
+    seen = recommender.trained
+    encoder = recommender.encoder
+    assert not seen.contains(encoder.users.encode(lists["user"]), encoder.items.encode(lists["item"])).any()
+    assert len(seen) == len(methods[0].fit(None).trained)
+
+
+def test_strategies_are_checked_before_anything_is_pretrained(planted, monkeypatch):
+    monkeypatch.setattr("jaxrec.scenarios._platforms.fit", None)
+    with pytest.raises(ValueError, match="strategies among 'towers, fine-tuned'.*got \\['tower, frozen'\\]"):
+        scenarios.cross_platform(planted.source, planted.target, strategies=["tower, frozen"])
 
 
 def test_bad_calls_are_refused(planted, rated_world):

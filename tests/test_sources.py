@@ -134,6 +134,17 @@ class TestDistances:
         np.testing.assert_array_equal(y[:, 1:], [shares[each] for each in ("b", "c", "b|c", "c")])
         assert _distances.common_features(first, second, "item") is None
 
+    def test_of_many_entities_with_many_labels_some_are_drawn(self, monkeypatch):
+        users = pd.DataFrame({"user": range(40), "tag": [f"t{number}" for number in range(40)]})
+        rows = pd.DataFrame({"user": users["user"], "item": users["user"] % 3})
+        encoder = encoded(data.Frames(rows, users, None, data.Schema(user_features=(data.Categorical("tag"),)))).encoder
+        whole = _distances.common_features(encoder, encoder, "user")
+        monkeypatch.setattr(_distances, "_FEWEST", 10)
+        monkeypatch.setattr(_distances, "_CELLS", 800)
+        some = _distances.common_features(encoder, encoder, "user")
+        assert whole[0].shape == (40, 40) and some[0].shape == some[1].shape == (10, 40)
+        assert some[0].sum() == 10
+
 
 class TestEvidence:
     def test_is_the_density_maximised_over_both_precisions(self):

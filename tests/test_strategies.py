@@ -159,7 +159,7 @@ def test_adapters_have_no_adapters_and_integers_no_sum():
 
 def test_a_bottleneck_moves_all_rows_at_once_and_merges_exactly():
     model = MODELS["bottleneck"].model
-    start = model.init(jax.random.key(0))
+    start = model.init(jax.random.key(1))
     ours, base, batch = jax.jit(model.apply), jax.jit(model.base.apply), batch_of()
     np.testing.assert_array_equal(ours(start, batch, FEATURES), base(model.merge(start), batch, FEATURES))
     params = shaken(start)

@@ -489,9 +489,40 @@ def test_a_progress_bar_is_shown_when_asked(parts, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_default_optimiser_does_not_decay_biases_or_plain_regressions():
-    assert _fit._DEFAULT_OPTIMIZER is not _fit._DEFAULT_WITHOUT_TABLES
-    assert not models.Linear(context=3).tables
+def test_the_default_optimiser_leaves_coefficients_their_size():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=400), "user": np.arange(400), "group": np.arange(400) % 2})
+    frame["y"] = 4 * frame["x"] + 3 * frame["group"]
+    schema = data.Schema(item=None, target="y", context=(data.Numeric("x", scale=None),),
+                         user_features=(data.Categorical("group"),))  # fmt: skip
+    train = data.encode(data.Parts(frame, None, None), schema, users=frame[["user", "group"]]).train
+    model = models.Linear.for_data(train)
+    assert model.tables
+    fitted = jaxrec.fit(model, train, epochs=200, batch_size=50, progress=False)
+    assert float(fitted.params["context"]["kernel"][0]) == pytest.approx(4.0, abs=0.1)
+    assert fitted.history["loss"].iloc[-1] < 0.1
+
+
+def test_all_tables_of_embeddings_have_one_rate_by_default():
+    model = models.SharedSpecific(user_rows=40, item_rows=40, dim=2, domains=3)
+    features = FEATURES._replace(item_codes={"domain": jnp.asarray(np.arange(10)[:, None] % 4, jnp.int32)})
+    params = shaken(model.init(jax.random.key(0)))
+    state = train.init_state(model, params, _fit._DEFAULT_OPTIMIZER, batch_of(), features, key=jax.random.key(1))
+    before = jax.tree.map(np.asarray, state.params)
+    moved, _ = step(state, batch_of(), features, model=model, loss=BPR, optimizer=_fit._DEFAULT_OPTIMIZER)
+    first, second = (
+        np.abs(moved.params["user"][name] - before["user"][name]).max() for name in ("embedding", "specific")
+    )
+    assert min(first, second) > 0.009  # Adam's first step has the size of the rate
+
+
+def test_more_steps_than_batches_are_refused():
+    model, optimizer = MODELS["factorization"].model, optim.row_sparse(optax.sgd(0.1))
+    state = train.init_state(
+        model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(1)
+    )
+    with pytest.raises(ValueError, match="num_steps in 0 .. 5"):
+        train.train_epoch(state, stack_of(5), FEATURES, 8, model=model, loss=BPR, optimizer=optimizer)
 
 
 def test_parameters_of_another_model_are_refused(parts, factorization):

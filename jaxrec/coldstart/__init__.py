@@ -1,7 +1,7 @@
 """New users and items: add them, fold them in from a few interactions, and the methods that are trained for them."""
 
 from jaxrec._add import add
-from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
+from jaxrec._fold_in import fold_in, fold_in_odds, fold_in_squares, fold_in_values, prepare
 from jaxrec._types import FoldIn, Folding, ImplicitSquares, Prior
 from jaxrec.coldstart._aldi import aldi
 from jaxrec.coldstart._cfgan import cfgan
@@ -30,6 +30,7 @@ __all__ = [
     "clcrec",
     "dropoutnet",
     "fold_in",
+    "fold_in_odds",
     "fold_in_squares",
     "fold_in_values",
     "gar",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._recommender import Recommender
+from jaxrec.coldstart._backbone import reserve
 from jaxrec.coldstart._vectors import vectors_by_row
 from jaxrec.data import Dataset
 from jaxrec.models import ALDI
@@ -51,6 +52,7 @@ def aldi(
     References:
       Huang et al., Aligning distillation for cold-start item recommendation, SIGIR 2023.
     """
+    reserve(options, "aldi", "params", "freeze")
     tables = vectors_by_row(backbone, train)
     model = ALDI.for_data(
         train,

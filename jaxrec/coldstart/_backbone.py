@@ -17,7 +17,7 @@ from jaxrec.data._sides import Side
 from jaxrec.models import BackboneTowers
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
-_ROWS = 2**16  # users whose vectors are computed at once
+_ROWS = 2**16  # entities whose vectors are computed at once
 
 OPTIMIZER = optim.row_sparse(optax.adamw(1e-3, weight_decay=0.01))
 
@@ -86,6 +86,30 @@ def distinct(train: Dataset, side: Side) -> Dataset:
     return dataclasses.replace(train, weight=(1.0 / count[index]).astype(np.float32), target=None)
 
 
+def vectors_of(backbone: Recommender, entities: np.ndarray, side: Side) -> np.ndarray:
+    """The vectors that training gave these entities, float32; what was added since is folded in later, not twice.
+
+    Raises:
+      ValueError: one is not finite.
+    """
+    of_side = user_vectors if side == "user" else item_vectors
+    backbone = backbone.replace(seen=backbone.trained)
+    blocks = [
+        np.asarray(of_side(backbone, entities[start : start + _ROWS])) for start in range(0, len(entities), _ROWS)
+    ]
+    vectors = np.concatenate(blocks).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"The backbone's {side} vectors are not finite. Train it again with a smaller learning rate.")
+    return vectors
+
+
+def reserve(options: dict[str, Any], method: str, *names: str) -> None:
+    """Raises where options of ``fit`` are given that the method sets itself."""
+    for name in names:
+        if name in options:
+            raise TypeError(f"{method} sets {name}= of fit itself. Leave it out.")
+
+
 def _table(backbone: Recommender, train: Dataset, side: Side) -> dict[str, jax.Array]:
     entities = trained(train, side)
     count = backbone.trained.user_count if side == "user" else backbone.trained.item_count
@@ -95,14 +119,7 @@ def _table(backbone: Recommender, train: Dataset, side: Side) -> dict[str, jax.A
             f"The backbone was not trained on {missing} of the {len(entities)} {side}s with a table row. Give the "
             "training part that it was fitted on."
         )
-    vectors_of = user_vectors if side == "user" else item_vectors
-    backbone = backbone.replace(seen=backbone.trained)  # what was added since is folded in later, not twice
-    blocks = [
-        np.asarray(vectors_of(backbone, entities[start : start + _ROWS])) for start in range(0, len(entities), _ROWS)
-    ]
-    vectors = np.concatenate(blocks).astype(np.float32)
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"The backbone's {side} vectors are not finite. Train it again with a smaller learning rate.")
+    vectors = vectors_of(backbone, entities, side)
     row = np.asarray(train.features.user_row if side == "user" else train.features.item_row)[entities]
     rows = train.sizes.user_rows if side == "user" else train.sizes.item_rows
     table = np.zeros((rows, vectors.shape[1]), np.float32)

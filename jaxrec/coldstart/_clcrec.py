@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from jaxrec._recommender import Recommender
+from jaxrec.coldstart._backbone import reserve
 from jaxrec.coldstart._vectors import vectors_by_row
 from jaxrec.data import Dataset
 from jaxrec.models import CLCRec
@@ -49,13 +50,16 @@ def clcrec(
     References:
       Wei et al., Contrastive learning for cold-start recommendation, MM 2021.
     """
+    if backbone is not None:
+        reserve(options, "clcrec with a backbone", "params")
     tables = None if backbone is None else vectors_by_row(backbone, train)
     width = 64 if tables is None else tables["user"].shape[1]
     if tables is not None and dim not in (None, width):
         raise ValueError(f"Expected the backbone's dim {width}, got {dim}. Leave it out.")
     model = CLCRec.for_data(
-        train, dim=dim or width, hidden=hidden, code_dim=code_dim, temperature=temperature, alignment=alignment, mix=mix
-    )
+        train, dim=width if dim is None else dim, hidden=hidden, code_dim=code_dim, temperature=temperature,
+        alignment=alignment, mix=mix,
+    )  # fmt: skip
     if tables is not None:
         params = model.init(jax.random.key(options.get("seed", 0)))
         params["user"]["embedding"], params["item"]["embedding"] = tables["user"], tables["item"]

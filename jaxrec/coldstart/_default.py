@@ -1,5 +1,6 @@
 """The default for newcomers: it tries a few settings on held-out rows and says in words what it took."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Folding, ImplicitSquares
 from jaxrec.coldstart._mix import mix
 from jaxrec.data import Parts, Schema, encode, split_random
+from jaxrec.data._schema import need_columns
 from jaxrec.models import MatrixFactorization, TwoTower
 from jaxrec.ranking._vectors import everything, scorer
 from jaxrec.train import fit, fit_als, fit_content_knn
@@ -85,12 +87,13 @@ class ColdStart:
       is left, folding in by the weights that serve new users best; with item features, mixed
       with nearest neighbours by content (by all, or by the one feature that serves new items best), for new items and
       for known ones apart, and new items' scores stretched so that they compete with known ones;
-    - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, with early
-      stopping.
+    - a target such as a rating: a two-tower model, or a matrix factorization where there are no features, for as many
+      epochs as were best for a tenth of the rows.
 
     Args:
       schema: names the columns and features.
-      seconds: after which no further setting is tried, positive; one that runs is finished.
+      seconds: after which no further setting of a factorization, nor other neighbours, are tried, positive; one that
+        runs is finished, and what is chosen is mixed and trained on everything afterwards. A target is not bound by it.
       seed: of what is held out and of training.
 
     Attributes:
@@ -136,7 +139,11 @@ class ColdStart:
 
         Returns:
           Itself.
+
+        Raises:
+          ValueError: columns are missing, the frame is empty, or as for ``data.encode``.
         """
+        need_columns(interactions, self._schema.columns(), "interactions")
         if self._schema.target is not None:
             self._fit_target(interactions, users, items)
         else:
@@ -152,12 +159,14 @@ class ColdStart:
         found = encode(parts, self._schema, users=users, items=items)
         features = bool(self._schema.user_features or self._schema.item_features)
         model = (TwoTower if features else MatrixFactorization).for_data(found.train)
-        self._recommender = fit(model, found.train, validation=found.validation, seed=self._seed)
-        self.trials = self._recommender.history
-        error = self.trials["rmse"].min()
+        self.trials = fit(model, found.train, validation=found.validation, seed=self._seed).history
+        error, epochs = self.trials["rmse"].min(), int(self.trials["epoch"][self.trials["rmse"].argmin()])
+        whole = encode(Parts(interactions, None, None), self._schema, users=users, items=items).train
+        self._recommender = fit(type(model).for_data(whole), whole, epochs=epochs, seed=self._seed)
         self.explanation = (
             f"The data has a target ({self._schema.target}), so a {type(model).__name__} was trained on nine tenths of "
-            f"the rows until the error of the others was least: {error:.4g} in the target's unit. "
+            f"the rows until the error of the others was least: {error:.4g} in the target's unit, after {epochs} "
+            f"epoch{'s' * (epochs > 1)}; and then on all rows for as many. "
             + ("It reads features, so new users and items are predicted from them." if features else
                "There are no features, so new users and items are predicted as the average one.")
         )  # fmt: skip
@@ -190,7 +199,7 @@ class _Search:
             content, neighbours = self._neighbours(inner)
             weight = self._weights(best, neighbours, f"by {content[0]} alone" if content else "by content")
             if weight[1].any():
-                recommender = mix([recommender, fit_content_knn(whole, features=content)], weight, few=_FEW)
+                recommender = mix([recommender, self._knn(whole, content)], weight, few=_FEW)
             elif np.ptp(weight[0]) > 0:  # no neighbours, but a stretch of new items
                 recommender = mix([recommender], weight[:1], few=_FEW)
         self.owner._recommender = recommender
@@ -199,6 +208,10 @@ class _Search:
 
     def _als(self, dataset: Any, setting: _Setting) -> Recommender:
         return fit_als(dataset, epochs=10, content=self.content, seed=self.seed, **setting.options)
+
+    def _knn(self, dataset: Any, features: list[str] | None) -> Recommender:
+        """Neighbours read what a user touched, and not how much that weighs."""
+        return fit_content_knn(dataclasses.replace(dataset, weight=None), features=features)
 
     def _held_out(self, interactions: pd.DataFrame) -> tuple[pd.DataFrame, list[_Task]]:
         """A training part, and what it lacks as tasks."""
@@ -249,6 +262,9 @@ class _Search:
         elif revealed is not None:
             recommender = add(recommender, interactions=revealed)
         exclude = task.revealed[-1] if task.revealed else None  # the same candidates whatever is known
+        unknown = task.candidates[recommender.encoder.items.encode(task.candidates) == 0]
+        if len(unknown):  # held out, and not in the frame of items
+            recommender = add(recommender, items=unknown)
         k = min(20, len(task.candidates))
         name = f"ndcg@{k}"
         options: dict[str, Any] = {"ks": (k,), "candidates": task.candidates, "exclude": exclude, "draws": 1}
@@ -324,7 +340,7 @@ class _Search:
             if found and time.monotonic() > self.end:
                 break
             start, value = time.monotonic(), 0.0
-            recommender = fit_content_knn(inner, features=option)
+            recommender = self._knn(inner, option)
             if task:
                 value = self._value(recommender, task)
                 what = f"neighbours by {option[0] if option else 'all content'}"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxrec import _tree, losses
 from jaxrec._expect import one_of
-from jaxrec._types import Batch, Features, Params
+from jaxrec._types import Batch, Features, Link, Params
 from jaxrec.coldstart._mirrored import mirrored
 from jaxrec.data import Dataset
 from jaxrec.data._sides import Side
@@ -153,7 +153,7 @@ class InnerLoop:
         """One step."""
         return jax.tree.map(lambda leaf, grad: leaf - self.rate * grad, own, grads)
 
-    def chosen(self, model: Model, data: Dataset) -> tuple["InnerLoop", Literal["identity", "sigmoid"]]:
+    def chosen(self, model: Model, data: Dataset) -> tuple["InnerLoop", Link]:
         """With a loss, and the negatives that it needs with this data; and the link that goes with it."""
         name = self.loss
         if name is None and data.target is None and getattr(model, "link", None) != "sigmoid":
@@ -165,7 +165,7 @@ class InnerLoop:
 
     def drawn(self, data: Dataset) -> int:
         """Negatives of each row of this data."""
-        return 0 if data.target is not None and self.loss in ("mse", "sigmoid_cross_entropy") else self.negatives
+        return 0 if data.target is not None and self.loss in losses.POINTWISE else self.negatives
 
 
 @dataclasses.dataclass(frozen=True)

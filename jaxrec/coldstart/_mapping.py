@@ -14,7 +14,7 @@ from jaxrec._types import Params
 from jaxrec.coldstart._backbone import OPTIMIZER, check, distinct, need_features, over, penalty_alone, trained, width_of
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset
-from jaxrec.data._sides import Side
+from jaxrec.data._sides import Side, label_shares
 from jaxrec.models import BackboneTowers, ContentMap
 from jaxrec.train import fit
 
@@ -142,8 +142,5 @@ def content_inputs(train: Dataset, side: Side, entities: np.ndarray) -> dict[str
         inputs[""] = np.asarray(dense)[entities]
     for name, rows in dict(getattr(train.sizes, f"{side}_codes")).items():
         codes = np.asarray(features[f"{side}_codes"][name])[entities]
-        share = np.zeros((len(codes), rows), np.float32)
-        np.add.at(share, (np.arange(len(codes))[:, None], codes), 1.0)
-        share = share[:, 1:]  # column 0 is padding and labels that training did not see
-        inputs[name] = share / np.maximum(share.sum(axis=1, keepdims=True), 1.0)
+        inputs[name] = label_shares(codes, rows, np.float32)
     return inputs

@@ -26,8 +26,8 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
       adds count, and a user's first ones move the user to the next weights.
 
     Raises:
-      ValueError: there is no part, the parts are not of the same data, weights are not finite or of another shape, or
-        two parts fold interactions in differently.
+      ValueError: there is no part, the parts are not of the same data or number it differently, weights are not finite
+        or of another shape, or two parts fold interactions in differently.
     """
     parts = list(parts)
     weight = np.asarray(weight, np.float32)
@@ -41,6 +41,13 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
                 f"Expected recommenders of the same training data and link, got {first!r} and {other!r}. Train each "
                 "on the same dataset, and mix them before anything is added."
             )
+        for side in ("user_row", "item_row"):
+            if not np.array_equal(*(getattr(each.encoder.features, side) for each in (first, other))):
+                raise ValueError(
+                    f"Expected recommenders whose {side.removesuffix('_row')}s have the same rows in their tables, got "
+                    f"{first!r} and {other!r}. What coldstart.meta_learn gives knows no user (item) by its own row: "
+                    "mix it with others of its kind."
+                )
     if weight.shape not in ((len(parts), 3), (len(parts), 3, 3)) or not np.isfinite(weight).all():
         raise ValueError(
             f"Expected finite weights of shape ({len(parts)}, 3): a row per recommender, for items that are cold, "

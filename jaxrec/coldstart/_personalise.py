@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -71,7 +72,8 @@ def personalise(
     data = Dataset(recommender.encoder, seen.user, seen.item, seen.value)
     inner, _ = inner.chosen(model.base, data)
     pool = pool_of(recommender.trained, side)
-    start, copies = model.unwrap(recommender.params), recommender.params["personal"]
+    start = model.unwrap(recommender.params)
+    copies = jax.tree.map(jnp.copy, recommender.params["personal"])  # written in place, block by block
     block = _block(copies, len(chosen))
     grouped = seen if side == "user" else seen.turned()
     rng = np.random.default_rng(seed)
@@ -93,7 +95,7 @@ def _block(copies: Params, number: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "inner"))
+@functools.partial(jax.jit, static_argnames=("model", "inner"), donate_argnames=("copies",))
 def _adapted(
     start: Params,
     copies: Params,

@@ -1,13 +1,13 @@
 """What a trained factorisation says of users and items, as tables by row for a model that is trained on top of it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
-from jaxrec.coldstart._backbone import check
+from jaxrec.coldstart._backbone import check, vectors_of
 from jaxrec.data import Dataset
-from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 
 def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array]:
@@ -18,21 +18,22 @@ def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array
     that a sigmoid of them says something and networks get inputs of a known size.
 
     Raises:
-      ValueError: the backbone does not factorise, or its entity indices are not those of ``train``.
+      ValueError: the backbone does not factorise or has vectors that are not finite, or its entity indices are not
+        those of ``train``.
     """
     check(backbone, train)
-    backbone = backbone.replace(seen=backbone.trained)  # as training left it: nothing that was added is folded in
     sizes, features = train.sizes, train.features
     users = _entity_of_row(features.user_row, sizes.user_rows)
     items = _entity_of_row(features.item_row, sizes.item_rows)
-    tables = {"user": user_vectors(backbone, users), "item": item_vectors(backbone, items)}
-    known = {"user": users > 0, "item": items > 0}
-    return {side: _scaled(table, known[side]) for side, table in tables.items()}
+    return {
+        "user": _scaled(vectors_of(backbone, users, "user"), users > 0),
+        "item": _scaled(vectors_of(backbone, items, "item"), items > 0),
+    }
 
 
-def _scaled(table: jax.Array, known: np.ndarray) -> jax.Array:
-    size = float(np.sqrt(np.mean(np.square(np.asarray(table)[known])))) if known.any() else 0.0
-    return table * (table.shape[1] ** -0.25 / size) if size > 0 else table
+def _scaled(table: np.ndarray, known: np.ndarray) -> jax.Array:
+    size = float(np.sqrt(np.mean(np.square(table[known])))) if known.any() else 0.0
+    return jnp.asarray(table * np.float32(table.shape[1] ** -0.25 / size) if size > 0 else table)
 
 
 def _entity_of_row(row: Array, rows: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jaxrec._expect import one_of
 from jaxrec.data._schema import Schema, need_columns, numbers, times, weights
-from jaxrec.data._vocabulary import Vocabulary
+from jaxrec.data._vocabulary import Vocabulary, check_exact
 
 
 class Cleaned(NamedTuple):
@@ -49,8 +49,8 @@ def clean(
       The frame and the report. Integer ids that a missing value had made floats are integers again.
 
     Raises:
-      ValueError: a column is missing, a target is no number, a weight is negative, a policy is ``"error"`` and finds
-        something, or no row is left.
+      ValueError: a column is missing, ids are floats beyond 2^53, which have lost digits, a target is no number, a
+        weight is negative, a policy is ``"error"`` and finds something, or no row is left.
       TypeError: ids of mixed types.
     """
     one_of(missing, ("drop", "error"), "missing")
@@ -82,6 +82,7 @@ def clean(
     for name in (schema.user, schema.item):
         if name is not None:
             if pd.api.types.is_float_dtype(kept[name]) and (kept[name] % 1 == 0).all():
+                check_exact(kept[name])
                 kept = kept.astype({name: "int64"})  # integers that a missing value had made floats
             Vocabulary.fit(kept[name])  # refuses mixed types
     if schema.weight is not None:
@@ -121,7 +122,7 @@ def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *,
     last = frame.iloc[order].duplicated(pair, keep="last").to_numpy()
     kept = frame.iloc[np.sort(order[~last])]
     if mean and schema.target is not None:
-        of_pair = frame.groupby(pair, sort=False)[schema.target].mean()
+        of_pair = frame.groupby(pair, sort=False, observed=True)[schema.target].mean()
         index = pd.MultiIndex.from_frame(kept[pair])
         kept = kept.assign(**{schema.target: of_pair.reindex(index).to_numpy()})
     return kept
@@ -129,8 +130,8 @@ def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *,
 
 def _core(frame: pd.DataFrame, user: str, item: str, min_user: int, min_item: int) -> pd.DataFrame:
     while len(frame):
-        few = (frame.groupby(user)[user].transform("size") < min_user) | (
-            frame.groupby(item)[item].transform("size") < min_item
+        few = (frame.groupby(user, observed=True)[user].transform("size") < min_user) | (
+            frame.groupby(item, observed=True)[item].transform("size") < min_item
         )
         if not few.any():
             break

@@ -134,6 +134,9 @@ class Encoder:
         user, item = self.schema.user, self.schema.item
         if user is None or item is None:
             raise ValueError("Pairs need users and items. Name both columns in the schema.")
+        if not len(frame) and {user, item} <= set(frame.columns):
+            none = np.zeros(0, np.int32)
+            return Interactions(none, none, len(self.features.user_row), len(self.features.item_row))
         need_columns(frame, (user, item), "pairs")
         return Dataset(self, self.users.encode(frame[user]), self.items.encode(frame[item])).interactions
 
@@ -208,6 +211,8 @@ class Encoder:
             frame = entity_frame(new, column, specs, side)
             new = new[column]
         vocabulary = self.vocabulary(side).extend(new)
+        if frame is None and len(vocabulary) == len(self.vocabulary(side)):
+            return self  # an encoder of its own would be put on the device again
         features = self.features._asdict()
         size, needed = len(features[f"{side}_row"]), len(vocabulary) + 1
         while size < needed:
@@ -400,7 +405,7 @@ class Dataset:
             return Interactions(none, none, 1, 1)
         if self.user.all() and self.item.all() and (self.time is None or _ascending(self.time)):
             size = len(self.features.user_row), len(self.features.item_row)
-            return Interactions(self.user, self.item, *size, self.target)
+            return Interactions(self.user, self.item, *size, self.target, self.weight)
         order = np.arange(len(self)) if self.time is None else np.argsort(self.time, kind="stable")
         order = order[(self.user[order] > 0) & (self.item[order] > 0)]
         return Interactions(
@@ -408,7 +413,7 @@ class Dataset:
             self.item[order],
             len(self.features.user_row),
             len(self.features.item_row),
-            None if self.target is None else self.target[order],
+            *(None if each is None else each[order] for each in (self.target, self.weight)),
         )
 
     def subset(self, rows: np.ndarray) -> "Dataset":

@@ -22,6 +22,7 @@ class Interactions:
       num_users: more than any user index.
       num_items: more than any item index.
       value: float32 ``[rows]``, scaled targets; None for implicit feedback.
+      weight: float32 ``[rows]``; None where all weigh 1.
     """
 
     user: np.ndarray
@@ -29,6 +30,7 @@ class Interactions:
     num_users: int
     num_items: int
     value: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
     __eq__ = _values.equal
 
@@ -41,13 +43,13 @@ class Interactions:
 
     def append(self, other: "Interactions") -> "Interactions":
         """These pairs followed by the others."""
-        values = [each.value for each in (self, other) if each.value is not None]
         both = Interactions(
             np.concatenate([self.user, other.user]),
             np.concatenate([self.item, other.item]),
             max(self.num_users, other.num_users),
             max(self.num_items, other.num_items),
-            np.concatenate(values) if len(values) == 2 else None,
+            _joined(self.value, other.value),
+            _joined(self.weight, other.weight),
         )
         if "order" in self.__dict__:  # grouping all rows again would take a second for ten millions
             order = grouped(other.user)
@@ -59,19 +61,19 @@ class Interactions:
         """The same rows of as many or more users and items."""
         if (num_users, num_items) == (self.num_users, self.num_items):
             return self
-        other = Interactions(self.user, self.item, num_users, num_items, self.value)
+        other = Interactions(self.user, self.item, num_users, num_items, self.value, self.weight)
         if "order" in self.__dict__:
             other.__dict__["order"] = self.order
         return other
 
     def part(self, rows: slice) -> "Interactions":
         """Some of the rows, of the same numbers of users and items."""
-        value = None if self.value is None else self.value[rows]
-        return Interactions(self.user[rows], self.item[rows], self.num_users, self.num_items, value)
+        value, weight = (None if each is None else each[rows] for each in (self.value, self.weight))
+        return Interactions(self.user[rows], self.item[rows], self.num_users, self.num_items, value, weight)
 
     def turned(self) -> "Interactions":
         """The same rows with users and items in each other's place."""
-        return Interactions(self.item, self.user, self.num_items, self.num_users, self.value)
+        return Interactions(self.item, self.user, self.num_items, self.num_users, self.value, self.weight)
 
     @functools.cached_property
     def user_count(self) -> np.ndarray:
@@ -159,3 +161,7 @@ class Interactions:
             at = np.minimum(np.searchsorted(self._keys, maybe), len(self._keys) - 1)
             found[found] = self._keys[at] == maybe
         return found
+
+
+def _joined(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or second is None else np.concatenate([first, second])

@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,15 @@ class Frames(NamedTuple):
     schema: Schema
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """A CSV (``.csv``), tab-separated (``.tsv``), Parquet (``.parquet``) or JSON-lines (``.jsonl``) file.
 
     Text files may be compressed (``.gz``). Parquet needs the extra ``data``.
+
+    Args:
+      path: of the file.
+      dtype: of columns of a CSV or tab-separated file, by name. There a column of digits alone is read as integers,
+        ``012`` as 12: say ``dtype={"item": str}`` where leading zeros tell ids apart.
 
     Raises:
       ValueError: the suffix is none of these.
@@ -38,9 +44,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
     path = _existing(path)
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind == ".csv":
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=dtype, low_memory=False)  # in pieces ids might be numbers here and text there
     if kind == ".tsv":
-        return pd.read_csv(path, sep="\t")
+        return pd.read_csv(path, sep="\t", dtype=dtype, low_memory=False)
+    if dtype is not None and kind in (".parquet", ".jsonl"):
+        raise ValueError(f"dtype= is for CSV and tab-separated files: {path.name!r} says itself what its columns are.")
     if kind == ".parquet":
         return pd.read_parquet(path)
     if kind == ".jsonl":

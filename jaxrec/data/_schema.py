@@ -186,5 +186,5 @@ def times(frame: pd.DataFrame, column: str) -> np.ndarray:
             raise ValueError(
                 f"The time column {column!r} has {int(values.isna().sum())} missing values. Drop those rows."
             )
-        return values.astype("int64").to_numpy(dtype=np.float64)
+        return values.dt.as_unit("us").astype("int64").to_numpy(dtype=np.float64)  # files may differ in resolution
     return finite(frame, column, "time")

@@ -81,3 +81,12 @@ def grown(values: np.ndarray | None, size: int) -> np.ndarray | None:
     if values is None:
         return None
     return np.concatenate([values, np.repeat(values[:1], size - len(values), axis=0)])
+
+
+def label_shares(codes: np.ndarray, number: int, dtype: Any) -> np.ndarray:
+    """``[entities, number - 1]``: each label's part of an entity's labels, those of code 0 (padding, unknown) left
+    out; zeros where an entity has none."""
+    share = np.zeros((len(codes), number), dtype)
+    np.add.at(share, (np.arange(len(codes))[:, None], codes), 1.0)
+    share = share[:, 1:]
+    return share / np.maximum(share.sum(axis=1, keepdims=True), 1.0)

@@ -137,6 +137,8 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
     if array.dtype.kind in "iu":
         wide = np.uint64 if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max else np.int64
         return "int", array.astype(wide, copy=False)
+    if pd.api.types.infer_dtype(array, skipna=False) == "string":  # soon said, and what most ids are
+        return "str", array
     types = {int if issubclass(type(value), np.integer) else type(value) for value in array}
     if len(types) > 1:
         names = ", ".join(sorted(kind.__name__ for kind in types))
@@ -150,6 +152,7 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
     if only is float and any(value != value for value in array) or only is type(None):
         raise ValueError("Some ids are missing (None or NaN). Drop them with data.clean.")
     if only is float and all(value.is_integer() for value in array):
+        check_exact(pd.Series(array.astype(np.float64), name="the column"))
         raise TypeError(
             f"Expected ids that are integers or strings, got floats such as {array[0]!r}: integers become floats where "
             "a value is missing. Drop missing rows and convert with .astype('int64')."
@@ -159,6 +162,16 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
     except TypeError:
         raise TypeError(f"Expected hashable ids, got {only.__name__}. Convert them, for example to tuples.") from None
     return ("str" if issubclass(only, str) else "other"), array
+
+
+def check_exact(values: pd.Series) -> None:
+    """Raises where floats are so large that integers next to each other had become one."""
+    large = values[values.abs() >= 2.0**53]
+    if len(large):
+        raise ValueError(
+            f"{len(large)} ids in {values.name!r} are floats beyond 2^53, such as {large.iloc[0]!r}: digits are lost, "
+            "and different ids may have become one. Read the column with dtype='Int64' or as strings."
+        )
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
@@ -174,7 +187,7 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 def _distinct(kind: Kind, array: np.ndarray) -> np.ndarray:
     if kind == "int":
         return distinct(array)
-    ordered = sorted(set(array))
+    ordered = sorted(pd.unique(array)) if kind == "str" else sorted(set(array))
     ids = np.empty(len(ordered), dtype=object)
     ids[:] = ordered
     return ids

@@ -55,8 +55,9 @@ def evaluate(
     training interaction), ``few-shot users`` (1 to 10), ``warm users``; ``cold items`` and ``warm items`` (only those
     are relevant; all candidates are still ranked). Slices that are empty or the same as ``all`` are left out.
 
-    Rating: ``rmse``, ``mse``, ``mae`` over all rows and, where targets are 0 or 1, ``log_loss``, ``auc``, ``accuracy``
-    and ``calibration_error``; intervals by resampling users (rows, for data without users).
+    Rating: ``rmse``, ``mse``, ``mae`` over all rows and, where targets are 0 or 1 and the model gives probabilities
+    (``loss="sigmoid_cross_entropy"``), ``log_loss``, ``auc``, ``accuracy`` and ``calibration_error``; intervals by
+    resampling users (rows, for data without users).
 
     Args:
       model: a recommender, or any function of raw user ids and raw item ids (arrays) that returns their scores
@@ -64,7 +65,9 @@ def evaluate(
       test: held-out interactions. A frame may hold users and items that a recommender does not know: they are added
         as cold ones.
       ks: cut-offs, by default 10 and 20, or as many as there are candidates.
-      task: by default ``"rating"`` where the schema names a target, else ``"ranking"``.
+      task: by default ``"ranking"`` where the schema names no target, the recommender was trained by a loss of ranking,
+        or ``relevant_from`` is given, else ``"rating"``, which reads none of the arguments from here to
+        ``exclude_seen``.
       relevant_from: ranking of data with a target: lowest target of a relevant row; None for every row.
       seen: the training part, for a function; a recommender knows its own.
       candidates: raw ids of the items that are ranked, by default the whole catalogue. Or a frame with the schema's
@@ -96,7 +99,15 @@ def evaluate(
             raise TypeError("mesh= needs a recommender: a function computes where it likes. Leave mesh= out.")
         subject = subject._replace(model=subject.model.on(mesh))
     if task is None:
-        task = "ranking" if test.target is None else "rating"
+        ordered = isinstance(subject.model, Recommender) and subject.model.link == "rank"
+        given = {"ks": ks, "relevant_from": relevant_from, "candidates": candidates, "exclude": exclude}
+        asked = [name for name, value in given.items() if value is not None]
+        task = "ranking" if test.target is None or ordered or relevant_from is not None else "rating"
+        if task == "rating" and asked:
+            raise ValueError(
+                f"{asked[0]}= is of ranked lists, and rows with a target are compared with it one by one. Say "
+                "task='ranking', and with relevant_from= which targets are relevant; or leave it out."
+            )
     if task == "rating":
         if not isinstance(subject.model, Recommender):
             raise TypeError("Row-wise metrics need a recommender. A function can be evaluated with task='ranking'.")
@@ -110,6 +121,8 @@ def evaluate(
     else:
         chosen = padded(np.unique(own.item), len(subject.encoder.features.item_row)).astype(np.int32)
     live = int((chosen > 0).sum())
+    if isinstance(ks, int):
+        raise TypeError(f"Expected a sequence of cut-offs for ks, got {ks}. Say ks=({ks},).")
     ks = tuple(sorted({min(k, live) for k in (10, 20)})) if ks is None else tuple(ks)
     if not ks or not all(1 <= k <= live for k in ks):
         raise ValueError(
@@ -166,6 +179,8 @@ def _prepared(
     model: Recommender | Scores, test: Dataset | pd.DataFrame, seen: Dataset | None
 ) -> tuple[_Subject, Dataset]:
     if isinstance(model, Recommender):
+        if seen is not None:
+            raise TypeError("A recommender knows what it was trained on. Leave seen= out; exclude= takes further rows.")
         if isinstance(test, pd.DataFrame):
             schema = model.encoder.schema
             ids = {"users": schema.user, "items": schema.item}
@@ -180,8 +195,10 @@ def _prepared(
         expect(model, Recommender, "model")
     if not isinstance(test, Dataset) or seen is None:
         raise TypeError("For a function, give test and seen= (the training part) as datasets of one encoder.")
+    expect(seen, Dataset, "seen")
     test.encoder.check(seen.encoder)
-    return _Subject(model, test.encoder, seen.interactions, seen.interactions), test
+    known = seen.interactions.sized(len(test.features.user_row), len(test.features.item_row))
+    return _Subject(model, test.encoder, known, known), test
 
 
 def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Interactions]:
@@ -189,6 +206,7 @@ def _extra(encoder: Encoder, exclude: Dataset | pd.DataFrame | None) -> list[Int
         return []
     if isinstance(exclude, pd.DataFrame):
         return [encoder.pairs(exclude)]
+    expect(exclude, Dataset, "exclude")
     encoder.check(exclude.encoder)
     return [exclude.interactions]
 

@@ -65,7 +65,7 @@ def bootstrap_bounds(
     if users > _MANY:
         half = statistics.NormalDist().inv_cdf((1 + level) / 2) * values.std(axis=0) / math.sqrt(users)
         return values.mean(axis=0) - half, values.mean(axis=0) + half
-    means = np.concatenate([counts @ values / users for counts in _counts(users, draws, seed)])
+    means = np.concatenate([counts @ values / users for counts in resampled(users, draws, seed)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
@@ -82,10 +82,10 @@ def bootstrap_statistic(
       seed: of ``numpy.random.default_rng``.
     """
     groups = int(group.max()) + 1
-    return np.array([statistic(count[group]) for counts in _counts(groups, draws, seed) for count in counts])
+    return np.array([statistic(count[group]) for counts in resampled(groups, draws, seed) for count in counts])
 
 
-def _counts(users: int, draws: int, seed: int):
+def resampled(users: int, draws: int, seed: int):
     """How often each user is drawn, in blocks of draws."""
     rng = np.random.default_rng(seed)
     block = max(1, _CELLS // users)

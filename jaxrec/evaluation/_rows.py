@@ -1,18 +1,20 @@
 """Evaluation row by row: errors of predicted targets, and of probabilities."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset
 from jaxrec.evaluation import _pointwise
-from jaxrec.evaluation._intervals import bootstrap_statistic
+from jaxrec.evaluation._intervals import bootstrap_statistic, resampled
 from jaxrec.evaluation._report import Report
 from jaxrec.ranking._recommend import predict
 
 _ERRORS = ("rmse", "mse", "mae")
-_OF_PROBABILITIES = ("log_loss", "auc", "accuracy", "calibration_error")
-NAMES = (*_ERRORS, *_OF_PROBABILITIES)
+OF_PROBABILITIES = ("log_loss", "auc", "accuracy", "calibration_error")
+NAMES = (*_ERRORS, *OF_PROBABILITIES)
 _DRAWS = 200  # an interval of a figure that is no mean takes a pass over all rows per draw
 
 
@@ -20,11 +22,21 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
     """The row-wise half of ``evaluate``."""
     if test.target is None:
         raise ValueError("Row-wise metrics need a target. Name the column in the schema, or use task='ranking'.")
+    if recommender.link == "rank":
+        raise ValueError(
+            "The recommender was trained by a loss of ranking: its scores order items and predict no targets. Use "
+            "task='ranking', or train with loss='mse' or 'sigmoid_cross_entropy'."
+        )
     predictions = predict(recommender, test)
+    if np.isnan(predictions).any():
+        raise ValueError(
+            f"{int(np.isnan(predictions).sum())} of {len(test)} predictions are NaN, so there is no error to measure. "
+            "Look for NaN in the parameters or features."
+        )
     targets = recommender.encoder.original_target(test.target.astype(np.float64))
     metrics = _ERRORS
     if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
-        metrics += _OF_PROBABILITIES
+        metrics += OF_PROBABILITIES
     tables = []
     for name, chosen in _slices(recommender, test).items():
         if name == "all" or chosen.any() and not chosen.all():
@@ -57,17 +69,42 @@ def _figures(
     """Figures over all rows, with intervals by resampling users, or rows where there are none."""
     group = np.arange(len(targets)) if users is None else np.unique(users, return_inverse=True)[1]
     count = 0 if users is None else int(group.max()) + 1
+    values_of = _drawn(metrics, predictions, targets, group, draws, seed)
     rows = []
     for metric in metrics:
-        function = getattr(_pointwise, metric)
-
-        def of_weight(weight: np.ndarray, function=function) -> float:
-            return function(predictions, targets, weight=weight)
-
-        values = bootstrap_statistic(of_weight, group, draws=draws, seed=seed)
+        function, values = getattr(_pointwise, metric), values_of[metric]
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         rows.append((metric, function(predictions, targets), low, high, count, len(targets)))
     return pd.DataFrame(rows, columns=["metric", "mean", "low", "high", "users", "rows"])
+
+
+def _drawn(
+    metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarray, group: np.ndarray, draws: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Each figure under resamplings of the groups. Means of rows need the groups' sums alone; the others take a pass
+    over all rows for each."""
+    of_row = _by_row(metrics, predictions, targets)
+    count = np.bincount(group)
+    sums = np.stack([np.bincount(group, values) for values in of_row.values()], axis=1)
+    means = np.concatenate([counts @ sums / (counts @ count)[:, None] for counts in resampled(len(count), draws, seed)])
+    found = dict(zip(of_row, means.T, strict=True))
+    found["rmse"] = np.sqrt(found["mse"])
+    for metric in set(metrics) - set(found):
+        of_weight = functools.partial(getattr(_pointwise, metric), predictions, targets)
+        found[metric] = bootstrap_statistic(
+            lambda weight, of=of_weight: of(weight=weight), group, draws=draws, seed=seed
+        )
+    return found
+
+
+def _by_row(metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """What figures are the means of, row by row."""
+    error = predictions - targets
+    found = {"mse": error**2, "mae": np.abs(error)}
+    if "log_loss" in metrics:
+        found["log_loss"] = _pointwise.log_losses(predictions, targets)
+        found["accuracy"] = _pointwise.hits(predictions, targets)
+    return found
 
 
 def _per_user(
@@ -78,13 +115,9 @@ def _per_user(
     index = np.arange(len(test)) if test.user is None else test.user[known]
     users, group = np.unique(index, return_inverse=True)
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(group, values[known]) / np.bincount(group)
-
-    error = predictions - targets
-    values = {"rmse": np.sqrt(mean(error**2)), "mse": mean(error**2), "mae": mean(np.abs(error))}
-    if "log_loss" in metrics:
-        values["log_loss"] = mean(_pointwise.log_losses(predictions, targets))
-        values["accuracy"] = mean(_pointwise.hits(predictions, targets))
+    count = np.bincount(group)
+    of_row = _by_row(metrics, predictions[known], targets[known])
+    means = {name: np.bincount(group, values) / count for name, values in of_row.items()}
+    values = {"rmse": np.sqrt(means["mse"]), **means}
     raw = users if test.user is None else recommender.encoder.users.decode(users)
     return pd.DataFrame({"slice": "all", "user": raw, **values})

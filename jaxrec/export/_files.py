@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrec._recommender import Recommender
 from jaxrec.data import Encoder, TfidfSVD
-from jaxrec.export._pack import is_custom, pack, unpack
+from jaxrec.export._pack import customs, pack, unpack
 
 _FORMAT, _VERSION = "jaxrec", 2
 
@@ -31,8 +31,16 @@ def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:
       path: of the file; a folder that does not exist is made.
 
     Raises:
-      TypeError: ids are of a type that cannot be stored without pickle.
+      TypeError: ids are of a type that cannot be stored without pickle, or a model has parts of different classes of
+        your own.
     """
+    own = customs(value.model) if isinstance(value, Recommender) else []
+    if any(each != own[0] for each in own):
+        names = ", ".join(type(each).__name__ for each in own)
+        raise TypeError(
+            f"Cannot store models of classes of your own that differ, {names}: "
+            "load(path, model=...) takes one. Save their recommenders one by one and mix them again."
+        )
     arrays: dict[str, np.ndarray] = {}
     tree = pack(value, arrays)
     manifest = {
@@ -86,7 +94,7 @@ def load(path: str | Path, *, model: Any = None) -> Any:
     value = unpack(manifest["tree"], arrays, custom=model)
     if not isinstance(value, Recommender | Encoder | TfidfSVD):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a recommender, an encoder or a TfidfSVD.")
-    if model is not None and not (isinstance(value, Recommender) and is_custom(value.model)):
+    if model is not None and not (isinstance(value, Recommender) and customs(value.model)):
         raise ValueError(f"{path} needs no model from you: it holds {value}. Leave model= out.")
     return value
 

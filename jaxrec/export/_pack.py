@@ -90,10 +90,15 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
     return _CLASSES[packed["class"]](**fields)
 
 
-def is_custom(model: Any) -> bool:
-    """Whether a model is of a class of the user's own, which a file cannot hold."""
-    kind = type(model)  # a subclass of one of ours is the user's own
-    return is_custom(model.base) if kind in (models.LoRA, models.Bottleneck) else kind not in _MODELS
+def customs(value: Any) -> list[Any]:
+    """The models in a model, or itself, that are of a class of the user's own, which a file cannot hold."""
+    if isinstance(value, tuple):
+        return [found for each in value for found in customs(each)]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return []
+    if type(value) is not _CLASSES.get(type(value).__name__):  # a subclass of one of ours is the user's own
+        return [value]
+    return [found for field in dataclasses.fields(value) for found in customs(getattr(value, field.name))]
 
 
 def _pack_all(values: dict[str, Any], arrays: dict[str, np.ndarray], name: str) -> dict[str, Any]:

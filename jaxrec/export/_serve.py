@@ -12,7 +12,8 @@ from pathlib import Path
 import jax.export
 import numpy as np
 
-FORMAT, VERSION = "jaxrec artefact", 1
+FORMAT, VERSION = "jaxrec artefact", 2
+_ROWS = 4096  # pairs that are scored at once
 
 
 def load(folder):
@@ -21,7 +22,7 @@ def load(folder):
 
 
 class Artefact:
-    """Compiled functions with their arrays. Platforms: cpu, cuda and tpu."""
+    """Lowered functions with their arrays. Platforms: cpu, cuda and tpu."""
 
     def __init__(self, folder):
         folder = Path(folder)
@@ -65,7 +66,8 @@ class Artefact:
             {raw: at for at, raw in enumerate(ids, 1)} for ids in (self._users, self._items)
         )
         self._seen = {
-            name: flat[f"seen/{name}"] for name in ("start", "item", "added_start", "added_item", "added_value")
+            name: flat[f"seen/{name}"]
+            for name in ("start", "item", "added_start", "added_item", "added_value", "added_weight")
         }
 
     def recommend(self, users, *, k=None, touched=None, values=None, exclude=(), exclude_seen=True):
@@ -76,7 +78,7 @@ class Artefact:
             ``touched`` makes known.
           k: length of the lists, at most the artefact's; by default 10, or the artefact's if that is less.
           touched: for each user a list of raw items touched since the artefact was made; unknown ones are ignored.
-          values: their targets, where the model was trained on targets.
+          values: their targets, where the model was trained on targets. Each item weighs 1.
           exclude: raw items for nobody.
           exclude_seen: whether to leave out what a user has touched.
         """
@@ -87,84 +89,96 @@ class Artefact:
         if not 1 <= k <= most:
             raise ValueError(f"Expected k in 1 .. {most}, the length the artefact was made for, got {k}.")
         users = _listed(users, "users")
-        if not users:
-            return []
-        inputs, lists = self._inputs(users, touched, values)
         exclude = _listed(exclude, "exclude")
         _same_kind(exclude, self._items, "exclude")
         none = {self._item_index[item] for item in exclude if item in self._item_index}
-        gone = [sorted(none | (set(items) if exclude_seen else set())) for items in lists]
-        inputs["exclude"] = _grid(gone, np.int32, at_least=1)
-        found = self._functions["recommend"].call(self._arrays, inputs)
-        item, score = np.asarray(found["item"])[:, :k], np.asarray(found["score"])[:, :k]
-        return [
-            [(self._items[i - 1], float(s)) for i, s in zip(row, scores, strict=True) if i > 0]
-            for row, scores in zip(item, score, strict=True)
-        ]
+        told = self._told(users, touched, values)
+        lists = []
+        for start in range(0, len(users), self.manifest["users_at_once"]):
+            part = {name: rows[start : start + self.manifest["users_at_once"]] for name, rows in told.items()}
+            inputs = self._inputs(part)
+            gone = [sorted(none | (set(items) if exclude_seen else set())) for items in part["items"]]
+            inputs["exclude"] = _grid(gone, np.int32)
+            found = self._call("recommend", inputs)
+            lists += [
+                [(self._items[i - 1], float(s)) for i, s in zip(row, scores, strict=True) if i > 0]
+                for row, scores in zip(found["item"][:, :k], found["score"][:, :k], strict=True)
+            ][: len(gone)]
+        return lists
 
     def score(self, users=None, items=None, *, context=None, touched=None, values=None):
         """Predictions for pairs, in the target's unit; ``context`` in the data's own unit, where the model has one."""
         width = self.manifest["context"]
         users = None if users is None else _listed(users, "users")
         rows = np.zeros((0, 0), np.float32) if context is None else np.asarray(context, np.float32).reshape(-1, width)
-        inputs, _ = self._inputs([None] * len(rows) if users is None else users, touched, values)
+        told: dict = self._told([None] * len(rows) if users is None else users, touched, values)
+        sizes = {len(told["user"])}
         if self.manifest["has_items"]:
             items = _listed(() if items is None else items, "items")
             _same_kind(items, self._items, "items")
-            inputs["item"] = np.array([self._item_index.get(item, 0) for item in items], np.int32)
+            told["item"] = [self._item_index.get(item, 0) for item in items]
+            sizes.add(len(items))
         if width:
-            inputs["context"] = rows
-        sizes = {len(values) for name, values in inputs.items() if name in ("user", "item", "context")}
+            told["context"] = rows
+            sizes.add(len(rows))
         if len(sizes) != 1:
             raise ValueError(f"Expected equally many users, items and rows of context, got {sorted(sizes)}.")
-        return np.asarray(self._functions["score"].call(self._arrays, inputs))
+        found = [np.zeros(0, np.float32)]
+        for start in range(0, sizes.pop(), _ROWS):
+            part = {name: each[start : start + _ROWS] for name, each in told.items()}
+            inputs = self._inputs(part)
+            inputs |= {"item": np.array(part["item"], np.int32)} if "item" in part else {}
+            inputs |= {"context": part["context"]} if width else {}
+            found.append(self._call("score", inputs)[: len(part["user"])])
+        return np.concatenate(found)
 
-    def _inputs(self, users, touched, values):
-        """What the functions are told of users, and everything that each has touched."""
+    def _call(self, name, inputs):
+        """Padded to a power of two of rows: XLA compiles a program for every shape that it meets."""
+        size = _power(len(inputs["user"]))
+        padded = {
+            name: np.pad(each, ((0, size - len(each)), *((0, 0),) * (each.ndim - 1))) for name, each in inputs.items()
+        }
+        return jax.tree.map(np.asarray, self._functions[name].call(self._arrays, padded))
+
+    def _told(self, users, touched, values):
+        """For each user the index, all items touched, and those since the training with weights, values and marks."""
         _same_kind(users, self._users, "users")
         for name, lists in (("touched", touched), ("values", values)):
             if lists is not None and len(lists) != len(users):
                 raise ValueError(f"Expected a list of {name} for each of {len(users)} users, got {len(lists)}.")
         for raw in touched or ():
             _same_kind(_listed(raw, "each of touched"), self._items, "touched")
-        index = np.array([self._user_index.get(user, 0) for user in users], np.int32)
-        length, folds = self.manifest["history"], self.manifest["folds"]
-        new_items, new_values = [], []
-        for at in range(len(index)):
+        valued = self.manifest["folds"] == "values"
+        if valued and touched is not None and values is None:
+            raise ValueError("The model was trained on targets: give values= beside touched=.")
+        told: dict = {"user": [self._user_index.get(user, 0) for user in users]}
+        told |= {"items": [], "added": [], "weight": [], "value": [], "given": []}
+        for at, user in enumerate(told["user"]):
             raw = list(touched[at]) if touched is not None else []
             given = list(values[at]) if values is not None else [0.0] * len(raw)
             if len(given) != len(raw):
                 raise ValueError(f"Expected one value for each touched item, got {len(given)} for {len(raw)}.")
-            known = [
-                (self._item_index[item], value)
-                for item, value in zip(raw, given, strict=True)
-                if item in self._item_index
-            ]
-            new_items.append([item for item, _ in known])
-            new_values.append([value for _, value in known])
-        if folds == "values" and touched is not None and values is None:
-            raise ValueError("The model was trained on targets: give values= beside touched=.")
-        lists = [self._rows("", "item", user) + new for user, new in zip(index, new_items, strict=True)]
-        inputs: dict = {"user": index}
+            known = [pair for pair in zip(raw, given, strict=True) if pair[0] in self._item_index]
+            new = [self._item_index[item] for item, _ in known]
+            stored = self._rows("added_", "item", user)
+            told["items"].append(self._rows("", "item", user) + new)
+            told["added"].append(stored + new)
+            told["weight"].append(self._rows("added_", "weight", user) + [1.0] * len(new))
+            told["value"].append((self._rows("added_", "value", user) if valued else []) + [each for _, each in known])
+            told["given"].append([0.0] * len(stored) + [1.0] * len(new))
+        return told
+
+    def _inputs(self, told):
+        """As the functions take it."""
+        length, folds = self.manifest["history"], self.manifest["folds"]
+        inputs: dict = {"user": np.array(told["user"], np.int32)}
         if length:
-            inputs["touched"] = _grid([items[-length:] for items in lists], np.int32, exactly=length)
-        elif folds:
-            added = [self._rows("added_", "item", user) + new for user, new in zip(index, new_items, strict=True)]
-            inputs["touched"] = _grid(added, np.int32, at_least=1)
-            if folds == "values":
-                of_added = [
-                    self._rows("added_", "value", user) + new for user, new in zip(index, new_values, strict=True)
-                ]
-                inputs["value"] = _grid(of_added, np.float32, at_least=1)
-                inputs["given"] = _grid(
-                    [
-                        [0.0] * (len(old) - len(new)) + [1.0] * len(new)
-                        for old, new in zip(of_added, new_values, strict=True)
-                    ],
-                    np.float32,
-                    at_least=1,
-                )
-        return inputs, lists
+            inputs["history"] = _grid([items[-length:] for items in told["items"]], np.int32, width=length)
+        if folds:
+            inputs |= {"added": _grid(told["added"], np.int32), "weight": _grid(told["weight"], np.float32)}
+        if folds == "values":
+            inputs |= {name: _grid(told[name], np.float32) for name in ("value", "given")}
+        return inputs
 
     def _rows(self, prefix, name, user):
         start = self._seen[f"{prefix}start"]
@@ -194,9 +208,14 @@ def _ids(flat, side):
     return [data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _grid(rows, dtype, *, at_least=0, exactly=None):
-    width = exactly if exactly is not None else max([at_least, *map(len, rows)])
+def _grid(rows, dtype, *, width=None):
+    """Side by side, padded with 0, to a power of two of columns where no width is given."""
+    width = _power(max([1, *map(len, rows)])) if width is None else width
     grid = np.zeros((len(rows), width), dtype)
     for at, row in enumerate(rows):
         grid[at, : len(row)] = row
     return grid
+
+
+def _power(number):
+    return 1 << (number - 1).bit_length()

@@ -83,7 +83,7 @@ class AdapterModel:
         return tuple(f"{PREFIX}/{path}/{factor}" for path in self.paths for factor in self._factors)
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
-        return self.add(self.base.init(key), jax.random.fold_in(key, 1))
+        return self.add(self.base.init(key), jax.random.fold_in(key, 2**20))  # a number that no split of it has
 
     apply = _base.apply
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Int32, Key
 
-from jaxrec._types import Array, Batch, Features, HasSizes, Params
+from jaxrec._types import Array, Batch, Features, HasSizes, Link, Params
 from jaxrec.losses import mse
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup, Scored
@@ -61,7 +61,7 @@ class BackboneTowers:
     user_codes: Codes = ()
     item_codes: Codes = ()
     history: int = 0
-    link: Literal["identity", "sigmoid"] | None = None
+    link: Link | None = None
 
     def __post_init__(self) -> None:
         for name in ("similarity", "distil"):

@@ -95,7 +95,7 @@ class Mixture:
         found = {
             f"{number}/{name}": Lookup(f"parts/{number}/{lookup.path}", lookup.rows)
             for number, part in enumerate(self.parts)
-            for name, lookup in part.lookups(_latest(part, batch), features).items()
+            for name, lookup in part.lookups(latest(part, batch), features).items()
         }
         for name, items in _base.item_fields(batch).items():
             found[f"gate/{name}"] = Lookup("gate/bucket", _base.take(features.item_row, items))
@@ -111,7 +111,7 @@ class Mixture:
             prefix = f"{number}/"
             own = {name[len(prefix) :]: rows for name, rows in gathered.items() if name.startswith(prefix)}
             leaves = params.get("parts", {}).get(str(number), {})
-            found = _base.scored(part.score(leaves, own, _latest(part, batch), features, key=keys[number]))
+            found = _base.scored(part.score(leaves, own, latest(part, batch), features, key=keys[number]))
             scores, penalty, warmup = found.scores, penalty + found.penalty, max(warmup, found.warmup)
             total = total + weights[number] * scores
         return Scored(total, penalty, warmup)
@@ -163,7 +163,7 @@ class Mixture:
         return dataclasses.replace(self, parts=tuple(parts)), {**params, "parts": leaves}
 
 
-def _latest(part: Any, batch: Batch) -> Batch:
+def latest(part: Any, batch: Batch) -> Batch:
     """The batch as it is told to a part that reads shorter histories than the whole."""
     length = getattr(part, "history", 0)
     if batch.history is None or not 0 < length < batch.history.shape[1]:

@@ -102,14 +102,14 @@ class SequenceTransformer:
         )
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
-        key_id, key_codes, key_mlp, key_position, key_user, *keys = jax.random.split(key, 5 + self.layers)
+        key_id, key_codes, key_mlp, key_position, key_user, *keys, key_fusion = jax.random.split(key, 6 + self.layers)
         scale = self.dim**-0.5
         item: Params = {
             "embedding": _base.embedding(key_id, self.item_rows, self.dim, 0.0 if self._item.width else scale)
         }
         if self.item_codes:
             item["features"] = self._item.init(key_codes, 1.0)
-        item |= self._item.init_fusion(jax.random.fold_in(key_mlp, 0))
+        item |= self._item.init_fusion(key_fusion)
         if self._item.width:
             item["mlp"] = init_mlp(key_mlp, (self._item.width, *self.hidden, self.dim), scale)
         return {

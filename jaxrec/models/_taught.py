@@ -77,10 +77,19 @@ class Taught:
                 f"Expected a student with a score for each of the batch's columns, {wanted.shape}, got "
                 f"{found.scores.shape}. A model that is trained on all positions at once cannot be taught this way."
             )
+        # A batch that is not full has padding among its columns, of which nobody has an opinion.
+        padding = jnp.concatenate(
+            [
+                jnp.broadcast_to(_base.as_index(items) == 0, (wanted.shape[0], items.shape[-1]))
+                for items in _base.item_fields(batch).values()
+            ],
+            axis=1,
+        )
         if wanted.shape[1] == 1:
             distance = losses.mse(found.scores[:, 0], wanted[:, 0], weight=batch.weight)
         else:
-            distance = losses.distillation(found.scores, wanted, temperature=self.temperature, weight=batch.weight)
+            scores, wanted = (jnp.where(padding, -1e9, each) for each in (found.scores, wanted))
+            distance = losses.distillation(scores, wanted, temperature=self.temperature, weight=batch.weight)
         return Scored(found.scores, found.penalty + self.weight * distance, found.warmup)
 
     apply = _base.apply

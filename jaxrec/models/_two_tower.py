@@ -115,14 +115,14 @@ class TwoTower:
         return {"user": user, "item": item}
 
     def _init_tower(self, key: Key[jax.Array, ""], content: Content, rows: int, *, stand_in: bool) -> Params:
-        key_id, key_codes, key_mlp = jax.random.split(key, 3)
+        key_id, key_codes, key_mlp, key_fusion = jax.random.split(key, 4)
         scale = self.dim**-0.5
         stand_in = stand_in or content.width > 0
         table = _base.embedding(key_id, rows, self.dim, 0.0 if stand_in else scale)
         tower: Params = {"embedding": table, "bias": jnp.zeros((self.dim,), jnp.float32)}
         if content.codes:
             tower["features"] = content.init(key_codes, 1.0)
-        tower |= content.init_fusion(jax.random.fold_in(key_mlp, 0))
+        tower |= content.init_fusion(key_fusion)
         if content.width:
             tower["mlp"] = init_mlp(key_mlp, (content.width, *self.hidden, self.dim), scale)
         return tower

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey, tree_flatten_with_path
 
@@ -82,6 +83,13 @@ def _name(path: tuple[Any, ...], field: str, *, sides: bool = True) -> str | Non
 
 
 def _like(leaf: jax.Array, value: Any, name: str) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) and not isinstance(value, Tracer):
+        given = np.asarray(value)
+        if not (given == given.astype(leaf.dtype)).all():
+            raise ValueError(
+                f"The optimiser was made with an integer for {name}, which cannot become {value}. Make it with a "
+                "float, such as 0.0 for 0."
+            )
     value = jnp.asarray(value, leaf.dtype)
     if value.shape != leaf.shape:
         raise ValueError(f"Expected for {name} the shape {leaf.shape}, got {value.shape}.")

@@ -115,7 +115,7 @@ def _check_rows(
         return {path: np.asarray(leaf) for path, leaf in compiled(grads, state, params).items()}
 
     _refuse_mixing(second, part_state, part_params, tables, rng)
-    linear = all(owner is None for owner in owners)
+    linear = all(owner is None for owner in owners) and _vanishes(second, part_state, part_params, tables)
     for size in (1.0, 1e6):  # the large one is beyond any sensible clipping
         grads = random(size)
         for path in tables:
@@ -139,6 +139,17 @@ def _check_rows(
                 for path in tables
             )
     return linear
+
+
+def _vanishes(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> bool:
+    """Whether no gradient gives no update, whatever numbers the state is set to: a decay that is 0 now may be set."""
+
+    def other(leaf: Any) -> Any:
+        return leaf + 0.1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    nothing = {path: np.zeros_like(leaf) for path, leaf in params.items()}
+    updates = [second(nothing, each, params) for each in (state, jax.tree.map(other, state))]
+    return not any(update[path].any() for update in updates for path in tables)
 
 
 def _refuse_mixing(

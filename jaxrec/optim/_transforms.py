@@ -67,7 +67,9 @@ def rowwise_adagrad(
     """
 
     def init(params: optax.Params) -> RowwiseAdagradState:
-        return RowwiseAdagradState(jax.tree.map(lambda leaf: jnp.full(_one_per_row(leaf), initial), params))
+        return RowwiseAdagradState(
+            jax.tree.map(lambda leaf: jnp.full(_one_per_row(leaf), initial, jnp.float32), params)
+        )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RowwiseAdagradState]:
         def accumulate(grad: jax.Array, total: jax.Array) -> jax.Array:

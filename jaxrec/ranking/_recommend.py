@@ -84,12 +84,16 @@ def recommend(
                 "An index holds all items that were known when it was built, on one device. Leave out candidates, "
                 "new_items and mesh, or the index; exclude= keeps items out of lists."
             )
-    if isinstance(exclude, pd.DataFrame) and recommender.encoder.schema.user in exclude.columns:
-        # Users of whom nothing is known must be told apart.
-        recommender = add(recommender, users=exclude[recommender.encoder.schema.user].unique())
-    if new_users is not None or new_items is not None or interactions is not None:
+    apart = exclude if isinstance(exclude, pd.DataFrame) else None
+    if apart is not None and recommender.encoder.schema.user not in apart.columns:
+        apart = None  # told below what it lacks
+    if apart is not None or new_users is not None or new_items is not None or interactions is not None:
+        _ = recommender.seen.order  # computed once, however often somebody comes: adding carries them over
         if mesh is None and recommender.factorises:
-            _ = recommender.catalogue  # computed once, however often somebody comes: adding carries it over
+            _ = recommender.catalogue
+    if apart is not None:  # users of whom nothing is known must be told apart
+        recommender = add(recommender, users=apart[recommender.encoder.schema.user].unique())
+    if new_users is not None or new_items is not None or interactions is not None:
         recommender = add(recommender, users=new_users, items=new_items, interactions=interactions)
     recommender = recommender.on(mesh)
     encoder = recommender.encoder
@@ -135,6 +139,9 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
     Returns:
       float64 ``[rows]``: ratings where the model was trained on (scaled) targets, probabilities after a sigmoid
       cross-entropy, plain scores after a ranking loss.
+
+    Raises:
+      ValueError: columns are missing or their values are not finite, as for ``Encoder.encode``.
     """
     expect(recommender, Recommender, "recommender")
     if not isinstance(pairs, pd.DataFrame):
@@ -145,7 +152,7 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
     if recommender.link == "sigmoid":
         small = np.exp(-np.abs(scores))
         return np.where(scores >= 0, 1.0, small) / (1.0 + small)
-    return recommender.encoder.original_target(scores)
+    return scores if recommender.link == "rank" else recommender.encoder.original_target(scores)
 
 
 def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.ndarray:
@@ -188,7 +195,7 @@ def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
     parts = []
     for start in range(0, len(data), _ROWS):
-        size = _sharded.rounded(min(_ROWS, len(data)), recommender.mesh)
+        size = _sharded.rounded(min(_ROWS, 1 << (len(data) - 1).bit_length()), recommender.mesh)  # few shapes
         user, item, context = (
             None if values is None else padded(values[start : start + _ROWS], size)
             for values in (data.user, data.item, data.context)
@@ -207,7 +214,8 @@ def _mixed_scores(recommender: Recommender, mixture: Mixture, data: Dataset) -> 
     weights = np.asarray(mixture.weights(recommender.params, _items_of(data), recommender.features))
     bucket = np.zeros(len(data), np.int32)
     if mixture.few and data.user is not None:
-        bucket = np.asarray(mixture.user_buckets(gated(recommender, data.user, len(data))))
+        size = 1 << (max(len(data), 1) - 1).bit_length()
+        bucket = np.asarray(mixture.user_buckets(gated(recommender, data.user, size)))[: len(data)]
     scores = np.stack([row_scores(part, data) for part in recommender.parts])
     return np.einsum("kr,kr->r", weights[:, bucket, np.arange(len(data))], scores)
 

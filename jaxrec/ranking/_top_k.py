@@ -100,13 +100,18 @@ def select(
     return Block(top, jnp.isnan(top.score).any())
 
 
+def most_users(num_candidates: int) -> int:
+    """How many users are scored at once, a power of two: it bounds the memory of their scores."""
+    most = max(1, min(_USERS, _SCORES // max(num_candidates, 1)))
+    return 1 << (most.bit_length() - 1)
+
+
 def user_blocks(num_users: int, num_candidates: int) -> Iterator[tuple[np.ndarray, int]]:
     """``(positions, size)``: users in blocks of one size, the last of which is shorter than ``size``.
 
     Sizes are powers of two, so that few shapes are compiled, and bound the memory of a block's scores.
     """
-    most = max(1, min(_USERS, _SCORES // max(num_candidates, 1)))
-    size = min(1 << (most.bit_length() - 1), 1 << (max(num_users, 1) - 1).bit_length())
+    size = min(most_users(num_candidates), 1 << (max(num_users, 1) - 1).bit_length())
     for start in range(0, num_users, size):
         yield np.arange(start, min(start + size, num_users)), size
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrec import _sharded
 from jaxrec._exact import exact
-from jaxrec._fold_in import fold_in, fold_in_squares, fold_in_values, prepare
+from jaxrec._fold_in import folded, prepare
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Folding, ImplicitSquares, Params, Prior, Squares
 from jaxrec.data import Encoder, Interactions
@@ -125,7 +125,7 @@ def measure(recommender: Recommender) -> Prior:
     user_guess = np.asarray(_user_vectors(model, params, batch, unknown))
     item_guess = np.asarray(_item_vectors(model, params, items.astype(np.int32), unknown))
     noise = 1.0
-    if recommender.seen.value is not None and recommender.num_trained:
+    if recommender.seen.value is not None and recommender.num_trained and recommender.link == "identity":
         rows = rng.integers(0, recommender.num_trained, min(recommender.num_trained, _SAMPLE))
         batch = recommender.batch(recommender.seen.user[rows])._replace(item=recommender.seen.item[rows][:, None])
         scores = np.asarray(apply(recommender.model, recommender.params, batch, recommender.features))[:, 0]
@@ -243,14 +243,11 @@ def _folded(
     position: np.ndarray,
 ) -> jax.Array:
     shape = (others.shape[0], others.shape[1])
-    mask = _grid(np.ones(len(row), np.float32), position, shape)
+    weight = np.ones(len(row), np.float32) if added.weight is None else added.weight[row]
+    mask = _grid(weight, position, shape)
+    values = None if added.value is None else _grid(added.value[row], position, shape)
     prior = getattr(recommender.prior, side)
-    if isinstance(prior, Squares):
-        return fold_in_squares(vectors, prior, others, mask)
-    if added.value is None:
-        return fold_in(vectors, prior, others, mask)
-    values = _grid(added.value[row], position, shape)
-    return fold_in_values(vectors, prior, others, mask, values, noise=recommender.prior.noise)
+    return folded(vectors, prior, others, mask, values, link=recommender.link, noise=recommender.prior.noise)
 
 
 def _score_pairs(recommender: Recommender, candidates: np.ndarray, users: np.ndarray, size: int) -> jax.Array:

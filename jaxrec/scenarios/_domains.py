@@ -12,7 +12,7 @@ import pandas as pd
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import popularity
 from jaxrec.data import Dataset, Frames, Parts, Schema, Vector, encode
-from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import (
     SHRINKS,
     SQUARES,
@@ -80,7 +80,8 @@ def cross_domain(
     options.check(source, "source", ranked=False)
     options.check(target, "target")
     theirs, ours = source.schema, target.schema
-    shared = np.intersect1d(source.interactions[theirs.user].unique(), target.interactions[ours.user].unique())
+    users, others = target.interactions[ours.user].drop_duplicates(), source.interactions[theirs.user]
+    shared = np.sort(np.asarray(users[users.isin(others.unique())]))
     if len(shared) < 10:
         raise ValueError(
             f"{len(shared)} users are in both domains by raw id, and at least 10 are needed. Are ids of one kind and "
@@ -95,7 +96,7 @@ def cross_domain(
         level=level, seed=seed,
     )  # fmt: skip
     there = source.interactions[[theirs.user, theirs.item]].set_axis(["user", "item"], axis=1)
-    activity = there["user"].value_counts()
+    activity = per_id(there["user"])
     told = Told(
         name="cross_domain",
         title="Cross-domain",
@@ -107,7 +108,7 @@ def cross_domain(
         known="target interactions known of a user who is new there",
         activity={"activity: interactions in the source": activity},
         groups=groups_of(target),
-        popularity=splits.train[ours.item].value_counts(),
+        popularity=per_id(splits.train[ours.item]),
         notes=("Recommenders of stacked domains know the target's items as 'target/...'.",),
     )
     domains = _Domains(there, target, splits, options)
@@ -157,10 +158,11 @@ class _Domains:
             return encode(as_parts(self.splits), schema, users=vectors, items=self.items).train
 
     def methods(self) -> list[Method]:
+        seen = self.here.interactions  # of all users, whom it would else recommend what they have
         of_shared = self.there.encoder.users.encode(self.here.encoder.users.decode(self.here.user)) > 0
         among = Method(
             "popularity among shared users", "what those users of the target took who are in the source too",
-            lambda _: popularity(self.here.subset(of_shared)), strategy=False,
+            lambda _: popularity(self.here.subset(of_shared)).replace(seen=seen, num_trained=len(seen)), strategy=False,
         )  # fmt: skip
         shared = np.unique(self.here.user[of_shared])
         there = self.there.encoder.users.encode(self.here.encoder.users.decode(shared))

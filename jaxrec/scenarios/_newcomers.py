@@ -8,7 +8,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.coldstart import map_content
 from jaxrec.data import Dataset, Frames, encode
 from jaxrec.scenarios._mixed import mixtures
-from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Method, Question, Squares, baselines, factoriser, folding, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
@@ -111,7 +111,7 @@ def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"
         schema=schema, splits=splits, side=side, who=f"new {side}s", shots=options.shots, metric=options.metric,
         level=options.level, seed=options.seed,
     )  # fmt: skip
-    popularity = (splits.train if side == "user" else rows)[schema.item].value_counts()
+    popularity = per_id((splits.train if side == "user" else rows)[schema.item])
     held_back = rows if side == "user" else splits.train
     told = Told(
         name=f"new_{side}",
@@ -119,7 +119,7 @@ def _newcomers(frames: Frames, options: Options, *, side: Literal["user", "item"
         data=counted(rows, schema),
         scratch="iALS",
         known=f"interactions known of a new {side}",
-        activity={"activity: interactions of the user": held_back[schema.user].value_counts()},
+        activity={"activity: interactions of the user": per_id(held_back[schema.user])},
         groups=groups_of(frames),
         popularity=popularity,
     )

@@ -77,6 +77,12 @@ def counted(rows: pd.DataFrame, schema: Schema) -> str:
     return f"{len(rows):,} interactions of {users:,} users with {items:,} items"
 
 
+def per_id(ids: pd.Series) -> pd.Series:
+    """Rows by id, most first; a category that no row has is nobody."""
+    counts = ids.value_counts()
+    return counts[counts > 0]
+
+
 def groups_of(frames: Frames) -> dict[str, pd.Series]:
     """By its name: the first category that users are described by."""
     found = [feature.column for feature in frames.schema.user_features if isinstance(feature, Categorical)]

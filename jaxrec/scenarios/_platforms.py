@@ -1,7 +1,8 @@
 """Scenario of two platforms that share no id: what is learned of features in one is carried to the other."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Frames, encode, split_random
 from jaxrec.models import TwoTower
-from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
@@ -72,8 +73,12 @@ def cross_platform(
     rows = split_random(source.interactions, validation=0.1, test=0.0, seed=seed)
     rich = encode(rows, source.schema, users=source.users, items=source.items)
     model = TwoTower.for_data(rich.train, dim=dim, **_TOWERS)
-    pretrained = fit(model, rich.train, validation=rich.validation, batch_size=1024, **training)
-    poor = encode(as_parts(splits), schema, users=target.users, items=target.items, like=pretrained.encoder)
+
+    @functools.cache
+    def pretrained() -> Recommender:
+        return fit(model, rich.train, validation=rich.validation, batch_size=1024, **training)
+
+    poor = encode(as_parts(splits), schema, users=target.users, items=target.items, like=rich.train.encoder)
     question = Question(
         schema=schema,
         splits=splits,
@@ -94,15 +99,17 @@ def cross_platform(
         ),
         scratch="towers from scratch",
         known="target interactions known of a new user",
-        activity={"activity: interactions of the user": target.interactions[schema.user].value_counts()},
+        activity={"activity: interactions of the user": per_id(target.interactions[schema.user])},
         groups=groups_of(target),
-        popularity=splits.train[schema.item].value_counts(),
+        popularity=per_id(splits.train[schema.item]),
     )
     tuning = {**training, "validation": poor.validation, "batch_size": 256}
     return settle(question, options.picked(_methods(pretrained, poor.train, options, tuning)), told)
 
 
-def _methods(pretrained: Recommender, train: Dataset, options: Options, tuning: dict[str, Any]) -> list[Method]:
+def _methods(
+    pretrained: Callable[[], Recommender], train: Dataset, options: Options, tuning: dict[str, Any]
+) -> list[Method]:
     sizes = {"dim": options.dim, "seed": options.seed}
     content = factoriser(train, content=True, **sizes)
 
@@ -110,7 +117,7 @@ def _methods(pretrained: Recommender, train: Dataset, options: Options, tuning: 
         return fit(TwoTower.for_data(train, dim=options.dim, **_TOWERS), train, **tuning)
 
     def adapted(**how: Any) -> Any:
-        return lambda _: adapt(pretrained, train, **how, **tuning).recommender
+        return lambda _: adapt(pretrained(), train, **how, **tuning).recommender
 
     return [
         *baselines(train, factoriser(train, **sizes)),

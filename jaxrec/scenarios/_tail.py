@@ -12,7 +12,7 @@ from jaxrec.coldstart import add
 from jaxrec.data import Dataset, Encoder, Frames, Parts, encode, split_random
 from jaxrec.evaluation import Report
 from jaxrec.scenarios._mixed import mixtures
-from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of
+from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
@@ -69,7 +69,7 @@ def long_tail(
         raise ValueError(f"Expected shares above 0 that leave rows for training, got {validation} and {test}.")
     schema, rows = frames.schema, frames.interactions
     train, apart = some_apart(rows, schema, share=validation + test, seed=seed)
-    popularity = train[schema.item].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    popularity = per_id(train[schema.item]).sort_index().sort_values(ascending=False, kind="stable")
     rare = set(popularity.index[len(popularity) - round(len(popularity) * tail) :])
     halves = split_random(apart, validation=0.0, test=test / (validation + test), seed=seed)
     parts = {}
@@ -92,9 +92,9 @@ def long_tail(
         data=f"{counted(rows, schema)}, {len(rare):,} of them in the tail",
         scratch="iALS",
         known="training interactions of a tail item, at most",
-        activity={"activity: interactions of the user": train[schema.user].value_counts()},
+        activity={"activity: interactions of the user": per_id(train[schema.user])},
         groups=groups_of(frames),
-        popularity=train[schema.item].value_counts(),
+        popularity=per_id(train[schema.item]),
         notes=(
             "Tail items are ranked among all, so that popularity, which lists the head first, reaches none of them.",
             "The learning curve takes interactions away. A factorisation reads what is missing as a no, so an item "

@@ -6,9 +6,10 @@ from jaxtyping import Float
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Encoder, Vocabulary
 from jaxrec.data._features import FittedFeature
-from jaxrec.data._sides import Side
+from jaxrec.data._sides import Side, label_shares
 
 FARTHEST = 2.0  # of both distances
+_FEWEST, _CELLS = 1000, 2**25  # entities that are compared at least, and numbers that they may take
 
 
 def mmd(
@@ -107,6 +108,7 @@ def common_features(source: Encoder, target: Encoder, side: Side) -> tuple[np.nd
     deviation over both domains. Of labels each that an entity has counts one part of 1, by its own name.
     """
     columns: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    drawn = _described(source, target, side)
     theirs = {each.name: (place, each) for place, each in _placed(source, side)}
     for place, each in _placed(target, side):
         if each.name not in theirs:
@@ -119,15 +121,17 @@ def common_features(source: Encoder, target: Encoder, side: Side) -> tuple[np.nd
             if each.vocabulary.kind != other.vocabulary.kind:
                 continue
             union = each.vocabulary.extend(other.vocabulary.ids)
-            for kept, encoder, fitted in zip(columns, (source, target), (other, each), strict=True):
-                kept.append(_shares(encoder, side, fitted, union))
+            for kept, encoder, fitted, entities in zip(columns, (source, target), (other, each), drawn, strict=True):
+                kept.append(_shares(encoder, side, fitted, union, entities))
             continue
         scales = [None if fitted.scaler is None else fitted.scaler.scale for fitted in (other, each)]
         undone = "unit" not in scales  # which cannot be undone
         if not undone and scales[0] != scales[1]:
             continue
-        for kept, encoder, fitted, at in zip(columns, (source, target), (other, each), (there, place), strict=True):
-            values = np.asarray(getattr(encoder.features, f"{side}_dense"))[_trained(encoder, side), at]
+        for kept, encoder, fitted, at, entities in zip(
+            columns, (source, target), (other, each), (there, place), drawn, strict=True
+        ):
+            values = np.asarray(getattr(encoder.features, f"{side}_dense"))[entities, at]
             values = values.astype(np.float64)
             kept.append(fitted.scaler.inverse(values) if undone and fitted.scaler is not None else values)
         deviation = np.concatenate([columns[0][-1], columns[1][-1]]).std(axis=0)
@@ -149,16 +153,20 @@ def _placed(encoder: Encoder, side: Side) -> list[tuple[slice, FittedFeature]]:
     return found
 
 
-def _trained(encoder: Encoder, side: Side) -> np.ndarray:
-    return np.flatnonzero(encoder.features.user_row if side == "user" else encoder.features.item_row)
+def _described(source: Encoder, target: Encoder, side: Side) -> list[np.ndarray]:
+    """Trained entities of both; at random so many that a number for each of their labels takes bounded memory."""
+    labels = sum(len(each.vocabulary or ()) for encoder in (source, target) for each in encoder.fitted(side))
+    most, found = max(_FEWEST, _CELLS // max(labels, 1)), []
+    for encoder in (source, target):
+        trained = np.flatnonzero(encoder.features.user_row if side == "user" else encoder.features.item_row)
+        some = np.random.default_rng(0).permutation(len(trained))[:most] if len(trained) > most else slice(None)
+        found.append(np.sort(trained[some]))
+    return found
 
 
-def _shares(encoder: Encoder, side: Side, fitted: FittedFeature, union: Vocabulary) -> np.ndarray:
-    """Of each trained entity's labels, each label's part, by the numbering of ``union``."""
+def _shares(encoder: Encoder, side: Side, fitted: FittedFeature, union: Vocabulary, entities: np.ndarray) -> np.ndarray:
+    """Of each entity's labels, each label's part, by the numbering of ``union``."""
     assert fitted.vocabulary is not None
-    codes = np.asarray(getattr(encoder.features, f"{side}_codes")[fitted.name])[_trained(encoder, side)]
+    codes = np.asarray(getattr(encoder.features, f"{side}_codes")[fitted.name])[entities]
     number = np.concatenate([[0], union.encode(fitted.vocabulary.ids)])
-    share = np.zeros((len(codes), len(union) + 1))
-    np.add.at(share, (np.arange(len(codes))[:, None], number[codes]), 1.0)
-    share = share[:, 1:]  # column 0 is padding and labels that training did not see
-    return share / np.maximum(share.sum(axis=1, keepdims=True), 1.0)
+    return label_shares(number[codes], len(union) + 1, np.float64)

@@ -19,7 +19,7 @@ from jaxrec.models import Model
 from jaxrec.optim import Optimizer
 from jaxrec.train._fit import Diverged, check_rows
 from jaxrec.train._judge import Judge, Metric
-from jaxrec.train._step import all_finite, batch_at, check_params
+from jaxrec.train._step import all_finite, batch_at, check_params, unshared
 
 PLAYERS = ("discriminator", "generator")  # in the order in which they move
 
@@ -71,7 +71,8 @@ def init_adversarial(game: Game, params: Params, optimizers: Optimizers, *, key:
     for player in PLAYERS:
         rest, parts[player] = _tree.split(rest, game.players[player])
     states = {player: getattr(optimizers, player).init(parts[player], ()) for player in PLAYERS}
-    return AdversarialState({**parts, "fixed": rest}, states, key, jnp.zeros((), jnp.int32))
+    trainable, states = unshared((parts, states))  # as in init_state
+    return AdversarialState({**trainable, "fixed": rest}, states, key, jnp.zeros((), jnp.int32))
 
 
 def adversarial_step(

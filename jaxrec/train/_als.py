@@ -84,10 +84,11 @@ def fit_als(
     ``joint`` are drawn towards it instead of towards zero. In :math:`x` each of an entity's :math:`n` labels of one
     feature is :math:`1 / \sqrt n`.
 
-    Users that are added later are folded in by the same regression that an epoch solves, unless ``fold_user`` gives it
-    an :math:`\alpha`, :math:`\lambda` and :math:`\nu` of its own: of somebody who has just come, a pair that was not
-    observed says less than of those who have had the time. Of a new item it says nothing, since hardly anyone can have
-    met it: items are folded in by what was observed alone.
+    Users that are added later are folded in by the regression that an epoch solves, weights included, but drawn towards
+    what is known of them without interactions (:math:`b + W x`, or the average user) instead of towards zero, unless
+    ``fold_user`` gives it an :math:`\alpha`, :math:`\lambda` and :math:`\nu` of its own: of somebody who has just come,
+    a pair that was not observed says less than of those who have had the time. Of a new item it says nothing, since
+    hardly anyone can have met it: items are folded in by what was observed alone.
 
     Args:
       train: implicit feedback; weights are confidences.
@@ -212,8 +213,7 @@ def fit_als(
         log.append(row)
         if stop:
             break
-    if judge.best is None:
-        _warn_if_nothing_is_left(here, user[weight > 0], item[weight > 0], known, (unobserved, l2, exponent))
+    _warn_if_nothing_is_left(here, user[weight > 0], item[weight > 0], known, (unobserved, l2, exponent))
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
 
 

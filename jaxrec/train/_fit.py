@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Params
+from jaxrec._types import Link, Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._counting import counted
 from jaxrec.data._prepared import Chunks, EpochSource
-from jaxrec.models import Model
+from jaxrec.models import Linear, Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._phases import Phases, refreeze
@@ -32,13 +32,14 @@ _DEFAULT_OPTIMIZER = optim.row_sparse(
     optim.per_path(
         {
             **dict.fromkeys(("*autoencoder/*", "*item/encoder/*", "*item/decoder/*"), optax.adam(1e-3)),
-            "*/embedding": optax.adamw(1e-2, weight_decay=1.0),
+            **dict.fromkeys(("*/embedding", "*/specific"), optax.adamw(1e-2, weight_decay=1.0)),
             "*/kernel": optax.adamw(3e-3, weight_decay=3.0),
             "*": optax.adam(3e-3),
         }
     )
 )
-_DEFAULT_WITHOUT_TABLES = optim.row_sparse(optax.adam(1e-2))
+# A coefficient has the unit of the target, and AdamW's decay of d would keep it below 1 / d.
+_DEFAULT_OF_REGRESSIONS = optim.row_sparse(optax.adam(1e-2))
 _DEFAULT_NEGATIVES = {
     "in_batch_softmax": Negatives(in_batch=True),
     "sampled_softmax": Negatives(shared=256),
@@ -105,14 +106,14 @@ def fit(
         ``"in_batch_softmax"`` (``"softmax"`` for a model whose examples are users).
       optimizer: from ``jaxrec.optim``, or an optax transformation, which is made row-sparse. By default AdamW with a
         rate of 0.01 and decay 1 for embeddings, 0.003 and 3 for kernels, Adam for biases; Adam with 0.001 for an
-        autoencoder, with 0.01 for a model without tables.
+        autoencoder, with 0.01 for ``Linear`` and models without tables.
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full-batch gradient descent.
       negatives: by default what the loss needs.
       validation: held-out interactions of the same encoder.
       metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
-        default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target), or a function of the
-        recommender, higher being better. The best epoch's parameters are returned.
+        default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target and the loss is not one
+        of ranking), or a function of the recommender, higher being better. The best epoch's parameters are returned.
       patience: stop after so many epochs without improvement; None for never.
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
@@ -185,7 +186,7 @@ def fit(
         loss=loss_function,
         optimizer=optimizer,
         epochs=epochs,
-        judge=Judge(validation, metric, patience),
+        judge=Judge(validation, metric, patience, link=link),
         callbacks=callbacks,
         progress=progress,
         mesh=mesh,
@@ -303,7 +304,7 @@ def finished(blank: Recommender, state: TrainState, mesh: Mesh | None, *, in_pla
 def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTransformation | None) -> optim.Optimizer:
     """The default for None, and an optax transformation in its row-sparse form."""
     if optimizer is None:
-        return _DEFAULT_OPTIMIZER if model.tables else _DEFAULT_WITHOUT_TABLES
+        return _DEFAULT_OPTIMIZER if model.tables and not isinstance(model, Linear) else _DEFAULT_OF_REGRESSIONS
     return optimizer if isinstance(optimizer, optim.Optimizer) else optim.row_sparse(optimizer)
 
 
@@ -334,9 +335,7 @@ def check_rows(model: Model, train: Dataset) -> None:
             )
 
 
-def chosen_loss(
-    model: Model, train: Dataset, loss: str | losses.Loss | None
-) -> tuple[str | None, losses.Loss, Literal["identity", "sigmoid"]]:
+def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) -> tuple[str | None, losses.Loss, Link]:
     """The loss's name if it has one, the function, and the link of its predictions."""
     link = getattr(model, "link", None)
     by_users = train.target is None and getattr(model, "histories", None) == "users"
@@ -345,11 +344,7 @@ def chosen_loss(
         loss = "sigmoid_cross_entropy" if link == "sigmoid" else fallback
     if not isinstance(loss, str):
         return None, loss, link or "identity"
-    if (
-        link is not None
-        and (link == "sigmoid") != (loss == "sigmoid_cross_entropy")
-        and loss in ("mse", "sigmoid_cross_entropy")
-    ):
+    if link is not None and (link == "sigmoid") != (loss == "sigmoid_cross_entropy") and loss in losses.POINTWISE:
         fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse"
         raise ValueError(f"The model has the link {link!r}, which goes with the loss {fitting!r}, got {loss!r}.")
     found = losses.on_batch(loss)
@@ -365,11 +360,13 @@ def chosen_loss(
             f"The model learns from users with all of their items, by the loss 'softmax' or a function, got {loss!r}. "
             "Give the model histories='subset' for examples of interactions."
         )
-    return loss, found, "sigmoid" if loss == "sigmoid_cross_entropy" else "identity"
+    if loss == "sigmoid_cross_entropy":
+        return loss, found, "sigmoid"
+    return loss, found, "rank" if train.target is not None and loss not in losses.POINTWISE else "identity"
 
 
 def chosen_negatives(train: Dataset, loss: str | None, negatives: Negatives | None) -> Negatives | None:
-    pointwise = loss in ("mse", "sigmoid_cross_entropy")
+    pointwise = loss in losses.POINTWISE
     if train.item is None:
         if negatives is not None or (loss is not None and not pointwise):
             raise ValueError("Negatives are items, and the data has none. Name the item column in the schema.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
-from jaxrec._types import Params
+from jaxrec._types import Link, Params
 from jaxrec.data import Dataset
 from jaxrec.evaluation import evaluate
 
@@ -20,16 +20,22 @@ class Judge:
     """Computes the metric after each epoch and keeps a copy of the best parameters; ``lower``: of a function too."""
 
     def __init__(
-        self, validation: Dataset | None, metric: Metric | None, patience: int | None, *, lower: bool = False
+        self,
+        validation: Dataset | None,
+        metric: Metric | None,
+        patience: int | None,
+        *,
+        lower: bool = False,
+        link: Link = "identity",
     ) -> None:
         if patience is not None and patience < 1:
             raise ValueError(f"Expected patience >= 1 or None, got {patience}.")
         if validation is None and isinstance(metric, str):
             raise ValueError(f"The metric {metric!r} needs held-out data. Give fit(..., validation=...).")
         if metric is None and validation is not None:
-            metric = default_metric(validation)
+            metric = default_metric(validation, link)
         if isinstance(metric, str) and validation is not None:
-            check_metric(metric, validation)
+            check_metric(metric, validation, link)
         self._validation, self._metric, self._patience = validation, metric, patience
         self._lower = lower or (isinstance(metric, str) and lower_is_better(metric))
         self._since, self._value = 0, -np.inf

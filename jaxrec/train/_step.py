@@ -112,7 +112,7 @@ def init_state(
         frozen_rows, slots = _placed(mesh, frozen_rows, cut, flat=True), _placed(mesh, slots, cut, flat=True)
         key, step = _sharded.placed((key, step), _sharded.everywhere(mesh))
     # Some transformations keep the parameters themselves, and one buffer cannot be donated twice.
-    trainable, opt_state = _unshared((trainable, optimizer.init(trainable, tables, mesh)))
+    trainable, opt_state = unshared((trainable, optimizer.init(trainable, tables, mesh)))
     return TrainState(trainable, frozen, opt_state, frozen_rows, slots, key, step)
 
 
@@ -161,7 +161,8 @@ def check_params(model: Model, params: Params) -> None:
             )
 
 
-def _unshared(tree: Any) -> Any:
+def unshared(tree: Any) -> Any:
+    """The tree with a copy of whatever array stands in it twice."""
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:
@@ -292,7 +293,9 @@ def train_epoch(
       The state after the last good step, and how it went.
     """
     most = jax.tree.leaves(batches)[0].shape[0]
-    limit = jnp.asarray(most if num_steps is None else num_steps, jnp.int32)
+    if isinstance(num_steps, int) and not 0 <= num_steps <= most:
+        raise ValueError(f"Expected num_steps in 0 .. {most}, the number of stacked batches, got {num_steps}.")
+    limit = jnp.minimum(jnp.asarray(most if num_steps is None else num_steps, jnp.int32), most)
     # What no step changes stays out of the loop's carry.
     constant = {"frozen": state.frozen, "frozen_rows": state.frozen_rows, "key": state.key}
     start = (state._replace(frozen={}, frozen_rows={}), jnp.zeros((most,), jnp.float32), jnp.int32(0), jnp.bool_(True))

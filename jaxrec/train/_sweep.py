@@ -137,7 +137,7 @@ def sweep(
     """
     values, count = _columns(settings)
     trains, held_out = _folds(train, validation)
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    seeds = [int(seed)] if isinstance(seed, int | np.integer) else list(seed)
     _check(epochs, every, rungs, seeds, metric is not None or validation is not None)
     name, loss_function, link = chosen_loss(model, trains[0], loss)
     optimizer = chosen_optimizer(model, optimizer)
@@ -148,7 +148,9 @@ def sweep(
         )
         for number, each in itertools.product(range(len(trains)), seeds)
     ]  # fmt: skip
-    runs = Runs(sources, values, count, lambda source: Judge(held_out[source // len(seeds)], metric, patience))
+    runs = Runs(
+        sources, values, count, lambda source: Judge(held_out[source // len(seeds)], metric, patience, link=link)
+    )
 
     def epoch(*arguments: Any) -> Any:
         return run_epoch(*arguments, model=model, loss=loss_function, optimizer=optimizer)

@@ -21,6 +21,7 @@ from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.train import fit
+from jaxrec.train._fit import chosen_loss
 from jaxrec.transfer._adapters import Adapters
 from jaxrec.transfer._align import Alignment, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
@@ -162,6 +163,11 @@ def adapt(
         seen = train.interactions
         ready = Recommender(target, params, train.encoder, seen, len(seen), link=first.link)
         return Adapted(ready, *told)
+    if first.link == "rank" and train.target is not None and options.get("loss") is None:
+        raise ValueError(
+            "The source was trained by a loss of ranking, whose scores are no targets, and by default targets are "
+            "fitted by squared error. Say which loss to go on with, such as loss='bpr'."
+        )
     fitted = fit(
         target, train, params=params, freeze=frozen.leaves, frozen_rows=dict(frozen.rows), seed=seed, **options
     )
@@ -350,10 +356,11 @@ def compare(
       NegativeTransfer: transfer hurt.
     """
     expect(test, Dataset, "test")
-    metric = metric or default_metric(test)
-    check_metric(metric, test)
     first = next(iter(_by_name(source).values()))
     options = _with_loss(first, train, options)
+    link = chosen_loss(first.model if model is None else model, train, options.get("loss"))[2]
+    metric = metric or default_metric(test, link)
+    check_metric(metric, test, link, by_user=True)
     chosen: dict[str, Any] = {**options, **(strategy or {})}
     named = sorted({"model", "alignment", "patterns", "freeze", "seed"} & set(chosen))
     if named:

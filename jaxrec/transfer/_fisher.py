@@ -51,7 +51,7 @@ def fisher(
             f"Expected rows, and examples and negatives >= 1, got {len(dataset)} rows, {examples} and {negatives}."
         )
     model = recommender.model
-    pointwise = dataset.target is not None or dataset.item is None
+    pointwise = dataset.item is None or (dataset.target is not None and recommender.link != "rank")
     rows = np.random.default_rng(seed).permutation(len(dataset))[:examples]
     batches = Batches(
         dataset.subset(np.sort(rows)),
@@ -61,7 +61,7 @@ def fisher(
         seed=seed,
         histories="before" if getattr(model, "histories", "") in ("before", "sequences") else "subset",
     )
-    name = "sampled_softmax" if not pointwise else "mse" if recommender.link == "identity" else "sigmoid_cross_entropy"
+    name = "sampled_softmax" if not pointwise else "sigmoid_cross_entropy" if recommender.link == "sigmoid" else "mse"
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), recommender.params)
     for chunk, _ in batches.epoch(1):
         total = _added(total, recommender.params, chunk, recommender.features, model=model, loss=losses.on_batch(name))
