@@ -154,10 +154,10 @@ def _ease_with_history(pair: Pair, l2: float) -> Fitted:
         jaxrec.save(solved.recommender, path)
         _SOLVED[key] = path, solved.seconds
     path, seconds = _SOLVED[key]
-    fitted = Fitted(jaxrec.load(path), seconds, pair.target)
-    return fitted._replace(
-        recommender=coldstart.add(fitted.recommender, interactions=fitted.named(frames.interactions[held], pair))
-    )
+    fitted, history = Fitted(jaxrec.load(path), seconds, pair.target), frames.interactions[held]
+    if not len(history):
+        return fitted
+    return fitted._replace(recommender=coldstart.add(fitted.recommender, interactions=fitted.named(history, pair)))
 
 
 _FOLDER = tempfile.TemporaryDirectory()
