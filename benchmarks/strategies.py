@@ -125,6 +125,15 @@ def alone_knn(pair: Pair, seed: int, **setting: Any) -> Fitted:
     return _timed(lambda: train.fit_item_knn(_encoded(pair, pair.target), **setting))
 
 
+def alone_and_knn(pair: Pair, seed: int, *, first: Setting, neighbours: Setting, weight: float) -> Fitted:
+    """The target's factorisation and its neighbours blended: what blending is worth without any source."""
+    factors = alone(pair, seed, **first)
+    rows = _encoded(pair, pair.target)
+    knn = _once(_of(pair, "knn alone", 0, neighbours), lambda: train.fit_item_knn(rows, **neighbours))
+    mixed = _timed(lambda: coldstart.mix([factors.recommender, knn[0]], [[1.0] * 3, [weight] * 3]))
+    return mixed._replace(seconds=mixed.seconds + factors.seconds + knn[1])
+
+
 def stacked_als(pair: Pair, seed: int, **setting: Any) -> Fitted:
     return Fitted(*_factorised(pair, None, seed, setting), pair.target)
 
@@ -367,6 +376,7 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         "iALS alone": Method(alone, grid),
         "EASE alone": Method(alone_ease, ease),
         "item k-NN alone": Method(alone_knn, _KNN),
+        **({} if pair.negatives else {"iALS and item k-NN alone": Method(alone_and_knn, [])}),
         "stacked iALS": Method(stacked_als, stacked),
         "stacked EASE": Method(stacked_ease, ease),
         "stacked item k-NN": Method(stacked_knn, _KNN),
@@ -429,8 +439,9 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
         parts = tuple([first, {**first, "rate": rate}, *others] for rate in (1e-4, 3e-4))
         weights = tuple([1.0, second, third] for second in (0.5, 1.0, 2.0) for third in (0.25, 0.5))
         return harness.grid(parts=parts, weight=weights)
-    if name == "carried iALS and item k-NN":
-        parts = {"first": chosen["carried iALS"], "neighbours": chosen["item k-NN alone"]}
+    if name in ("carried iALS and item k-NN", "iALS and item k-NN alone"):
+        first = "iALS alone" if name.endswith("alone") else "carried iALS"
+        parts = {"first": chosen[first], "neighbours": chosen["item k-NN alone"]}
         return [{**parts, "weight": weight} for weight in (0.03, 0.1, 0.3, 1.0, 3.0)]
     if name == "iALS and carried iALS":
         parts = [chosen["iALS alone"], chosen["carried iALS"]]
