@@ -131,7 +131,7 @@ def _others(options: dict[str, tuple[Any, Any]]) -> list[Setting]:
     return [{name: value for name, value in each.items() if value != options[name][0]} for each in full][1:]
 
 
-_IMPLICIT = harness.grid(factors=(64, 200), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(0.01,))
+_IMPLICIT = harness.grid(factors=(200, 512), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(1.0, 10.0, 30.0))
 _IMPLICIT_USERS = harness.grid(factors=(64,), alpha=(1.0, 3.0, 10.0, 30.0), regularization=(10.0, 30.0, 100.0))
 _BAR = harness.grid(l2=(1000.0, 3000.0, 10000.0, 30000.0), weight=(0.01, 0.03, 0.1))
 _FOLDED = [
@@ -143,9 +143,7 @@ _FOLDED = [
 ITEMS = {
     "content k-NN": Method(_content_knn, harness.grid(normalise=(0.0, 0.5, 1.0))),
     "popularity": Method(_popularity, [{}]),
-    "ALS, then ridge": Method(
-        rivals.implicit_als_then_ridge, [each | {"ridge": 1.0} for each in _IMPLICIT], "implicit"
-    ),
+    "ALS, then ridge": Method(rivals.implicit_als_then_ridge, _IMPLICIT, "implicit"),
     "iALS, then ridge": Method(_mapped, _ALS),
     "iALS, then perceptron": Method(
         functools.partial(_mapped, kind="mlp"), _trained(epochs=(20, 60), width=(256, 512))

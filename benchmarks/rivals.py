@@ -38,18 +38,20 @@ def _implicit_als(matrix: Any, seed: int, **setting: float) -> Any:
 
 
 def implicit_als_then_ridge(
-    protocol: Protocol, seed: int, *, factors: int, alpha: float, regularization: float, ridge: float
+    protocol: Protocol, seed: int, *, factors: int, alpha: float, regularization: float
 ) -> Scores:
-    """implicit's ALS; cold items get a ridge regression from their labels' TF-IDF (dense content where there is) to
-    the factors of trained items, each counting once."""
+    """implicit's ALS; cold items get a ridge regression, its penalty cross-validated leaving each item out, from their
+    labels' TF-IDF (dense content where there is) to the factors of trained items, each counting once."""
+    from sklearn.linear_model import RidgeCV
+
     matrix, users, items = _known(protocol)
     model = _implicit_als(matrix, seed, factors=factors, alpha=alpha, regularization=regularization)
     frame, content = _content(protocol, items)
     known = items.encode(frame[protocol.schema.item])
     x, y = content[known > 0], np.asarray(model.item_factors)[known[known > 0] - 1]
     mean = y.mean(axis=0)
-    weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (y - mean))
-    vectors = content @ weights + mean
+    ridge = RidgeCV(alphas=np.logspace(-1, 3, 9), fit_intercept=False).fit(x, y - mean)
+    vectors = content @ ridge.coef_.T + mean
     vectors[known > 0] = y
     every = Vocabulary.fit(frame[protocol.schema.item])
     table = np.zeros((len(every) + 1, factors), np.float32)

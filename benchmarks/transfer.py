@@ -160,9 +160,12 @@ def measure(name: str, shots: int | None, folder: Path, only: list[str] | None, 
         missing = [seed for seed in seeds if again or seed not in done]
         if not missing:
             continue
-        setting = _setting(rows, name, label, what) or _setting(rows, name, tuning_at, what)
+        # What every gain is over is tuned at its own number of shots, the others at 0, 2 and 5.
+        setting = _setting(rows, name, label, what)
+        if setting is None and not what.endswith(_ALONE):
+            setting = _setting(rows, name, tuning_at, what)
         if setting is None:
-            if tuning_at != shots:
+            if tuning_at != shots and not what.endswith(_ALONE):
                 raise ValueError(f"{name} has no setting of {what!r} at {tuning_at} shots. Run those first.")
             chosen = {each: found for each in methods if (found := _setting(rows, name, label, each)) is not None}
             setting = tuned(pair, method, settings_of(what, method, chosen, pair))
