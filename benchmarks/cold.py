@@ -18,6 +18,7 @@ with.
 
 import argparse
 import functools
+import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -258,13 +259,12 @@ def main() -> None:
             if bar is None and what != bar_name:
                 chosen = _setting_of(rows, name, bar_name) or chosen_setting(protocol, methods[bar_name])
                 bar = measured(protocol, methods[bar_name].fit(protocol, 0, **chosen), asked)
-            start = time.perf_counter()
-            try:
-                setting = _setting_of(rows, name, what) if 0 not in seeds or options.slices else None
-                setting = chosen_setting(protocol, method, options.settings) if setting is None else setting
-            except ModuleNotFoundError as error:
-                print(f"{what} is left out: {error}")
+            if method.system not in ("jaxrec", "NumPy") and importlib.util.find_spec(method.system) is None:
+                print(f"{what} is left out: {method.system} is not installed")
                 continue
+            start = time.perf_counter()
+            setting = _setting_of(rows, name, what) if 0 not in seeds or options.slices else None
+            setting = chosen_setting(protocol, method, options.settings) if setting is None else setting
             searched = time.perf_counter() - start
             for seed in seeds:
                 start = time.perf_counter()

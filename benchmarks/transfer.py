@@ -62,7 +62,7 @@ def answers(fitted: Fitted, pair: Pair, asked: pd.DataFrame) -> Answers:
 
 
 def by_row(fitted: Fitted, pair: Pair, rows: pd.DataFrame) -> pd.DataFrame:
-    """Expected HR@10, NDCG@10 and MRR of each held-out row among 999 negatives, none of which the user has."""
+    """Expected HR@10, NDCG@10 and MRR of each held-out row among 999 items that are not in the user's training rows."""
     recommender, encoder = fitted.recommender, fitted.recommender.encoder
     catalogue = fitted.named(pd.DataFrame({"user": 0, "item": pair.candidates}), pair)["item"]
     items = encoder.items.encode(catalogue)

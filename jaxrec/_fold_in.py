@@ -10,7 +10,7 @@ from jaxtyping import Float
 from jaxrec._exact import exact
 from jaxrec._types import Array, FoldIn, Link, Squares
 
-_STEPS = 10
+_STEPS = 20
 
 
 def prepare(
@@ -184,8 +184,9 @@ def fold_in_odds(
     .. math:: \max_u \; \sum_i \bigl(y_i \log \sigma(u^\top v_i) + (1 - y_i) \log \sigma(-u^\top v_i)\bigr)
         - \tfrac12 (u - u_0)^\top S^{-1} (u - u_0)
 
-    Ten steps, each to the top of a quadratic bound that touches the objective where the last one ended, so that none
-    makes it worse.
+    Twenty steps towards it, each to the top of a quadratic bound that touches the objective where the last one ended,
+    so that none makes it worse. Of a few dozen interactions they end at the mode but for rounding, of thousands that
+    agree somewhat before it.
 
     Args:
       vectors: what the model gives without the interactions.

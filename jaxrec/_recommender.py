@@ -89,6 +89,8 @@ class Recommender:
     @property
     def reads_context(self) -> bool:
         """Whether a score may depend on the interaction's own columns, so that there is none for a mere pair."""
+        if self.parts:
+            return any(part.reads_context for part in self.parts)
         return bool(self.encoder.context) and (not self.factorises or bool(getattr(self.model, "context", 0)))
 
     @property
@@ -149,3 +151,8 @@ class Recommender:
     def __repr__(self) -> str:
         count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(self.params))
         return f"Recommender({self.model}, {count:,} parameters, {self.encoder!r}, seen: {self.seen!r})"
+
+
+def order_of(train: Dataset) -> Link:
+    """The link of scores that order items and predict no target."""
+    return "identity" if train.target is None else "rank"

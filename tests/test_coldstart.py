@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import jaxrec
-from jaxrec import coldstart, data, models
+from jaxrec import coldstart, data, losses, models
 from jaxrec.ranking import _recommend, _vectors
 
 RNG = np.random.default_rng(0)
@@ -290,3 +290,32 @@ def test_folding_in_compiles_once_for_any_numbers():
     coldstart.fold_in(vectors + 1, jax.tree.map(lambda x: x * 2, prior), touched, mask)
     assert coldstart.fold_in._cache_size() <= before + 1
     assert jnp.isfinite(coldstart.fold_in(vectors, prior, touched, mask)).all()
+
+
+def test_what_orders_items_of_rated_data_says_so(rated_parts, rated_world):
+    train = rated_parts.train
+    often = coldstart.popularity(train)
+    assert often.link == "rank" and "ndcg@10" in set(jaxrec.evaluate(often, rated_parts.test, draws=10).table.metric)
+    model = models.MatrixFactorization.for_data(train, dim=4)
+    options = {"epochs": 1, "batch_size": 256}
+    ranked, rated = (jaxrec.fit(model, train, loss=loss, **options) for loss in ("bpr", "mse"))
+    assert coldstart.mix([ranked, often], [[1.0] * 3] * 2).link == "rank"
+    assert coldstart.or_popular(rated, train).link == "identity" and coldstart.or_popular(ranked, train).link == "rank"
+    with pytest.raises(ValueError, match="same training data and link"):
+        coldstart.mix([rated, often], [[1.0] * 3] * 2)
+    assert jaxrec.transfer.blend([ranked, ranked], [1.0, 1.0]).link == "rank"
+    by_function = jaxrec.fit(model, train, loss=losses.on_batch("bpr"), negatives=data.Negatives(num=1), **options)
+    assert by_function.link == "rank"
+    with pytest.raises(ValueError, match="Say which loss to train by"):
+        coldstart.heater(ranked, train, experts=2, **options)
+    found = jaxrec.sources.rank({"ranked": ranked}, data.encode(
+        data.Parts(rated_world.target.interactions, None, None), rated_world.target.schema,
+        users=rated_world.target.users, items=rated_world.target.items).train, epochs=1)  # fmt: skip
+    assert not any("no trial" in note for note in found.notes.values())
+
+
+def test_weights_are_kept_beside_rows_that_have_none():
+    one = data.Interactions(np.ones(2, np.int32), np.ones(2, np.int32), 3, 3)
+    two = dataclasses.replace(one, weight=np.full(2, 5.0, np.float32))
+    assert one.append(one).weight is None
+    assert one.append(two).weight.tolist() == [1, 1, 5, 5] and two.append(one).weight.tolist() == [5, 5, 1, 1]

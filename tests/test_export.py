@@ -211,8 +211,14 @@ print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}
 
 
 def trained(name, train):
-    if name == "als":
+    if name in ("als", "weighted als"):
         return jaxrec.train.fit_als(train, dim=4, epochs=2)
+    if name in ("clicks", "ranked"):
+        loss = "sigmoid_cross_entropy" if name == "clicks" else "bpr"
+        return jaxrec.fit(model_of("factorization", train), train, loss=loss, epochs=2, batch_size=128)
+    if name == "rated mixture":
+        parts = [jaxrec.fit(model_of(each, train), train, epochs=1) for each in ("factorization", "neumf")]
+        return jaxrec.coldstart.mix(parts, [[0.5, 1.0, 1.5], [1.0, 0.5, 0.2]])
     if name == "mixture":
         few = jaxrec.fit(models.TwoTower.for_data(train, dim=4, hidden=(8,), history=3), train, epochs=1)
         parts = [jaxrec.train.fit_als(train, dim=4, epochs=2), jaxrec.train.fit_content_knn(train), few]
@@ -246,6 +252,8 @@ def model_of(name, train):
         ("autoencoder", "implicit"),
         ("mixture", "implicit"),
         ("machine", "rated"),
+        ("ranked", "rated"),
+        ("rated mixture", "rated"),
     ],
 )
 def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
@@ -490,3 +498,44 @@ def test_a_model_of_ones_own_may_be_a_part_of_another(parts, factorization, tmp_
     with pytest.raises(TypeError, match="that differ, LinenModel, Inherited"):
         jaxrec.save(jaxrec.coldstart.mix([one, other], [[1.0] * 3, [2.0] * 3]), tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("name", ["clicks", "weighted als", "context"])
+def test_an_artefact_folds_in_as_in_process(name, world, tmp_path):
+    """What differs by the loss, by weights and by a context that is not read."""
+    frame = world.target.interactions.iloc[:1500]
+    number = np.arange(len(frame)) % 7
+    columns = {"clicks": ("click", (number > 4) * 1.0), "weighted als": ("weight", 1.0 + 5 * number)}
+    more = {each: {column: values} for each, (column, values) in (columns | {"context": ("price", number)}).items()}
+    frame = frame.assign(**more[name])
+    schema = {
+        "clicks": data.Schema(target="click"),
+        "weighted als": data.Schema(weight="weight"),
+        "context": data.Schema(context=(data.Numeric("price"),)),
+    }[name]
+    train = data.encode(data.Parts(frame, None, None), schema).train
+    recommender = trained(name if name != "context" else "ranked", train)
+    rows = frame.iloc[[3, 50, 700]].assign(user=-7)
+    recommender = jaxrec.coldstart.add(recommender, interactions=rows)
+    export.write_artefact(recommender, tmp_path / "artefact", k=8)
+    served = export.load_artefact(tmp_path / "artefact")
+    known = frame["user"].iloc[0]
+    listed = jaxrec.recommend(recommender, [-7, known], k=8)
+    for (_, expected), found in zip(
+        listed.groupby("user", sort=False), served.recommend([-7, known], k=8), strict=True
+    ):
+        assert [item for item, _ in found] == expected["item"].tolist()
+        np.testing.assert_allclose([score for _, score in found], expected["score"], rtol=1e-4, atol=1e-5)
+    pairs = listed[["user", "item"]].assign(**{column: 0.0 for column in more[name]})
+    np.testing.assert_allclose(
+        served.score(pairs["user"], pairs["item"]), jaxrec.predict(recommender, pairs), rtol=1e-4, atol=1e-5
+    )
+    if name == "clicks":
+        told = served.recommend([-9], touched=[rows["item"].tolist()], values=[rows["click"].tolist()], k=8)[0]
+    else:
+        told = served.recommend([-9], touched=[rows["item"].tolist()], k=8)[0]
+    grown = rows.assign(user=-9, **({"weight": 1.0} if name == "weighted als" else {}))
+    expected = jaxrec.recommend(recommender, [-9], interactions=grown, k=8)
+    assert [item for item, _ in told] == expected["item"].tolist()
+    with pytest.raises(ValueError, match="reads no context"):
+        served.score([-7], [listed["item"].iloc[0]], context=[[1.0]])

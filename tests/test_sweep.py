@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from helpers import refuses
+from helpers import refuses, untyped
 from test_strategies import counted
 
 import jaxrec
@@ -225,3 +225,15 @@ def test_optuna_proposes_settings_and_prunes(line):
     silent = train.optuna_objective(lambda setting, _: train_one(setting, []), space, metric="recall@10")
     with refuses(ValueError, "history has no 'recall@10', it has epoch, loss"):
         optuna.create_study(direction="maximize").optimize(silent, n_trials=1)
+
+
+def test_a_fraction_for_an_integer_is_refused_before_it_is_traced(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    made = optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3, weight_decay=0)
+    with pytest.raises(ValueError, match="integer for weight_decay"):
+        train.sweep(model, parts.train, [{"weight_decay": 0.01}, {"weight_decay": 0.1}], optimizer=made, epochs=1)
+    with untyped():  # a number of NumPy's is one seed
+        found = train.sweep(
+            model, parts.train, [{"weight_decay": 1.0}], optimizer=made, epochs=1, seed=np.int64(1), batch_size=256
+        )
+    assert len(found.table) == 1

@@ -18,7 +18,8 @@ _NEGATIVES, _SHARED = 4, 256
 
 
 def bpr(full: bool) -> list[dict[str, Any]]:
-    """An epoch of BPR: one uniform negative per example, drawn anew, SGD. Same draws, same updates on all sides."""
+    """An epoch of BPR: one negative per example, drawn anew, SGD. implicit draws items of random rows, the others
+    uniformly; implicit and Cornac also look up whether a draw is known."""
     rows = []
     sizes = [(6040, 3706, 1_100_000)] + [LARGE_SIZE] * full
     for size in sizes:

@@ -58,7 +58,7 @@ def heater(
         need_features(train, "item", "heater")
     head = Heater(experts=experts, hidden=hidden, refine=refine, share=share, code_dim=code_dim)
     model, params = over(backbone, train, seed=seed, user=head, item=head)
-    training = dataclasses.replace(model, similarity=alpha)
+    training = dataclasses.replace(model, similarity=alpha, link="rank" if backbone.link == "rank" else None)
     if options.get("loss") == "mse" and train.target is None:
         options = {"negatives": Negatives(num=5)} | options
     options = {"optimizer": OPTIMIZER} | options

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, order_of
 from jaxrec.coldstart._mix import mix
 from jaxrec.data import Dataset
 from jaxrec.models import Popularity
@@ -23,6 +23,7 @@ def popularity(train: Dataset) -> Recommender:
         encoder=train.encoder,
         seen=train.interactions,
         num_trained=len(train.interactions),
+        link=order_of(train),
     )
 
 
@@ -45,4 +46,4 @@ def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
     expect(recommender, Recommender, "recommender")
     often = popularity(train)
     least = 1e-6 / max(float(often.params["item"]["count"].max()), 1.0)
-    return mix([recommender, often], [[1.0] * 3, [least] * 3])
+    return mix([recommender, often.replace(link=recommender.link)], [[1.0] * 3, [least] * 3])

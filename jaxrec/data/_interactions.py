@@ -49,13 +49,17 @@ class Interactions:
             max(self.num_users, other.num_users),
             max(self.num_items, other.num_items),
             _joined(self.value, other.value),
-            _joined(self.weight, other.weight),
+            _joined(*(each.weights() for each in (self, other))) if self.weight is not other.weight else None,
         )
         if "order" in self.__dict__:  # grouping all rows again would take a second for ten millions
             order = grouped(other.user)
             after = np.minimum(other.user[order].astype(np.int64) + 1, self.num_users)
             both.__dict__["order"] = np.insert(self.order, self.start[after], len(self) + order)
         return both
+
+    def weights(self) -> np.ndarray:
+        """Of the rows, 1 where they have none."""
+        return np.ones(len(self), np.float32) if self.weight is None else self.weight
 
     def sized(self, num_users: int, num_items: int) -> "Interactions":
         """The same rows of as many or more users and items."""

@@ -66,7 +66,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "history": functions.history,
         "folds": functions.folds,
         "has_items": has_items,
-        "context": sum(each.width for each in encoder.context),
+        "context": sum(each.width for each in encoder.context) if recommender.reads_context else 0,
         "model": repr(recommender.model),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +87,9 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
                 temporary.rename(folder)
             except BaseException:
                 (old / "artefact").rename(folder)
+                old.rmdir()
                 raise
-            finally:
-                shutil.rmtree(old)
+            shutil.rmtree(old)
         else:
             temporary.rename(folder)
     except BaseException:

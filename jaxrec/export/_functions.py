@@ -51,7 +51,7 @@ class Functions:
         def shape(dimensions: str, dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(jax.export.symbolic_shape(dimensions, scope=scope), dtype)
 
-        context = sum(each.width for each in self._of.encoder.context)
+        context = sum(each.width for each in self._of.encoder.context) if self._of.reads_context else 0
         inputs = {"user": shape("b", jnp.int32)}
         if self.history:
             inputs["history"] = shape(f"b, {self.history}", jnp.int32)
@@ -117,6 +117,7 @@ class _Single:
             recommender.factorises
             and not recommender.derived
             and not recommender.pooled_history
+            and not recommender.reads_context
             and recommender.encoder.schema.item is not None
         )
 
@@ -145,7 +146,7 @@ class _Single:
 
     def of_pairs(self, arrays: Arrays, inputs: Inputs, features: Features) -> jax.Array:
         item, context = inputs.get("item"), inputs.get("context")
-        if self._of.factorises and item is not None and context is None:
+        if self._of.factorises and item is not None and not self._of.reads_context:
             return jnp.einsum("bd,bd->b", self._users(arrays, inputs, features), take(arrays["vectors"], item))
         batch = self._batch(inputs)._replace(item=None if item is None else item[:, None], context=context)
         return self._of.model.apply(arrays["params"], batch, features)[:, 0]

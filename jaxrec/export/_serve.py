@@ -110,6 +110,8 @@ class Artefact:
         """Predictions for pairs, in the target's unit; ``context`` in the data's own unit, where the model has one."""
         width = self.manifest["context"]
         users = None if users is None else _listed(users, "users")
+        if context is not None and not width:
+            raise ValueError("This artefact's model reads no context. Leave context= out.")
         rows = np.zeros((0, 0), np.float32) if context is None else np.asarray(context, np.float32).reshape(-1, width)
         told: dict = self._told([None] * len(rows) if users is None else users, touched, values)
         sizes = {len(told["user"])}

@@ -145,7 +145,9 @@ def _vanishes(second: Any, state: Any, params: dict[str, np.ndarray], tables: tu
     """Whether no gradient gives no update, whatever numbers the state is set to: a decay that is 0 now may be set."""
 
     def other(leaf: Any) -> Any:
-        return leaf + 0.1 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf + 0.1
+        return leaf + 1 if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
     nothing = {path: np.zeros_like(leaf) for path, leaf in params.items()}
     updates = [second(nothing, each, params) for each in (state, jax.tree.map(other, state))]

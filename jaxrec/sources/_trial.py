@@ -101,10 +101,14 @@ class Trials:
             raise ValueError(f"{len(self.train)} rows of the target are too few to hold some out.")
         kept = cold(self.train, ~held)
         test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
+        # Scores that only order items are gone on with as such, whatever the loss was that they came from.
+        ordered = source.link == "rank" and self.train.target is not None
+        metric = default_metric(self.train, "rank") if ordered else self.metric
+        loss = "in_batch_softmax" if ordered else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NegativeTransfer)  # the ranking's verdict says so
             found = compare(
-                source, kept, test, metric=self.metric, level=self.level, seed=self.seed,
+                source, kept, test, metric=metric, loss=loss, level=self.level, seed=self.seed,
                 epochs=self.options["epochs"], progress=False,
             )  # fmt: skip
         row = found.table.iloc[0]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int32
 
 from jaxrec import _tree
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._histories import Kind
@@ -173,10 +173,11 @@ def play(
     check_rows(game, train)
     options: dict[str, Any] = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     batches = Batches(train, history=history, histories=histories, **options)
-    blank = Recommender(game, {}, train.encoder, train.interactions, len(train.interactions))
+    link = order_of(train)
+    blank = Recommender(game, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     state = init_adversarial(game, jax.tree.map(jnp.array, params), optimizers, key=key)
-    judge = Judge(validation, metric, patience)
+    judge = Judge(validation, metric, patience, link=link)
     log: list[dict[str, Any]] = []
     recommender = blank
     for epoch, chunks in enumerate(prepared(batches, epochs), 1):

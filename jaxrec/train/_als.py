@@ -188,7 +188,7 @@ def fit_als(
         len(train.interactions),
         folding=Folding(fold_user or ImplicitSquares(unobserved, l2, exponent), fold_item or Folding.item),
     )
-    judge = Judge(validation, metric, patience)
+    judge, score = Judge(validation, metric, patience), 1.0
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
@@ -211,23 +211,23 @@ def fit_als(
         recommender = blank.replace(params=params, log=tuple(log))
         stop = judge.look(recommender, row)
         log.append(row)
+        if judge.improved and (judge.name is not None or epoch == epochs):
+            score = _mean_score(here, user[weight > 0], item[weight > 0])
         if stop:
             break
-    _warn_if_nothing_is_left(here, user[weight > 0], item[weight > 0], known, (unobserved, l2, exponent))
+    _warn_if_nothing_is_left(score, known, (unobserved, l2, exponent))
     return blank.replace(params=params if judge.best is None else judge.best, log=tuple(log))
 
 
-def _warn_if_nothing_is_left(
-    tables: dict[str, jax.Array],
-    user: np.ndarray,
-    item: np.ndarray,
-    known: dict[str, int],
-    options: tuple[float, float, float],
-) -> None:
-    """Too strong a regularisation makes every vector zero, and what ranks then is rounding."""
+def _mean_score(tables: dict[str, jax.Array], user: np.ndarray, item: np.ndarray) -> float:
+    """Of some training pairs, by table row."""
     some = np.linspace(0, len(user) - 1, min(len(user), _LOOKED_AT)).astype(np.int64)
     of_users, of_items = np.asarray(tables["user"])[user[some]], np.asarray(tables["item"])[item[some]]
-    score = float((of_users * of_items).sum(axis=1).mean()) if len(some) else 1.0
+    return float((of_users * of_items).sum(axis=1).mean()) if len(some) else 1.0
+
+
+def _warn_if_nothing_is_left(score: float, known: dict[str, int], options: tuple[float, float, float]) -> None:
+    """Too strong a regularisation makes every vector zero, and what ranks then is rounding."""
     unobserved, l2, exponent = options
     if abs(score) < _LEAST_SCORE:
         warnings.warn(

@@ -304,6 +304,8 @@ def finished(blank: Recommender, state: TrainState, mesh: Mesh | None, *, in_pla
 def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTransformation | None) -> optim.Optimizer:
     """The default for None, and an optax transformation in its row-sparse form."""
     if optimizer is None:
+        while (inner := getattr(model, "student", getattr(model, "base", None))) is not None:
+            model = inner
         return _DEFAULT_OPTIMIZER if model.tables and not isinstance(model, Linear) else _DEFAULT_OF_REGRESSIONS
     return optimizer if isinstance(optimizer, optim.Optimizer) else optim.row_sparse(optimizer)
 
@@ -342,8 +344,14 @@ def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) ->
     if loss is None:
         fallback = "mse" if train.target is not None else "softmax" if by_users else "in_batch_softmax"
         loss = "sigmoid_cross_entropy" if link == "sigmoid" else fallback
+        if link == "rank" and train.target is not None:
+            raise ValueError(
+                "The model goes on from scores that only order items, and by default rows with targets are fitted by "
+                "squared error. Say which loss to train by, such as loss='bpr'."
+            )
     if not isinstance(loss, str):
-        return None, loss, link or "identity"
+        known = train.target is not None and losses.name_of(loss) not in (None, *losses.POINTWISE)
+        return None, loss, "rank" if known else link or "identity"
     if link is not None and (link == "sigmoid") != (loss == "sigmoid_cross_entropy") and loss in losses.POINTWISE:
         fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse"
         raise ValueError(f"The model has the link {link!r}, which goes with the loss {fitting!r}, got {loss!r}.")

@@ -51,6 +51,11 @@ class Judge:
         return self._metric if self._metric is None or isinstance(self._metric, str) else _name(self._metric)
 
     @property
+    def improved(self) -> bool:
+        """Whether the last look found the best so far, or nothing is looked at."""
+        return self._metric is None or self._since == 0
+
+    @property
     def value(self) -> float:
         """The best so far, higher being better; -inf before the first look."""
         return self._value

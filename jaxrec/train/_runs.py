@@ -70,6 +70,8 @@ class Runs:
         settings: int,
         judges: Callable[[int], Judge],
     ) -> None:
+        for number in range(settings):  # before they are traced, when no value can be looked at any more
+            optim.with_hyperparams(sources[0].state.opt_state, {name: each[number] for name, each in values.items()})
         self._sources, self._settings = sources, settings
         self._kept = np.arange(self._settings)  # numbers of the settings that are still trained
         self._features = _stacked([source.blank.features for source in sources], "features")

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxrec import _tree
 from jaxrec._expect import expect, one_of
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import Report, evaluate
@@ -161,7 +161,9 @@ def adapt(
     told = next(iter(alignments.values())), report, frozen, alignments if several else {}
     if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
-        ready = Recommender(target, params, train.encoder, seen, len(seen), link=first.link)
+        orders = first.link == "rank" or (first.link == "identity" and first.encoder.schema.target is None)
+        link = order_of(train) if orders else first.link
+        ready = Recommender(target, params, train.encoder, seen, len(seen), link=link)
         return Adapted(ready, *told)
     if first.link == "rank" and train.target is not None and options.get("loss") is None:
         raise ValueError(
@@ -188,7 +190,7 @@ def _by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str, Recom
         raise ValueError("Expected at least one source, got none.")
     for name, each in sources.items():
         expect(each, Recommender, f"source {name!r}" if name else "source")
-    links = {each.link for each in sources.values()}
+    links = {"identity" if each.link == "rank" else each.link for each in sources.values()}
     if len(links) > 1:
         raise ValueError(
             f"Scores of the sources mean different things (links {', '.join(sorted(links))}): they were trained by "

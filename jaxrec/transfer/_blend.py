@@ -78,7 +78,8 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     tables["item"][0] = item.mean(axis=0)
     params = {side: {"embedding": jnp.asarray(table, jnp.float32)} for side, table in tables.items()}
     seen = dataclasses.replace(first.seen, num_users=len(features.user_row))
-    return Recommender(model, params, encoder, seen, first.num_trained)
+    link = "identity" if seen.value is None else "rank"  # scores on a scale of their own
+    return Recommender(model, params, encoder, seen, first.num_trained, link=link)
 
 
 def _spread(user: np.ndarray, item: np.ndarray) -> float:

@@ -23,14 +23,14 @@ def fisher(
     .. math:: F_j = \frac{1}{N} \sum_n \left(\frac{\partial}{\partial w_j} \log p(y_n \mid x_n, w)\right)^2
 
     Squares of the gradients of single examples at the labels in the data: mean squared error or, for a sigmoid link,
-    cross-entropy where there is a target, else the softmax of the positive among negatives drawn uniformly. Rows of
-    tables that no example touched have 0.
+    cross-entropy where there is a target; without one, and after a loss of ranking, the softmax of the positive among
+    negatives drawn uniformly. Rows of tables that no example touched have 0.
 
     Args:
       recommender: trained on the source.
       dataset: the source's, of the recommender's encoder.
       examples: rows drawn from it without repetition; all of them where there are fewer.
-      negatives: for each positive, at least 1; of no use where there is a target.
+      negatives: for each positive, at least 1; of no use where targets are predicted.
       seed: of rows and negatives.
 
     Returns:

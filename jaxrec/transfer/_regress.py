@@ -95,7 +95,8 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     model = MatrixFactorization(user_rows=encoder.user_rows, item_rows=encoder.item_rows, dim=dim)
     log = ({"epoch": 1, "loss": found.error, "l2": found.l2},)
     seen = dataclasses.replace(touched, num_users=len(row))
-    return Recommender(model, params, encoder, seen, len(seen), log=log)
+    link = "identity" if seen.value is None else "rank"
+    return Recommender(model, params, encoder, seen, len(seen), link=link, log=log)
 
 
 def histories(source: Dataset) -> pd.DataFrame:
