@@ -304,12 +304,13 @@ def summary(rows: Rows) -> str:
             theirs, found, stacked = (_headline(rows, name, shots, each) for each in (alone, best, "stacked iALS"))
             everything = _headline(rows, name, "all", best_of(rows, name, "all", alone=True))
             cells = [name, shots, alone.removesuffix(_ALONE), _mean(theirs), _mean(everything), _mean(stacked), best]
-            low, high = (end(row[f"difference_{side}"] for row in found) for side, end in (("low", min), ("high", max)))
-            cells += [
-                _mean(found),
-                f"{np.mean([row['difference'] for row in found]):+.4f}",
-                f"[{low:+.4f}, {high:+.4f}]",
-            ]
+            cells.append(_mean(found))
+            if any(row["difference"] is None for row in found):  # to a scratch of before
+                cells += ["", ""]
+            else:
+                ends = (("low", min), ("high", max))
+                low, high = (end(row[f"difference_{side}"] for row in found) for side, end in ends)
+                cells += [f"{np.mean([row['difference'] for row in found]):+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
             cells += [len(found), "yes" if found[0]["validation"] > theirs[0]["validation"] else "no"]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         for row in _headline(rows, name, _MEAN, _CHOSEN):
