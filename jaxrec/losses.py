@@ -356,11 +356,6 @@ _ON_BATCH: dict[str, Loss] = {
 }
 
 
-def name_of(loss: Loss) -> str | None:
-    """By which ``on_batch`` gives this function; None for one of the user's own."""
-    return next((name for name, function in _ON_BATCH.items() if function is loss), None)
-
-
 def reverse_gradient(x: Float[Array, "*shape"], scale: float | jax.Array = 1.0) -> Float[jax.Array, "*shape"]:
     """``x`` itself, whose gradient is multiplied by ``-scale`` on the way back.
 

@@ -50,6 +50,8 @@ _DEFAULT_NEGATIVES = {
     "mse": Negatives(num=4),
 }
 
+_OF_RANKING = [losses.on_batch(name) for name in _DEFAULT_NEGATIVES if name not in losses.POINTWISE]
+
 _epoch = jax.jit(train_epoch, static_argnames=("model", "loss", "optimizer", "mesh"), donate_argnums=(0,))
 
 
@@ -350,8 +352,8 @@ def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) ->
                 "squared error. Say which loss to train by, such as loss='bpr'."
             )
     if not isinstance(loss, str):
-        known = train.target is not None and losses.name_of(loss) not in (None, *losses.POINTWISE)
-        return None, loss, "rank" if known else link or "identity"
+        orders = train.target is not None and loss in _OF_RANKING
+        return None, loss, "rank" if orders else link or "identity"
     if link is not None and (link == "sigmoid") != (loss == "sigmoid_cross_entropy") and loss in losses.POINTWISE:
         fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse"
         raise ValueError(f"The model has the link {link!r}, which goes with the loss {fitting!r}, got {loss!r}.")
