@@ -153,6 +153,6 @@ class Recommender:
         return f"Recommender({self.model}, {count:,} parameters, {self.encoder!r}, seen: {self.seen!r})"
 
 
-def order_of(train: Dataset) -> Link:
-    """The link of scores that order items and predict no target."""
-    return "identity" if train.target is None else "rank"
+def order_of(seen: Interactions) -> Link:
+    """The link of scores that order items and predict none of the targets that these may have."""
+    return "identity" if seen.value is None else "rank"

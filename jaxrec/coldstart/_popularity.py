@@ -23,7 +23,7 @@ def popularity(train: Dataset) -> Recommender:
         encoder=train.encoder,
         seen=train.interactions,
         num_trained=len(train.interactions),
-        link=order_of(train),
+        link=order_of(train.interactions),
     )
 
 

@@ -173,7 +173,7 @@ def play(
     check_rows(game, train)
     options: dict[str, Any] = {"batch_size": batch_size, "negatives": negatives, "seed": seed}
     batches = Batches(train, history=history, histories=histories, **options)
-    link = order_of(train)
+    link = order_of(train.interactions)
     blank = Recommender(game, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     state = init_adversarial(game, jax.tree.map(jnp.array, params), optimizers, key=key)

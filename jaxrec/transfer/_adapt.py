@@ -162,7 +162,7 @@ def adapt(
     if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
         orders = first.link == "rank" or (first.link == "identity" and first.encoder.schema.target is None)
-        link = order_of(train) if orders else first.link
+        link = order_of(seen) if orders else first.link
         ready = Recommender(target, params, train.encoder, seen, len(seen), link=link)
         return Adapted(ready, *told)
     if first.link == "rank" and train.target is not None and options.get("loss") is None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, order_of
 from jaxrec.models import MatrixFactorization
 from jaxrec.transfer._carry import vectors_of
 
@@ -78,8 +78,7 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     tables["item"][0] = item.mean(axis=0)
     params = {side: {"embedding": jnp.asarray(table, jnp.float32)} for side, table in tables.items()}
     seen = dataclasses.replace(first.seen, num_users=len(features.user_row))
-    link = "identity" if seen.value is None else "rank"  # scores on a scale of their own
-    return Recommender(model, params, encoder, seen, first.num_trained, link=link)
+    return Recommender(model, params, encoder, seen, first.num_trained, link=order_of(seen))
 
 
 def _spread(user: np.ndarray, item: np.ndarray) -> float:

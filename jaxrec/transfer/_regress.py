@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, order_of
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset, TfidfSVD
 from jaxrec.models import MatrixFactorization
@@ -95,8 +95,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     model = MatrixFactorization(user_rows=encoder.user_rows, item_rows=encoder.item_rows, dim=dim)
     log = ({"epoch": 1, "loss": found.error, "l2": found.l2},)
     seen = dataclasses.replace(touched, num_users=len(row))
-    link = "identity" if seen.value is None else "rank"
-    return Recommender(model, params, encoder, seen, len(seen), link=link, log=log)
+    return Recommender(model, params, encoder, seen, len(seen), link=order_of(seen), log=log)
 
 
 def histories(source: Dataset) -> pd.DataFrame:
