@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grids
 import harness
 import optax
 import pandas as pd
@@ -280,6 +281,15 @@ def carried_and_knn(pair: Pair, seed: int, *, first: Setting, neighbours: Settin
     return mixed._replace(seconds=mixed.seconds + bridge.seconds + knn[1])
 
 
+def blended_and_knn(pair: Pair, seed: int, *, blended: Setting, neighbours: Setting, weight: float) -> Fitted:
+    """Three ways to use the source, and ``weight`` times what goes with the history in the target."""
+    together = blend([emcdr, carried, regress], pair, seed, **blended)
+    rows = together.recommender.encoder.encode(pair.domains[pair.target].interactions)
+    knn = _timed(lambda: train.fit_item_knn(rows, **neighbours))
+    mixed = _timed(lambda: coldstart.mix([together.recommender, knn.recommender], [[1.0] * 3, [weight] * 3]))
+    return mixed._replace(seconds=mixed.seconds + together.seconds + knn.seconds)
+
+
 def joint(pair: Pair, seed: int, *, decay: float, **setting: Any) -> Fitted:
     """Both domains in one training, users shared; items compete with those of their own domain."""
 
@@ -314,77 +324,25 @@ def blend(
     return joined._replace(seconds=joined.seconds + sum(part.seconds for part in found))
 
 
-_SPARSE = [
-    {"dim": 128, "unobserved": 0.003, "l2": 0.03},
-    {"dim": 128, "unobserved": 0.003, "l2": 0.05},
-    {"dim": 128, "unobserved": 0.001, "l2": 0.05},
-    {"dim": 256, "unobserved": 0.003, "l2": 0.05},
-]
-_MORE = [  # for stacked iALS, which others are measured by
-    {"dim": 256, "unobserved": 0.003, "l2": 0.03},
-    {"dim": 256, "unobserved": 0.001, "l2": 0.05},
-    {"dim": 128, "unobserved": 0.01, "l2": 0.01},
-    {"dim": 128, "unobserved": 0.3, "l2": 0.01},
-    {"dim": 128, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
-    {"dim": 128, "unobserved": 0.003, "l2": 0.5, "exponent": 0.5},
-    {"dim": 256, "unobserved": 0.003, "l2": 0.3, "exponent": 0.5},
-    {"dim": 128, "unobserved": 0.003, "l2": 0.04},
-    {"dim": 128, "unobserved": 0.003, "l2": 0.07},
-    {"dim": 128, "unobserved": 0.005, "l2": 0.03},
-    {"dim": 128, "unobserved": 0.002, "l2": 0.04},
-    {"dim": 256, "unobserved": 0.005, "l2": 0.03},
-    {"dim": 64, "unobserved": 0.003, "l2": 0.03},
-    {"dim": 64, "unobserved": 0.003, "l2": 0.05},
-    {"dim": 64, "unobserved": 0.001, "l2": 0.05},
-]
-_EVEN = [  # for cold users of games and videos: with them it has as many settings as the blend of three in all
-    {"dim": dim, "unobserved": unobserved, "l2": l2, "exponent": 0.5}
-    for dim, unobserved, l2 in (
-        (128, 0.002, 0.5), (128, 0.005, 0.5), (128, 0.003, 0.7), (128, 0.003, 1.0), (256, 0.003, 0.7), (128, 0.01, 0.3),
-    )
-] + [
-    {"dim": dim, "unobserved": unobserved, "l2": l2}
-    for dim, unobserved, l2 in (
-        (128, 0.005, 0.04), (128, 0.007, 0.03), (128, 0.005, 0.02), (192, 0.005, 0.03), (192, 0.003, 0.04),
-        (256, 0.005, 0.04), (128, 0.01, 0.02), (96, 0.005, 0.03), (128, 0.003, 0.02), (160, 0.004, 0.035),
-    )
-]  # fmt: skip
-_COLD = [  # there, of what is trained on a domain: two of the above, and two such as the stacked ones preferred
-    *(_SPARSE[0], _SPARSE[3]),
-    {"dim": 128, "unobserved": 0.005, "l2": 0.5, "exponent": 0.5},
-    {"dim": 128, "unobserved": 0.01, "l2": 0.3, "exponent": 0.5},
-]
-_DENSE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.01, 0.03)]
-_BPR = [{"dim": 64, "rate": 0.01, "decay": decay, "epochs": 20} for decay in (0.3, 1.0, 3.0, 10.0)]
-_KINDS = ("linear", "mlp")
-_DECAYS = (1.0, 3.0, 10.0, 30.0)
-_DENSE_MORE = [{"dim": 64, "unobserved": each, "l2": l2} for each in (0.03, 0.1, 0.3, 1.0) for l2 in (0.003, 0.1)]
-_EASE = harness.grid(l2=(100.0, 300.0, 1000.0, 3000.0))
-_EASE_SPARSE = harness.grid(l2=(60.0, 200.0, 600.0))  # each inverts a matrix of up to 37,000 items
-_KNN = harness.grid(shrink=(10.0, 100.0, 1000.0), neighbours=(300,))
-# Of the target alone, which every gain is over: wider, since validation asked for the edges.
-_EASE_ALONE = harness.grid(l2=(30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0))
-_KNN_ALONE = harness.grid(shrink=(3.0, 10.0, 100.0, 1000.0, 10000.0), neighbours=(300,))
-
-
 def methods_for(pair: Pair) -> dict[str, Method]:
     """What can be done with a pair; those named ``... alone`` know nothing of the source."""
-    grid = _SPARSE if pair.negatives else _DENSE
+    grid = grids.SPARSE if pair.negatives else grids.DENSE
     published = {pair.source, pair.target} == {"game", "video"} and pair.shots == 0
-    stacked = [*grid, *_MORE * pair.negatives, *_EVEN * published]
-    own = _COLD if published else grid
-    scratch = stacked if pair.negatives else [*_DENSE, *_DENSE_MORE]
-    ease = _EASE_SPARSE if pair.negatives else _EASE
-    ridges = (1.0, 100.0, 1000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0)
+    stacked = [*grid, *grids.MORE * pair.negatives, *grids.EVEN * published]
+    own = grids.COLD if published else grids.OWN if pair.negatives else grid
+    scratch = stacked if pair.negatives else [*grids.DENSE, *grids.DENSE_MORE]
+    ease = grids.EASE_SPARSE if pair.negatives else grids.EASE
+    ridges = (100.0, 1000.0, 10000.0) if pair.negatives else (1.0, 30.0, 300.0, 3000.0, 30000.0)
+    penalties = (30.0, 100.0, 300.0) if published else (10.0, 30.0, 100.0, 300.0)
     found = {
         "popularity alone": Method(popularity, [{}]),
         "iALS alone": Method(alone, scratch),
-        "EASE alone": Method(alone_ease, _EASE_SPARSE if pair.negatives else _EASE_ALONE),
-        "item k-NN alone": Method(alone_knn, _KNN_ALONE),
+        "EASE alone": Method(alone_ease, grids.EASE_SPARSE if pair.negatives else grids.EASE_ALONE),
+        "item k-NN alone": Method(alone_knn, grids.KNN_ALONE),
         "iALS and item k-NN alone": Method(alone_and_knn, []),
         "stacked iALS": Method(stacked_als, stacked),
         "stacked EASE": Method(stacked_ease, ease),
-        "stacked item k-NN": Method(stacked_knn, _KNN),
+        "stacked item k-NN": Method(stacked_knn, grids.KNN),
         "stacked iALS, source weighed": Method(stacked_als, []),
         "carried iALS": Method(carried, [{**each, "content_l2": l2} for each in own for l2 in ridges]),
         "carried iALS and item k-NN": Method(carried_and_knn, []),
@@ -398,12 +356,16 @@ def methods_for(pair: Pair) -> dict[str, Method]:
         found |= {
             "popularity among shared users": Method(popular_with_shared, [{}]),
             "EMCDR over iALS": Method(emcdr, [{**each, "map_l2": l2} for each in own for l2 in maps]),
-            "regression": Method(regress, harness.grid(dim=(256,), l2=(30.0, 100.0, 300.0))),
+            "regression": Method(regress, harness.grid(dim=(256,), l2=penalties)),
             "carried iALS and regression": Method(functools.partial(blend, [carried, regress]), []),
             "EMCDR, carried iALS and regression": Method(functools.partial(blend, [emcdr, carried, regress]), []),
         }
+        if pair.shots != 0:
+            found["EMCDR, carried iALS, regression and item k-NN"] = Method(blended_and_knn, [])
     if pair.negatives and pair.shots == 0:
-        found["EMCDR, MF by BPR"] = Method(emcdr_bpr, [{**each, "kind": kind} for each in _BPR for kind in _KINDS])
+        found["EMCDR, MF by BPR"] = Method(
+            emcdr_bpr, [{**each, "kind": kind} for each in grids.BPR for kind in grids.KINDS]
+        )
     if published:
         found |= {
             "EMCDR and regression": Method(functools.partial(blend, [emcdr, regress]), []),
@@ -411,9 +373,11 @@ def methods_for(pair: Pair) -> dict[str, Method]:
             "EMCDR, PTUPCDR, carried iALS and regression": Method(
                 functools.partial(blend, [emcdr, ptupcdr, carried, regress]), []
             ),
-            "CMF": Method(joint, harness.grid(decay=_DECAYS, specific=(False,))),
-            "shared and specific": Method(joint, harness.grid(decay=_DECAYS, orthogonality=(0.1,))),
-            "domain-adversarial": Method(joint, harness.grid(decay=_DECAYS, specific=(False,), adversarial=(0.1,))),
+            "CMF": Method(joint, harness.grid(decay=grids.DECAYS, specific=(False,))),
+            "shared and specific": Method(joint, harness.grid(decay=grids.DECAYS, orthogonality=(0.1,))),
+            "domain-adversarial": Method(
+                joint, harness.grid(decay=grids.DECAYS, specific=(False,), adversarial=(0.1,))
+            ),
         }
     return found
 
@@ -423,7 +387,7 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
     shares = (0.125, 0.25, 0.5, 1.0)  # of a regression
     if name == "stacked iALS, source weighed":
         weights = (
-            (0.1, 0.3) if pair.shared == "user" else (0.01, 0.03, 0.1, 0.3)
+            (0.03, 0.1, 0.3) if pair.shared == "user" else (0.01, 0.03, 0.1, 0.3)
         )  # there the source has 20 times the rows
         return [{**chosen["stacked iALS"], "weight": weight} for weight in weights]
     if name == "stacked EASE, source weighed":
@@ -444,6 +408,10 @@ def settings_of(name: str, method: Method, chosen: dict[str, Setting], pair: Pai
         parts = tuple([first, {**first, "rate": rate}, *others] for rate in (1e-4, 3e-4))
         weights = tuple([1.0, second, third] for second in (0.5, 1.0, 2.0) for third in (0.25, 0.5))
         return harness.grid(parts=parts, weight=weights)
+    if name == "EMCDR, carried iALS, regression and item k-NN":
+        parts = {"blended": chosen["EMCDR, carried iALS and regression"], "neighbours": chosen["item k-NN alone"]}
+        # The blend's scores are in units of their spread, those of neighbours are often below a hundredth.
+        return [{**parts, "weight": weight} for weight in (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)]
     if name in ("carried iALS and item k-NN", "iALS and item k-NN alone"):
         first = "iALS alone" if name.endswith("alone") else "carried iALS"
         parts = {"first": chosen[first], "neighbours": chosen["item k-NN alone"]}
