@@ -1,7 +1,7 @@
 """Pairs of a rich source and a poor target domain: generated, or from a folder of real data.
 
-Real data is never part of the project; a folder's name says which definition it gets. Files are Parquet tables of
-interactions and items, as described in docs/demo.md.
+Real data is never part of the project; a folder's name says which definition it gets. MovieLens and goodbooks are read
+as they are downloaded, or from Parquet tables; the Amazon pairs are two Parquet tables. docs/demo.md lists the columns.
 """
 
 from pathlib import Path
@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import data
+
+_IDS = ("user_id", "movie_id")
 
 
 class Pair(NamedTuple):
@@ -27,7 +29,7 @@ def load(folder: str | None) -> Pair:
     if folder is None:
         return generated()
     path = Path(folder)
-    readers = {"ml-1m": movies, "goodbooks": books, "amazon-": amazon}
+    readers = {"ml-": movies, "goodbooks": books, "amazon-": amazon}
     for prefix, read in readers.items():
         if path.name.startswith(prefix):
             return read(path)
@@ -51,30 +53,43 @@ def generated() -> Pair:
 
 
 def movies(folder: Path) -> Pair:
-    """MovieLens 1M: everything but comedies -> comedies, of which a quarter of the users' histories are known."""
-    interactions = _read(folder / "interactions.parquet").astype("int64")
-    items = _read(folder / "movies.parquet").astype({"movie_id": "int64"})
-    users = _read(folder / "users.parquet").astype({"user_id": "int64", "age": str, "occupation": str})
+    """MovieLens: everything but comedies -> comedies, of which a quarter of the users' histories are known."""
+    if (folder / "interactions.parquet").exists():
+        tables = (_read(folder / f"{name}.parquet") for name in ("interactions", "users", "movies"))
+        interactions, users, items = (table.astype({key: "int64" for key in _IDS if key in table}) for table in tables)
+    else:
+        interactions, users, items, _ = data.read_movielens(folder)
+        interactions = interactions[["user_id", "movie_id"]]
+    assert items is not None
+    if users is not None:
+        users = users.astype({"age": str, "occupation": str})
     schema = data.Schema(
         user="user_id",
         item="movie_id",
-        user_features=(data.Categorical("gender"), data.Categorical("age"), data.Categorical("occupation")),
+        user_features=() if users is None else tuple(map(data.Categorical, ("gender", "age", "occupation"))),
         item_features=(data.Labels("genres", "|"), data.Numeric("year")),
     )
     comedy = items["genres"].str.split("|").map(lambda genres: "Comedy" in genres)
-    return _by_items("MovieLens 1M: other films -> comedies", interactions, users, items, comedy, schema)
+    title = {"ml-1m": "MovieLens 1M"}.get(folder.name, f"MovieLens ({folder.name})")
+    return _by_items(f"{title}: other films -> comedies", interactions, users, items, comedy, schema)
 
 
 def books(folder: Path) -> Pair:
     """goodbooks: fantasy -> mystery, without the books that are both."""
-    ratings = _read(folder / "ratings.parquet")[["user_id", "book_id"]].astype("int64")
-    genres = _read(folder / "book_genres.parquet").merge(_read(folder / "genres.parquet"), on="genre_id")
-    labels = genres.groupby("book_id")["genre"].agg(list)
-    items = _read(folder / "books.parquet").astype({"book_id": "int64"})
-    items = items.assign(genres=labels.reindex(items["book_id"]).to_numpy())
+    if (folder / "ratings.parquet").exists():
+        ratings = _read(folder / "ratings.parquet").astype({key: "int64" for key in ("user_id", "book_id")})
+        items = _read(folder / "books.parquet").astype({"book_id": "int64"})
+        genres = _read(folder / "book_genres.parquet").merge(_read(folder / "genres.parquet"), on="genre_id")
+        labels = genres.groupby("book_id")["genre"].agg(list).reindex(items["book_id"])
+        items = items.assign(genres=labels.to_numpy())
+    else:
+        ratings, _, items, _ = data.read_goodbooks(folder)
+        assert items is not None
+        items = items.rename(columns={"tags": "genres"})
+        items["genres"] = [cell if isinstance(cell, list) else [] for cell in items["genres"]]
     has = {name: items["genres"].map(lambda cell, name=name: name in cell) for name in ("fantasy", "mystery")}
     only = has["fantasy"] ^ has["mystery"]
-    ratings = ratings[ratings["book_id"].isin(items["book_id"][only])]
+    ratings = ratings.loc[ratings["book_id"].isin(items["book_id"][only]), ["user_id", "book_id"]]
     schema = data.Schema(
         user="user_id",
         item="book_id",

@@ -57,7 +57,9 @@ def add(
     if extend is None:
         if "catalogue" in recommender.__dict__:
             changed = _touched(old.items, encoder.items, schema.item, items)
-            folded = grown.added.item if interactions is not None else changed[:0]
+            # An item is folded in from its users' vectors, which change with what is said of them too.
+            described = interactions is not None or isinstance(users, pd.DataFrame)
+            folded = grown.added.item if described else changed[:0]
             folded = folded[np.asarray(encoder.features.item_row)[folded] == 0]
             _carry_catalogue(recommender, grown, np.union1d(changed, folded).astype(np.int32))
         return grown

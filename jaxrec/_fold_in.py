@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxrec._exact import exact
 from jaxrec._types import Array, FoldIn, Link, Squares
@@ -80,6 +80,7 @@ def fold_in_squares(
     prior: Squares,
     others: Float[Array, "batch length dim"],
     mask: Float[Array, "batch length"],
+    settled: Bool[Array, " batch"] | None = None,
 ) -> Float[jax.Array, "batch dim"]:
     r"""As ``fold_in`` for vectors of ``train.fit_als``: a regression whose weights ``prior`` has.
 
@@ -92,6 +93,9 @@ def fold_in_squares(
       prior: of this side.
       others: vectors of the other side that were touched.
       mask: weight of each interaction, 1 where they have none; 0 for padding.
+      settled: whose vectors come from such a regression already, on interactions that are not among these. What pulls
+        at them is what is new alone: the last term is left out, or everything that they were trained on would count as
+        not observed. None for nobody.
 
     Returns:
       float32.
@@ -104,7 +108,10 @@ def fold_in_squares(
     count = (root > 0).sum(axis=1).astype(jnp.float32)
     ridge = prior.l2 * (count + prior.unseen) ** prior.exponent
     gap = root - jnp.einsum("bld,bd->bl", touched, vectors)
-    right = jnp.einsum("bld,bl->bd", touched, gap) - vectors @ prior.gram
+    unseen = vectors @ prior.gram
+    if settled is not None:
+        unseen = jnp.where(jnp.asarray(settled)[:, None], 0.0, unseen)
+    right = jnp.einsum("bld,bl->bd", touched, gap) - unseen
 
     def solve(rows: jax.Array, right: jax.Array, ridge: jax.Array) -> jax.Array:
         def image(x: jax.Array) -> jax.Array:
@@ -125,10 +132,11 @@ def folded(
     *,
     link: Link,
     noise: float | Float[Array, ""],
+    settled: Bool[Array, " batch"],
 ) -> Float[jax.Array, "batch dim"]:
     """By the likelihood that goes with how the vectors were trained: which of the functions here it is."""
     if isinstance(prior, Squares):
-        return fold_in_squares(vectors, prior, others, mask)
+        return fold_in_squares(vectors, prior, others, mask, settled)
     if values is None or link == "rank":
         return fold_in(vectors, prior, others, mask)
     if link == "sigmoid":

@@ -11,7 +11,7 @@ import pytest
 from helpers import refuses
 
 import jaxrec
-from jaxrec import coldstart, data, train
+from jaxrec import coldstart, data, export, train
 from jaxrec._types import FoldIn
 from jaxrec.data import Batch
 from jaxrec.ranking import _vectors
@@ -285,6 +285,29 @@ def test_weights_are_confidences():
     assert (once.params["user"]["embedding"] != plain.params["user"]["embedding"]).any()
 
 
+def test_a_row_that_weighs_nothing_changes_nothing():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": rng.integers(0, 9, 60), "item": rng.integers(0, 7, 60), "w": 1.0})
+    beside = pd.concat([frame, frame.iloc[:20].assign(w=0.0)])
+    without, found = (
+        train.fit_als(data.encode(data.Parts(rows, None, None), data.Schema(weight="w")).train, dim=2, epochs=3)
+        for rows in (frame, beside)
+    )
+    np.testing.assert_allclose(found.params["user"]["embedding"], without.params["user"]["embedding"], atol=1e-6)
+
+
+def test_new_items_follow_their_users_who_are_described_anew(world, with_content):
+    fans = world.target.users.iloc[:3]
+    rows = pd.DataFrame({"user": fans["user"], "item": "film-99999", "time": 10**6})
+    grown = coldstart.add(with_content, interactions=rows)
+    _ = grown.catalogue
+    turned = fans.assign(**{name: fans[name].to_numpy()[::-1] for name in fans if name != "user"})
+    later = coldstart.add(grown, users=turned)
+    assert "catalogue" in later.__dict__
+    anew = dataclasses.replace(later)  # which carries nothing over
+    np.testing.assert_allclose(later.catalogue, anew.catalogue, rtol=1e-5, atol=1e-6)
+
+
 def test_the_seed_sets_the_start_and_rows_that_cannot_learn_are_refused(parts, factorization):
     first, second = (train.fit_als(parts.train, dim=2, epochs=1, seed=seed) for seed in (0, 1))
     assert (first.params["user"]["embedding"] != second.params["user"]["embedding"]).any()
@@ -308,3 +331,21 @@ def test_who_has_no_interactions_has_no_vector(parts):
     for side, index in (("user", rows.user[0]), ("item", rows.item[0])):
         vector = params[side]["embedding"][getattr(rows.features, f"{side}_row")[index]]
         np.testing.assert_array_equal(vector, 0.0)
+
+
+def test_one_more_interaction_does_not_undo_what_training_knows_of_a_user(parts, with_content, tmp_path):
+    trained = parts.train.interactions
+    user = int(np.argmax(trained.user_count))
+    items = parts.train.encoder.items.decode(np.unique(trained.item[trained.user == user]))
+    name = parts.train.encoder.users.decode(np.asarray([user]))[0]
+    again = pd.DataFrame({"user": [name], "item": items[:1], "time": 10**6})
+    grown = coldstart.add(with_content, interactions=again)
+    pairs = pd.DataFrame({"user": name, "item": items})
+    before, after = jaxrec.predict(with_content, pairs), jaxrec.predict(grown, pairs)
+    assert after[0] > before[0] > 0
+    assert after.mean() > 0.9 * before.mean()
+    export.write_artefact(grown, tmp_path / "artefact", k=3)
+    served = export.load_artefact(tmp_path / "artefact").score(pairs["user"], pairs["item"])
+    np.testing.assert_allclose(served, after, rtol=1e-4, atol=1e-5)
+    stranger = jaxrec.predict(coldstart.add(with_content, interactions=again.assign(user=-1)), pairs.assign(user=-1))
+    assert stranger.mean() < 0.5 * after.mean()

@@ -74,6 +74,37 @@ def test_short_examples(example, capsys, name):
     assert "ndcg@10" in capsys.readouterr().out
 
 
+def test_ready_domains_as_they_are_downloaded(example, tmp_path):
+    movielens, goodbooks = tmp_path / "ml-1m", tmp_path / "goodbooks-10k"
+    for folder in (movielens, goodbooks):
+        folder.mkdir()
+    users, films = range(1, 9), {1: "Comedy", 2: "Drama|Comedy", 3: "Drama", 4: "Action"}
+    (movielens / "ratings.dat").write_text("".join(f"{user}::{film}::4::7\n" for user in users for film in films))
+    (movielens / "users.dat").write_text("".join(f"{user}::F::25::{user % 3}::1\n" for user in users))
+    (movielens / "movies.dat").write_text("".join(f"{film}::A (1999)::{genres}\n" for film, genres in films.items()))
+    tags = {"1": "fantasy", "2": "fantasy", "3": "mystery", "4": "poetry"}
+    (goodbooks / "ratings.csv").write_text(
+        "user_id,book_id,rating\n" + "".join(f"{user},{book},5\n" for user in users for book in tags)
+    )
+    (goodbooks / "books.csv").write_text(
+        "book_id,goodreads_book_id,title,authors,original_publication_year,language_code\n"
+        + "".join(f"{book},{book}0,T,A,1999,eng\n" for book in (*tags, "5"))
+    )
+    (goodbooks / "tags.csv").write_text("tag_id,tag_name\n" + "".join(f"{tag},{name}\n" for tag, name in tags.items()))
+    (goodbooks / "book_tags.csv").write_text(
+        "goodreads_book_id,tag_id,count\n" + "".join(f"{tag}0,{tag},500\n" for tag in tags)
+    )
+    domains = example("domains")
+    pair = domains.load(str(movielens))
+    assert pair.title == "MovieLens 1M: other films -> comedies" and len(pair.source.schema.user_features) == 3
+    assert set(pair.target.items["movie_id"]) == {1, 2} and set(pair.source.items["movie_id"]) == {3, 4}
+    assert len(pair.source.interactions) == 16 and len(pair.target.interactions) == 4  # a quarter of the users
+    pair = domains.load(str(goodbooks))
+    assert set(pair.source.items["book_id"]) == {1, 2} and set(pair.target.items["book_id"]) == {3}
+    with pytest.raises(ValueError, match="Expected a folder named ml-, goodbooks, amazon-"):
+        domains.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("folder", ["ml-1m", "goodbooks", "amazon-sport-phone-disencdr", "amazon-game-video-cdrib"])
 def test_ready_domains_of_real_data(example, real_data, folder):
     pair = example("domains").load(str(real_data / folder))

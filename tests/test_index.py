@@ -94,6 +94,32 @@ def test_lists_are_as_long_as_exact_ones(vectors):
     assert (np.asarray(found.position)[:, 5:] == -1).all() and np.isneginf(found.score[:, 5:]).all()
 
 
+def test_whoever_has_seen_much_is_ranked_exactly_beside_others(vectors, monkeypatch):
+    users, items = vectors
+    monkeypatch.setattr("jaxrec.ranking._index._WALKED", 50)
+    index = ranking.Index(items)
+    exclude = np.full((len(users), 200), 2**30, np.int32)
+    exclude[3] = np.asarray(ranking.search(users[3:4], items, k=200).position)[0]
+    exclude[5, 100:130] = np.asarray(ranking.search(users[5:6], items, k=30).position)[0]  # not in front
+    widths = []
+    walk = ranking.Index._walk
+    monkeypatch.setattr(ranking.Index, "_walk", lambda *given: widths.append(given[2]) or walk(*given))
+    found = index.search(users, k=10, exclude=jnp.asarray(exclude))
+    exact = ranking.search(users, items, k=10, exclude=jnp.asarray(exclude))
+    assert widths == [40]
+    np.testing.assert_array_equal(found.position[3], exact.position[3])
+    assert np.mean(np.asarray(found.position)[5] == np.asarray(exact.position)[5]) > 0.8
+    assert not np.isin(found.position[5], exclude[5, 100:130]).any()
+
+
+def test_many_items_kept_from_everybody_are_left_to_the_exact_search(factorization, monkeypatch):
+    monkeypatch.setattr("jaxrec.ranking._index._WALKED", 2)
+    index, ids = ranking.Index.of(factorization), factorization.encoder.items.ids
+    monkeypatch.setattr(ranking.Index, "search", None)
+    found = jaxrec.recommend(factorization, k=5, exclude=ids[:3], index=index)
+    pd.testing.assert_frame_equal(found, jaxrec.recommend(factorization, k=5, exclude=ids[:3]))
+
+
 def test_equal_scores_go_by_position():
     items = np.asarray([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
     assert ranking.Index(items).search(np.asarray([[1.0, 0.0]], np.float32), k=4).position.tolist() == [[1, 2, 3, 0]]

@@ -220,11 +220,13 @@ def test_content_neighbours_are_those_of_a_plain_loop(dataset, features, k, norm
     assert not scores[:, BARE].any() and scores[:, COLD].any(axis=0).all()
 
 
-def test_blocks_of_items_and_of_postings_change_nothing(dataset, monkeypatch):
+@pytest.mark.parametrize("few", [0, 10**9])  # everything sorted, everything added up in rows
+def test_blocks_of_items_and_of_postings_change_nothing(dataset, monkeypatch, few):
     fits = [lambda: train.fit_item_knn(dataset, neighbours=4), lambda: train.fit_content_knn(dataset, neighbours=4)]
     whole = [fit().params for fit in fits]
     monkeypatch.setattr("jaxrec._nearest._CELLS", 35)
     monkeypatch.setattr("jaxrec._nearest._POSTINGS", 5)
+    monkeypatch.setattr("jaxrec._nearest._FEW", few)
     for fit, expected in zip(fits, whole, strict=True):
         found = fit().params
         np.testing.assert_array_equal(found["item"]["neighbours"], expected["item"]["neighbours"])
@@ -417,6 +419,10 @@ def test_data_and_options_that_do_not_fit_are_refused(dataset, rated_parts):
             fit(dataset, history=0)
         with refuses(TypeError, "Expected a Dataset for train"):
             fit(INTERACTIONS)
+        with refuses(ValueError, "training part is empty. Expected at least one interaction"):
+            fit(dataset.subset(np.zeros(0, np.int32)))
+        with refuses(ValueError, "1 of 1 rows of the training part are of unknown items"):
+            fit(dataset.encoder.encode(pd.DataFrame({"user": [0], "item": [777]})))
     with pytest.raises(ValueError, match="l2 > 0 and finite in float32, got 0"):
         train.fit_ease(dataset, l2=0.0)
     for options, message in (

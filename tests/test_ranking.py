@@ -348,6 +348,12 @@ def test_pairs_are_excluded_for_users_of_whom_nothing_is_known(factorization):
     assert not set(lists[5555]) & set(gone["item"]) and lists[6666] == best["item"].tolist()[3:]
 
 
+def test_a_frame_of_exclusions_adds_nobody_to_the_lists(factorization):
+    known = set(factorization.encoder.users.ids)
+    gone = pd.DataFrame({"user": [5555, 1], "item": [factorization.encoder.items.ids[0], "film-99999"]})
+    assert set(jaxrec.recommend(factorization, k=2, exclude=gone)["user"]) == known
+
+
 def test_a_string_is_no_list(factorization):
     with refuses(TypeError, r"Expected a list of raw ids for users, got 'ann'. Say \['ann'\]"):
         jaxrec.recommend(factorization, "ann")

@@ -1,5 +1,6 @@
 """Many runs in one compiled loop: each is what ``fit`` gives, and the worse half is dropped at rungs."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -172,6 +173,21 @@ def test_sweeps_that_cannot_be_are_refused(line, settings, options, message):
         train.sweep(
             models.Linear.for_data(line.train), line.train, settings, **{"optimizer": SGD, "epochs": 4, **options}
         )
+
+
+def test_a_split_is_not_three_folds(line):
+    for options in ({}, {"validation": line}):
+        with refuses(TypeError, "Expected a Dataset for (train|validation), got Parts. Pass its .train"):
+            given = line if not options else line.train
+            train.sweep(models.Linear.for_data(line.train), given, RATES, optimizer=SGD, **options)
+
+
+def test_targets_of_every_fold_are_looked_at(line):
+    both = [line.train, line.train.subset(np.arange(8))]
+    inside = [dataclasses.replace(part, target=np.full(len(part), 0.5, np.float32)) for part in both]
+    outside = [inside[0], dataclasses.replace(both[1], target=np.full(8, 2.0, np.float32))]
+    with refuses(ValueError, "in \\[0, 1\\]"):
+        train.sweep(models.Linear.for_data(line.train, link="sigmoid"), outside, RATES, optimizer=SGD)
 
 
 def test_folds_of_unlike_shapes_are_refused():

@@ -16,6 +16,7 @@ from jaxrec.data._scaling import backward, forward
 from jaxrec.models import Mixture, take
 from jaxrec.models._mixture import latest
 from jaxrec.ranking._top_k import top_k
+from jaxrec.ranking._vectors import settled
 
 Arrays = dict[str, Any]
 Inputs = dict[str, jax.Array]
@@ -128,6 +129,7 @@ class _Single:
             arrays["vectors"] = recommender.catalogue
         if self.folds:
             arrays["prior"] = recommender.prior.user._asdict() | {"noise": jnp.float32(recommender.prior.noise)}
+            arrays["settled"] = jnp.asarray(settled(recommender))
         return arrays
 
     def of_all(self, arrays: Arrays, inputs: Inputs, features: Features) -> jax.Array:
@@ -163,7 +165,8 @@ class _Single:
         prior, mask = dict(arrays["prior"]), inputs["weight"]
         noise, others = prior.pop("noise"), take(arrays["vectors"], inputs["added"])
         kind = Squares if "gram" in prior else FoldIn
-        return folded(vectors, kind(**prior), others, mask, inputs.get("value"), link=self._of.link, noise=noise)
+        ours, link = take(arrays["settled"], inputs["user"]), self._of.link
+        return folded(vectors, kind(**prior), others, mask, inputs.get("value"), link=link, noise=noise, settled=ours)
 
 
 class _Gated:

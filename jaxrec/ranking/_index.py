@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int32
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
-from jaxrec.ranking._search import Ranker, excluded_grid, search
+from jaxrec.ranking._search import Ranker, excluded_grid, ranker, search
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, user_blocks
 from jaxrec.ranking._vectors import everything, user_vectors
 
 _BUILDING = 100  # items looked at for each that joins the graph
+_WALKED = 2**10  # exclusions up to which a walk that looks for as many items more is worth it
 _USERS_SHARE = 2**10  # a search holds lists alone; this bounds the blocks of users all the same
 
 
@@ -106,7 +107,7 @@ class Index:
           users: vectors.
           k: length of the lists.
           exclude: for each user positions that are not listed; fill up with any number that is no position. The search
-            looks for as many items more.
+            looks for as many items more, and exactly for whoever has more than a thousand of them.
           effort: as for the class, which gives the default.
 
         Returns:
@@ -129,10 +130,16 @@ class Index:
         if not np.isfinite(asked).all():
             raise ValueError("A user vector is not finite, so no item has a rank. Look for NaN in the parameters.")
         given = np.full((len(asked), 1), -1) if exclude is None else np.asarray(exclude)
-        more = min(k + given.shape[1], len(self.positions))
-        score, position = self._walk(asked, more, effort)
+        given = -np.sort(-np.where(given < len(self.items), given, -1), axis=1)  # those that are positions come first
+        count = (given >= 0).sum(axis=1)
+        walked = count <= _WALKED
+        fewer = given[:, : max(int(count[walked].max(initial=0)), 1)]
+        more = min(k + fewer.shape[1], len(self.positions))
+        score, position = np.full((len(asked), more), -np.inf, np.float32), np.full((len(asked), more), -1)
+        if walked.any():
+            score[walked], position[walked] = self._walk(asked[walked], more, effort)
         row = np.arange(len(asked))[:, None] * (len(self.items) + 1)  # nobody's exclusion is another one's
-        gone = (position < 0) | np.isin(row + position, row + np.clip(given, -1, len(self.items)))
+        gone = (position < 0) | np.isin(row + position, row + fewer)
         order = np.lexsort((position, -score, gone), axis=1)[:, :k]
         score, position, gone = (np.take_along_axis(each, order, axis=1) for each in (score, position, gone))
         score, position = np.where(gone, -np.inf, score), np.where(gone, -1, position)
@@ -182,6 +189,8 @@ def by_index(recommender: Recommender, candidates: np.ndarray, index: Index) -> 
         )
     # Items that nobody may be told of are asked for like each one's own exclusions.
     barred = known[candidates[known] == 0].astype(np.int32)
+    if len(barred) > _WALKED:
+        return ranker(recommender, candidates)
 
     def rank(users: np.ndarray, size: int, exclude: Pairs, k: int) -> Block:
         vectors = np.asarray(user_vectors(recommender, padded(users, size)))[: len(users)]

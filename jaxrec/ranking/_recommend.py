@@ -54,7 +54,8 @@ def recommend(
       new_items: likewise of items; they become candidates.
       interactions: what (new) users touched since the training, with the schema's columns.
       candidates: raw ids of the items that may be recommended; by default all.
-      exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns.
+      exclude: raw ids of items to be recommended to nobody, or a frame with the schema's user and item columns, whose
+        unknown items, which nobody is told of anyway, are passed over.
       exclude_seen: whether to leave out what a user has touched, in training or in ``interactions``.
       mesh: from ``sharding.make_mesh``: devices that share the catalogue.
       index: ``ranking.Index.of(recommender)``: finds nearly the same lists sooner in a large catalogue. Only items that
@@ -66,7 +67,7 @@ def recommend(
       encoder numbers lower, which is the smaller raw id, or the one that was added first.
 
     Raises:
-      ValueError: ``k`` is larger than the number of candidates, an id of ``candidates`` or ``exclude`` is unknown, a
+      ValueError: ``k`` is larger than the number of candidates, an id in ``candidates`` or ``exclude`` is unknown, a
         user is given twice, a score is NaN, or ``index`` does not go with the recommender or the other arguments.
     """
     expect(recommender, Recommender, "recommender")
@@ -91,15 +92,15 @@ def recommend(
         _ = recommender.seen.order  # computed once, however often somebody comes: adding carries them over
         if mesh is None and recommender.factorises:
             _ = recommender.catalogue
-    if apart is not None:  # users of whom nothing is known must be told apart
-        recommender = add(recommender, users=apart[recommender.encoder.schema.user].unique())
     if new_users is not None or new_items is not None or interactions is not None:
         recommender = add(recommender, users=new_users, items=new_items, interactions=interactions)
+    if users is None:
+        users = recommender.encoder.users.ids if new_users is None else new_users
+        users = users[recommender.encoder.schema.user] if isinstance(users, pd.DataFrame) else users
+    if apart is not None:  # users of whom nothing is known must be told apart
+        recommender = add(recommender, users=apart[recommender.encoder.schema.user].unique())
     recommender = recommender.on(mesh)
     encoder = recommender.encoder
-    if users is None:
-        users = encoder.users.ids if new_users is None else new_users
-        users = users[encoder.schema.user] if isinstance(users, pd.DataFrame) else users
     users = pd.Series(list(users), dtype=object)
     if users.duplicated().any():
         raise ValueError(f"Expected each user once, got {users[users.duplicated()].iloc[0]!r} twice.")

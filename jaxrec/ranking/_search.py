@@ -20,7 +20,7 @@ from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, use
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
 
 _BLOCK = 2048  # items whose scores are computed at once: they stay in the cache until their groups' best are known
-_GROUP = 16
+GROUP = 16
 _FEW = 16  # users of whom all scores are computed at once: reading the items bounds the time
 _LARGE = 2**15  # candidates from which this is faster than sorting all scores
 _USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
@@ -70,8 +70,8 @@ def _by_groups(recommender: Recommender, candidates: np.ndarray) -> Ranker:
 
     def found(vectors: jax.Array, grid: np.ndarray, k: int) -> Block:
         """In halves where somebody has so many exclusions that too many groups would be scored again at once."""
-        size, groups = len(grid), min(k + grid.shape[1], len(items) // _GROUP)
-        if size == 1 or size * groups * _GROUP * items.shape[1] <= _GATHERED:
+        size, groups = len(grid), min(k + grid.shape[1], len(items) // GROUP)
+        if size == 1 or size * groups * GROUP * items.shape[1] <= _GATHERED:
             return _search_any(vectors, items, live, jnp.asarray(grid), k=k, mesh=mesh)
         parts = [slice(0, size // 2), slice(size // 2, None)]
         halves = [found(vectors[part], _narrowed(grid[part], outside), k) for part in parts]
@@ -155,7 +155,7 @@ def _filled(items: jax.Array, live: jax.Array, mesh: Mesh | None) -> tuple[jax.A
         full = -(-len(items) // _BLOCK) * _BLOCK
     else:
         share = -(-len(items) // mesh.size)
-        unit = _BLOCK if share > _BLOCK else _GROUP
+        unit = _BLOCK if share > _BLOCK else GROUP
         full = -(-share // unit) * unit * mesh.size
     if missing := full - len(items):
         items, live = jnp.pad(items, ((0, missing), (0, 0))), jnp.pad(live, (0, missing))
@@ -203,7 +203,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
         scores = items @ users.T
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
-        return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, _GROUP, len(users)).max(axis=1)
+        return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, GROUP, len(users)).max(axis=1)
 
     def block(_: None, start: jax.Array) -> tuple[None, jax.Array]:
         return None, best_of(*(jax.lax.dynamic_slice_in_dim(values, start, size) for values in (items, live)))
@@ -214,12 +214,12 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
         best = jax.lax.scan(block, None, jnp.arange(0, len(items), size))[1]
     best = best.reshape(-1, len(users)).T
     best = jnp.where(jnp.isnan(best), jnp.nan, best)  # a NaN with a sign would come last and not be looked at
-    anyone = live.reshape(-1, _GROUP).any(axis=1)
+    anyone = live.reshape(-1, GROUP).any(axis=1)
     best = jnp.where(anyone[None, :], jnp.maximum(best, jnp.finfo(jnp.float32).min), -jnp.inf)  # -inf before nobody
     groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
     # In order of position, so that of equal scores the lower position comes first.
-    member = jnp.arange(_GROUP, dtype=jnp.int32)[None, None, :]
-    position = (jnp.sort(groups, axis=1)[:, :, None] * _GROUP + member).reshape(len(users), -1)
+    member = jnp.arange(GROUP, dtype=jnp.int32)[None, None, :]
+    position = (jnp.sort(groups, axis=1)[:, :, None] * GROUP + member).reshape(len(users), -1)
     scores = jnp.einsum("ud,ucd->uc", users, items[position])
     gone = ~live[position] | among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)

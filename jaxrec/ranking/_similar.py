@@ -13,7 +13,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.models import take
 from jaxrec.ranking._lists import columns
 from jaxrec.ranking._recommend import candidate_items, known_items
-from jaxrec.ranking._search import search
+from jaxrec.ranking._search import GROUP, search
 from jaxrec.ranking._top_k import padded, user_blocks
 
 _USERS_SHARE = 4  # the search holds a sixteenth of the scores, and vectors
@@ -100,7 +100,9 @@ def _by_cosine(
     others, live = take(unit, candidates), jnp.asarray(candidates > 0)
     own = columns(candidates, len(unit)).astype(np.int32)[:, None]
     similar, score = np.zeros((len(items), k), np.int32), np.zeros((len(items), k), np.float32)
-    for block, size in user_blocks(len(items), len(candidates) // _USERS_SHARE):
+    # The search scores ``k`` groups of items again, and one more for the item itself.
+    share = max(len(candidates) // _USERS_SHARE, (k + 1) * GROUP * unit.shape[1])
+    for block, size in user_blocks(len(items), share):
         asked = padded(items[block], size)
         top = search(take(unit, asked), others, k=k, live=live, exclude=jnp.asarray(own[asked]))
         position = np.asarray(top.position)[: len(block)]

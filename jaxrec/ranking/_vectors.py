@@ -203,7 +203,9 @@ def _with_added(
         position, row = added.rows_of(entities[chosen])
         shape = size, _power(int(count[chosen].max()))
         met = take(others, _grid(np.searchsorted(other, added.item[row]).astype(np.int32), position, shape))
-        return _folded(recommender, side, take(vectors, padded(chosen, size)), met, added, row, position)
+        some = padded(chosen, size)
+        ours = settled(recommender)[entities[some]] if side == "user" else np.zeros(size, bool)
+        return _folded(recommender, side, take(vectors, some), met, added, row, position, ours)
 
     if len(entities) * _power(int(count.max())) * vectors.shape[1] <= _GRID:
         return part(np.arange(len(entities)), len(entities))
@@ -217,6 +219,14 @@ def _with_added(
         whole = whole.at[place].set(part(chosen, size), mode="drop")
         start += size
     return whole
+
+
+def settled(recommender: Recommender) -> np.ndarray:
+    """By user index: whether the vector was trained on interactions of the user's own."""
+    seen, added = recommender.seen, recommender.added
+    known = np.zeros(len(recommender.encoder.features.user_row), bool)
+    known[: seen.num_users] = seen.user_count > added.user_count
+    return known
 
 
 def _power(number: int) -> int:
@@ -241,13 +251,15 @@ def _folded(
     added: Interactions,
     row: np.ndarray,
     position: np.ndarray,
+    settled: np.ndarray,
 ) -> jax.Array:
     shape = (others.shape[0], others.shape[1])
     weight = np.ones(len(row), np.float32) if added.weight is None else added.weight[row]
     mask = _grid(weight, position, shape)
     values = None if added.value is None else _grid(added.value[row], position, shape)
     prior = getattr(recommender.prior, side)
-    return folded(vectors, prior, others, mask, values, link=recommender.link, noise=recommender.prior.noise)
+    noise = recommender.prior.noise
+    return folded(vectors, prior, others, mask, values, link=recommender.link, noise=noise, settled=settled)
 
 
 def _score_pairs(recommender: Recommender, candidates: np.ndarray, users: np.ndarray, size: int) -> jax.Array:

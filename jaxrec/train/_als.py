@@ -28,7 +28,7 @@ from jaxrec.train._prior import Priors
 from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
-_AT_ONCE = 16  # most threads
+_AT_ONCE, _GATHERED = 16, 2**29  # most threads, and numbers that they gather where one row alone fills blocks
 _LOOKED_AT, _LEAST_SCORE = 4096, 1e-6  # vectors that have only begun to grow have some 1e-4
 
 
@@ -42,7 +42,7 @@ class _Plan(NamedTuple):
     weight: Array  # float32 of that shape, 0 where padded
     slot: Array  # int32 [blocks, chunks]
     row: Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
-    count: Array  # float32 [blocks, chunks]: interactions of each slot
+    count: Array  # float32 [blocks, chunks]: interactions of each slot, those that weigh nothing apart
 
 
 def fit_als(
@@ -167,7 +167,7 @@ def fit_als(
     found = _threads.spread(lay_out, [user, item], [item, user], [model.user_rows, model.item_rows], threads=2)
     plans = dict(zip(("user", "item"), found, strict=True))
     if mesh is None:
-        plans = {side: _parts(plan, _threads.useful(_AT_ONCE)) for side, plan in plans.items()}
+        plans = {side: _parts(plan, _at_once(plan, dim)) for side, plan in plans.items()}
     else:
         plans = {side: _filled(plan, _sharded.rounded(len(plan.row), mesh)) for side, plan in plans.items()}
         plans = _sharded.placed(plans, _sharded.by_rows(mesh))
@@ -277,6 +277,7 @@ def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, 
     shape = (len(begins) - 1, per_block)
     order = grouped(row)
     used = count[present]
+    heard = np.bincount(row[weight > 0], minlength=rows)[present]  # as in folding in
     cell = np.repeat(chunk * length - (np.cumsum(used) - used), used) + np.arange(len(row))
     others, weights = (
         np.zeros(shape[0] * per_block * length, np.int32),
@@ -287,7 +288,7 @@ def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, 
     slot = np.full(shape[0] * per_block, per_block - 1, np.int32)
     slot[np.repeat(chunk - (end - chunks), chunks) + np.arange(end[-1])] = np.repeat(place, chunks)
     of_slot, size = np.full(shape, rows, np.int32), np.zeros(shape, np.float32)
-    of_slot[block, place], size[block, place] = present, used
+    of_slot[block, place], size[block, place] = present, heard
     arrays = others.reshape(*shape, length), weights.reshape(*shape, length), slot.reshape(shape), of_slot, size
     return _Plan(*arrays)
 
@@ -300,6 +301,11 @@ def _filled(plan: _Plan, blocks: int) -> _Plan:
     filled = _Plan(*(np.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1))) for part in plan))
     filled.row[len(plan.row) :] = np.iinfo(np.int32).max
     return filled
+
+
+def _at_once(plan: _Plan, dim: int) -> int:
+    """How many blocks are worked on side by side."""
+    return max(min(_threads.useful(_AT_ONCE), _GATHERED // (plan.other[0].size * dim)), 1)
 
 
 def _parts(plan: _Plan, number: int) -> list[_Plan]:

@@ -8,8 +8,18 @@ def need_implicit(train: Dataset) -> None:
     if train.target is not None or train.user is None or train.item is None:
         raise ValueError(
             "Expected implicit feedback of users and items. Leave the target out of the schema and name both columns; "
-            "for ratings use fit with MatrixFactorization."
+            "for ratings use fit with MatrixFactorization. Ratings become likes by keeping the high ones: "
+            "frame[frame['rating'] >= 4] with dataclasses.replace(schema, target=None)."
         )
+    if not len(train):
+        raise ValueError("The training part is empty. Expected at least one interaction.")
+    for side, index in (("user", train.user), ("item", train.item)):
+        unknown = int((index == 0).sum())
+        if unknown:
+            raise ValueError(
+                f"{unknown} of {len(train)} rows of the training part are of unknown {side}s, of which nothing can be "
+                "learned. Encode the training part with data.encode."
+            )
 
 
 def need_plain(train: Dataset) -> None:

@@ -84,8 +84,8 @@ def fit_content_knn(
 
     Content is made of parts, each a row of unit length: numbers that follow one another in the schema together, every
     vector, every category and every set of labels. Labels weigh :math:`\ln((1 + n) / (1 + n_l)) + 1`, of :math:`n`
-    trained items :math:`n_l` having label :math:`l`, and labels that no trained item has do not count. Several parts
-    stand side by side in one row, again of unit length. Numbers are read as the encoder scales them.
+    trained items :math:`n_l` having label :math:`l`, and labels that the encoder does not know do not count. Several
+    parts stand side by side in one row, again of unit length. Numbers are read as the encoder scales them.
 
     Args:
       train: implicit feedback; of the interactions nothing but the histories is read.

@@ -13,7 +13,7 @@ from jaxrec import _tree, losses, optim
 from jaxrec._expect import expect, log_ranges
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
-from jaxrec.data import Dataset, Negatives
+from jaxrec.data import Dataset, Negatives, Parts
 from jaxrec.models import Model
 from jaxrec.train._fit import chosen_loss, chosen_negatives, chosen_optimizer
 from jaxrec.train._judge import Judge, Metric
@@ -139,7 +139,7 @@ def sweep(
     trains, held_out = _folds(train, validation)
     seeds = [int(seed)] if isinstance(seed, int | np.integer) else list(seed)
     _check(epochs, every, rungs, seeds, metric is not None or validation is not None)
-    name, loss_function, link = chosen_loss(model, trains[0], loss)
+    name, loss_function, link = [chosen_loss(model, each, loss) for each in trains][0]  # targets of all are looked at
     optimizer = chosen_optimizer(model, optimizer)
     sources = [
         source_of(
@@ -233,6 +233,9 @@ def _columns(settings: Iterable[Mapping[str, float]]) -> tuple[dict[str, np.ndar
 def _folds(
     train: Dataset | Sequence[Dataset], validation: Dataset | Sequence[Dataset] | None
 ) -> tuple[list[Dataset], list[Dataset | None]]:
+    for name, given in (("train", train), ("validation", validation)):
+        if isinstance(given, Parts):  # a tuple, but not of folds
+            expect(given, Dataset, name)
     trains: list[Any] = list(train) if isinstance(train, (list, tuple)) else [train]
     held_out: list[Any] = list(validation) if isinstance(validation, (list, tuple)) else [validation]
     if validation is None:
