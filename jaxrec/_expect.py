@@ -10,8 +10,9 @@ import pandas as pd
 _WAYS = ("recommender", "recommender.encoder", "train", "train.encoder", "encoder")
 
 
-def expect(value: Any, kind: type, name: str) -> None:
-    """Raises a TypeError unless ``value`` is of this kind; where it has one, the message says under which name."""
+def expect(value: Any, kind: type | tuple[type, ...], name: str) -> None:
+    """Raises a TypeError unless ``value`` is of this kind, or of one of these; the message says under which name it has
+    one."""
     if isinstance(value, kind):
         return
     hint = ""
@@ -26,7 +27,8 @@ def expect(value: Any, kind: type, name: str) -> None:
     if isinstance(value, pd.DataFrame):
         hint = " Split the frame and encode it first: data.encode(data.split_random(frame, seed=0), schema)."
     came = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-    raise TypeError(f"Expected a {kind.__name__} for {name}, got {came}.{hint}")
+    kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+    raise TypeError(f"Expected a {kinds} for {name}, got {came}.{hint}")
 
 
 def log_ranges(space: Mapping[str, Any], instead: str) -> None:

@@ -240,6 +240,13 @@ def test_frames_are_matched_by_their_words():
     assert dict(zip(both["target"], both["source"], strict=True)) == {"x": 1, "w": 3}
 
 
+def test_identical_vectors_match_at_a_cosine_of_one():
+    vectors = list(np.random.default_rng(0).normal(size=(60, 7)))
+    one, other = (pd.DataFrame({"item": np.arange(60) + shift, "plot": vectors}) for shift in (0, 100))
+    found = transfer.match(one, other, "item", features=data.Vector("plot"), at_least=1.0)
+    assert (found["target"] - found["source"] == 100).sum() == len(found) == 60
+
+
 def test_frames_of_one_entity_are_matched():
     one, other = pd.DataFrame({"item": [1], "title": ["Heat"]}), pd.DataFrame({"item": ["x"], "title": ["heat"]})
     assert transfer.match(one, other, "item", text="title").to_numpy().tolist() == [[1, "x", 1.0]]

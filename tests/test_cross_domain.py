@@ -12,7 +12,7 @@ from cases import FEATURES, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import coldstart, data, models, optim, train, transfer
+from jaxrec import coldstart, data, models, optim, sources, train, transfer
 from jaxrec.models import _base
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
@@ -305,6 +305,69 @@ class TestRegression:
             transfer.blend([source, target], [1.0, 1.0])
 
 
+def test_blending_keeps_what_content_says_of_new_items(world):
+    films = world.target
+    known = films.interactions[films.interactions["item"] != films.items["item"].iloc[0]]
+    rows = data.encode(data.Parts(known, None, None), films.schema, users=films.users, items=films.items).train
+    parts = [train.fit_als(rows, dim=dim, epochs=4, content=True) for dim in (3, 4)]
+    blended = transfer.blend(parts, [1.0, 0.0])
+    user = known["user"].iloc[0]
+    pairs = pd.DataFrame({"user": user, "item": films.items["item"].iloc[:12], "time": 0})
+    expected, found = jaxrec.predict(parts[0], pairs), jaxrec.predict(blended, pairs)
+    np.testing.assert_allclose(found / found[1], expected / expected[1], rtol=1e-3, atol=1e-4)
+    assert np.ptp(jaxrec.predict(transfer.blend(parts, [1.0, 1.0]), pairs)) > 0
+
+
+def test_bridges_weigh_rows_as_the_target_does(domains, films, source):
+    rows = films.interactions.assign(weight=np.linspace(0.5, 2.0, len(films.interactions)))
+    weighed = train.fit_als(encoded(data.Frames(rows, None, None, data.Schema(weight="weight"))), dim=4, epochs=2)
+    _, bridged = transfer._carry.carried(source, weighed)
+    np.testing.assert_array_equal(bridged.weight, weighed.trained.weight)
+
+
+def test_vectors_do_not_take_the_place_of_ids(films):
+    rows = films.interactions.rename(columns={"user": "source"})
+    named = train.fit_als(encoded(data.Frames(rows, None, None, data.Schema(user="source"))), dim=2, epochs=1)
+    with refuses(ValueError, "column of ids is called 'source', as the vectors will be"):
+        transfer.carry(named)
+
+
+def test_who_reads_the_interaction_has_no_vector_alone(films):
+    rows = films.interactions.assign(price=np.arange(len(films.interactions)) % 5 * 1.0)
+    schema = data.Schema(context=(data.Numeric("price"),))
+    priced = encoded(data.Frames(rows, None, None, schema))
+    machine = jaxrec.fit(models.FactorizationMachine.for_data(priced, dim=2), priced, epochs=1, progress=False)
+    for wrong in (lambda: transfer.carry(machine), lambda: transfer.blend([machine], [1.0])):
+        with refuses(ValueError, "so that a user alone has no vector. Train it without them"):
+            wrong()
+    ranked = sources.rank({"machine": machine}, encoded(films), dim=4, epochs=1)
+    assert np.isfinite(ranked.table.drop(columns="verdict").to_numpy(float)).all()
+    assert ranked.table["evidence"].item() == 0.0
+
+
+def test_histories_that_all_have_are_reduced_to_what_they_span(films):
+    here = encoded(films)
+    users = here.encoder.users.ids[:12]
+    same = pd.DataFrame({"user": np.repeat(users, 4), "item": np.tile(np.arange(4), 12)})
+    there = encoded(data.Frames(same, None, None, data.Schema()))
+    assert transfer.regress(there, here).model.dim == 1
+    with refuses(ValueError, "could not be reduced to 2 numbers"):
+        transfer.regress(there, here, dim=2)
+
+
+def test_a_stack_is_evaluated_without_weights(domains, films, cold):
+    stack = transfer.stack({"books": domains["books"], "films": films}, weight={"books": 0.5, "films": 1.0})
+    fitted = train.fit_als(encoded(stack), dim=4, epochs=2)
+    held = domains["films"].interactions
+    test = transfer.stack({"films": films._replace(interactions=held[held["user"].isin(cold)])})
+    report = jaxrec.evaluate(fitted, test.interactions, ks=(10,), candidates=test.items["item"])
+    assert report["ndcg@10"] > 0
+    taken = data.Schema(context=(data.Numeric("weight"),))
+    frames = films._replace(interactions=held.assign(weight=1.0), schema=taken)
+    with refuses(ValueError, "reads a column 'weight' as something else"):
+        transfer.stack({"films": frames}, weight={"films": 1.0})
+
+
 @pytest.fixture(scope="module")
 def stacked(domains, films) -> data.Dataset:
     """Books without a weight beside films."""
@@ -341,6 +404,15 @@ class TestSharedSpecific:
         np.testing.assert_allclose(
             whole @ np.asarray(item_vectors(found, items)).T, whole[:, :4] @ shared.T, rtol=1e-5, atol=1e-6
         )
+
+    def test_a_domains_part_is_not_taken_for_anothers(self, domains, films):
+        books, other = (
+            encoded(transfer.stack({"films": films, name: domains["books"]})) for name in ("books", "games")
+        )
+        found = self.fit(books)
+        with refuses(ValueError, "'user/specific' holds a part for each of the domains books, films .* films, games"):
+            transfer.adapt(found, other, epochs=1)
+        assert transfer.adapt(found, other, patterns="*/embedding", freeze="*").copied
 
     @pytest.mark.parametrize("cosine", [0.0, 0.6])
     def test_orthogonality_is_the_squared_cosine(self, cosine):

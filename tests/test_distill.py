@@ -9,7 +9,7 @@ import pytest
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _tree, losses, models, train, transfer
+from jaxrec import _tree, losses, models, optim, train, transfer
 from jaxrec.data import Batch
 from jaxrec.models._taught import Taught
 from jaxrec.ranking._vectors import item_vectors, user_vectors
@@ -52,6 +52,15 @@ def test_without_a_say_of_the_teacher_an_autoencoder_learns_as_by_fit(parts, tea
     taught = transfer.distill(teacher, parts.train, model=model, weight=0.0, **options)
     plain = jaxrec.fit(model, parts.train, **options)
     np.testing.assert_allclose(taught.history["loss"], plain.history["loss"], rtol=1e-4)
+
+
+def test_options_go_by_the_students_own_paths(parts, teacher):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4, bias=False)
+    still = optim.per_path({"item/*": optax.sgd(0.0), "*": optax.sgd(1.0)})
+    taught = transfer.distill(teacher, parts.train, model=model, **{**OPTIONS, "optimizer": still, "epochs": 1})
+    start = model.init(jax.random.split(jax.random.key(0))[0])
+    np.testing.assert_array_equal(taught.params["item"]["embedding"][1:], start["item"]["embedding"][1:])
+    assert (taught.params["user"]["embedding"] != start["user"]["embedding"]).any()
 
 
 def test_padding_among_the_columns_is_no_item(teacher, parts):

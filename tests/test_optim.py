@@ -191,7 +191,9 @@ def test_rates_go_by_path():
     start = MODEL.init(jax.random.key(0))
     np.testing.assert_array_equal(after.params["item"]["embedding"], start["item"]["embedding"])
     half = optim.row_sparse(optax.sgd(0.5))
-    frozen = train.init_state(MODEL, jax.tree.map(jnp.copy, start), half, batch_of(), FEATURES, key=jax.random.key(1), freeze="item/*")
+    frozen = train.init_state(
+        MODEL, jax.tree.map(jnp.copy, start), half, batch_of(), FEATURES, key=jax.random.key(1), freeze="item/*"
+    )
     expected, _ = epoch(frozen, batches, FEATURES, model=MODEL, loss=BPR, optimizer=half)
     np.testing.assert_allclose(
         after.params["user"]["embedding"], expected.params["user"]["embedding"], rtol=1e-5, atol=1e-7

@@ -14,6 +14,7 @@ from test_train import record
 
 import jaxrec
 from jaxrec import _tree, data, losses, models, optim, train, transfer
+from jaxrec.transfer import _fisher
 
 
 def counted(call):
@@ -311,12 +312,14 @@ def test_what_was_copied_is_lifted_with_its_rows(source, target):
         callbacks=[lambda progress: seen.append(np.asarray(progress.recommender.params["user"]["embedding"]).copy())],
     )  # fmt: skip
     held = np.flatnonzero(adapted.frozen.rows["user/embedding"])
-    index = target.train.encoder.users.encode(adapted.recommender.encoder.users.ids)
     trained = held[
         np.isin(held, np.asarray(adapted.recommender.encoder.features.user_row)[np.unique(target.train.user)])
     ]
     start = np.asarray(source[0].params["user"]["embedding"])
-    assert len(index) and len(trained) and len(start)
+    pairs = transfer.align(source[0].encoder, target.train.encoder).rows["user"]
+    of_source = dict(zip(np.asarray(pairs.target).tolist(), np.asarray(pairs.source).tolist(), strict=True))
+    assert len(trained) and set(held) == set(of_source)
+    np.testing.assert_array_equal(seen[0][held], start[[of_source[row] for row in held.tolist()]])
     assert (seen[0][trained] != seen[1][trained]).any(axis=1).all()
 
 
@@ -505,6 +508,33 @@ def test_fisher_is_the_mean_square_of_gradients_of_single_examples(rated_parts):
             expected[path] += np.square(leaf) / 30
     for path, leaf in ours.items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-7, err_msg=path)
+
+
+def test_a_row_looked_up_twice_in_an_example_has_one_gradient():
+    """Histories that repeat an item, and the item itself."""
+    model, loss = MODELS["towers with history"].model, losses.on_batch("sampled_softmax")
+    params, batches = shaken(model.init(jax.random.key(0))), stack_of(2)
+    batches = batches._replace(history=batches.history.at[:, :, 1].set(batches.history[:, :, 0]))
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    found = _fisher._added(nothing, params, batches, FEATURES, model=model, loss=loss)
+
+    def of_one(params, example):
+        return loss(model.apply(params, example, FEATURES), example)
+
+    squares = jax.tree.map(jnp.zeros_like, params)
+    for step in range(2):
+        for at in range(8):
+            example = jax.tree.map(lambda leaf, step=step, at=at: leaf[step, at : at + 1], batches)
+            grads = jax.grad(of_one)(params, example)
+            squares = jax.tree.map(lambda total, grad: total + jnp.square(grad), squares, grads)
+    for path, leaf in _tree.flatten(found).items():
+        np.testing.assert_allclose(leaf, _tree.get(squares, path), rtol=1e-4, atol=1e-7, err_msg=path)
+
+
+def test_fisher_of_what_has_no_gradient_is_refused(parts):
+    counted = train.fit_item_knn(parts.train)
+    with refuses(ValueError, "Parameters of Neighbours were counted"):
+        transfer.fisher(counted, parts.train)
 
 
 def test_a_row_looked_up_twice_in_an_example_counts_once(parts):

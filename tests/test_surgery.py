@@ -44,6 +44,15 @@ def test_widening_keeps_every_score(request, name, noise):
     assert (np.abs(vectors[:, recommender.model.dim : 11]).max() > 1e-3) == (noise > 0)
 
 
+def test_what_is_said_of_an_unknown_item_stays_nothing(parts):
+    rows = pd.DataFrame({"user": parts.train.user, "item": parts.train.item})
+    plain = data.encode(data.Parts(rows, None, None), data.Schema()).train
+    model = models.TwoTower.for_data(plain, dim=3, hidden=())
+    wide = transfer.resize(jaxrec.fit(model, plain, epochs=1, progress=False), 5, noise=0.5)
+    table = np.asarray(wide.params["item"]["embedding"])
+    assert not table[0].any() and np.abs(table[1:, 3:]).max() > 1e-3
+
+
 def test_new_numbers_learn_only_from_noise(parts, factorization):
     for noise, moved in ((0.0, False), (0.1, True)):
         wide = transfer.resize(factorization, 10, noise=noise)
@@ -260,6 +269,8 @@ def test_conflicts_between_sources(conflict, table, kernel, gave, words):
 
 def test_sources_that_cannot_be_joined_are_refused():
     sources, tree = two_sources()
+    with refuses(ValueError, "Source 'b': Nothing of weight was copied"):
+        transfer.copy_all({**sources, "b": transfer.Source({"other": jnp.ones(3)})}, tree)
     with refuses(ValueError, "Expected at least one source, got none"):
         transfer.copy_all({}, tree)
     with refuses(ValueError, "Expected conflict to be 'first', 'last', 'mean', got 'sum'"):
@@ -354,7 +365,7 @@ def test_several_sources_that_do_not_fit_together_are_refused(three):
         transfer.adapt(sources, target, conflict="sum")
     with refuses(ValueError, "importance= belongs to the parameters of one source"):
         transfer.adapt(sources, target, importance={})
-    with refuses(ValueError, "links identity, sigmoid"):
+    with refuses(ValueError, "mean different things \\(orders, probabilities\\)"):
         transfer.adapt({**sources, "games": sources["games"].replace(link="sigmoid")}, target)
     one = transfer.align(sources["books"].encoder, target.encoder)
     with refuses(ValueError, "for each of the sources 'books', 'games', got them for ''"):

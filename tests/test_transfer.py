@@ -1,6 +1,7 @@
 """Alignment, copying with a report, freezing, adapting and comparing: what is carried over, and whether it helps."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from conftest import encoded
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _tree, data, models, transfer
+from jaxrec import _tree, coldstart, data, models, train, transfer
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,9 @@ def test_patterns_and_a_frozen_value_steer_adapt(source, target):
     frozen = transfer.freeze(source.params, "item/mlp/*")
     by_value = transfer.adapt(source, target.train, freeze=frozen, epochs=1)
     assert by_value.frozen is frozen
+    for side, stayed in (("item", True), ("user", False)):
+        ours, theirs = (each.params[side]["mlp"]["0"]["kernel"] for each in (by_value.recommender, source))
+        assert bool((ours == theirs).all()) == stayed
     whole = transfer.adapt(source, target.train, freeze="*")
     assert whole.recommender.log == () and len(jaxrec.recommend(whole.recommender, k=3))
 
@@ -441,12 +445,60 @@ def test_probabilities_go_on_as_probabilities(rated_world):
         ({"metric": "ndgc@10"}, ValueError, "metric such as 'ndcg@10', of recall"),
         ({"metric": "ndcg@1000"}, ValueError, "metric at 1 .. \\d+ "),
         ({"strategy": {"freeze": "*"}}, TypeError, "freeze is an option of compare itself"),
+        ({"strategy": {"adapters": "rank4"}}, TypeError, "Expected a LowRank or Bottleneck for adapters, got str"),
+        ({"strategy": {"params": {}}}, TypeError, "adapt sets params= of fit itself. .* patterns="),
+        ({"strategy": {"frozen_rows": {}}}, TypeError, "adapt sets frozen_rows= of fit itself. .* freeze="),
     ],
 )
 def test_compare_refuses_before_it_trains(source, target, monkeypatch, options, error, message):
-    monkeypatch.setattr(transfer._adapt, "fit", None)
+    @functools.wraps(jaxrec.fit)  # whose arguments are looked at
+    def never(*_, **__):
+        raise AssertionError("trained")
+
+    for module in (transfer._adapt, transfer._compare):
+        monkeypatch.setattr(module, "fit", never)
     with refuses(error, message):
         transfer.compare(source, target.train, target.test, **options)
+
+
+def test_losses_whose_scores_mean_different_things_are_not_compared(rated_world):
+    ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
+    source = jaxrec.fit(models.MatrixFactorization.for_data(ours.train, dim=4), ours.train, epochs=1)
+    with refuses(ValueError, "got 'bpr' in strategy= and None for both"):
+        transfer.compare(source, theirs.train, theirs.test, strategy={"loss": "bpr"}, epochs=1)
+    likes = dataclasses.replace(ours.train.encoder.schema, target=None)
+    rows = ours.train.encoder.users.decode(ours.train.user), ours.train.encoder.items.decode(ours.train.item)
+    frame = pd.DataFrame({"user": rows[0], "item": rows[1], "time": 0, "rating": 1.0})
+    liked = data.encode(
+        data.Parts(frame, None, None), likes, users=rated_world.source.users, items=rated_world.source.items
+    ).train
+    both = {"rated": source, "liked": jaxrec.fit(source.model, liked, epochs=1)}
+    with refuses(ValueError, "mean different things \\(orders, targets\\)"):
+        transfer.adapt(both, theirs.train)
+
+
+def test_a_frozen_copy_folds_in_as_its_source(parts):
+    known = train.fit_als(parts.train, dim=4, epochs=3)
+    frozen = transfer.adapt(known, parts.train, freeze="*").recommender
+    rows = parts.train.encoder.items.ids[:4]
+    visits = pd.DataFrame({"user": -1, "item": rows, "time": 0})
+    ours, theirs = (jaxrec.predict(coldstart.add(each, interactions=visits), visits) for each in (frozen, known))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixture_is_adapted_part_by_part(parts, factorization):
+    mixed = coldstart.mix([factorization, factorization], [[0.5] * 3] * 2)
+    with refuses(ValueError, r"The source is a mixture.*Adapt its parts \(source.parts\)"):
+        transfer.adapt(mixed, parts.train, freeze="*")
+
+
+def test_features_that_a_model_does_not_read_may_differ(world):
+    bare = dataclasses.replace(world.target.schema, user_features=())
+    sources, targets = (encoded(frames) for frames in (world.source, world.target._replace(schema=bare, users=None)))
+    model = models.SequenceTransformer.for_data(sources.train, dim=4, layers=1, history=4, code_dim=2)
+    source = jaxrec.fit(model, sources.train, epochs=1, batch_size=512)
+    adapted = transfer.adapt(source, targets.train, freeze="*")
+    assert "user/bias" in adapted.copied.paths("copied")
 
 
 @pytest.mark.parametrize("freeze", ["user/*", "*"])

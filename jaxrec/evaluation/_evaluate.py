@@ -189,7 +189,8 @@ def _prepared(
             model = add(
                 model, **{name: test[column].unique() for name, column in ids.items() if column in test.columns}
             )
-            test = model.encoder.encode(test)
+            # Without a target to compare with no figure reads weights or times.
+            test = model.encoder.encode(test, labelled=schema.target is not None)
         expect(test, Dataset, "test")
         model.check(test)
         return _Subject(model, model.encoder, model.seen, model.trained), test

@@ -30,7 +30,9 @@ def from_linen(
 
     Returns:
       A frozen, hashable model. Its parameters are the module's ``params`` collection; a module with further
-      collections (batch statistics) is refused by ``init``.
+      collections (batch statistics) is refused by ``init``. Nothing says which of them are tables by user or item, so
+      ``transfer.adapt`` copies every leaf whole, row n to row n: choose what to copy by ``patterns=`` where a module
+      has tables of ids and the domains number them differently.
     """
     return LinenModel(module=module, call=call or _call, example=_shapes(batch, features))
 

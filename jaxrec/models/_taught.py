@@ -1,18 +1,27 @@
 """A model that is trained beside a teacher: what its scores should look like, for distillation."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Key
 
-from jaxrec import losses
+from jaxrec import _tree, losses
 from jaxrec._types import Batch, Features, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup, Scored
 
-_STUDENT, _TEACHER = "student", "teacher"
+TEACHER = "teacher"
+_TABLES = {f"{TEACHER}/user", f"{TEACHER}/item"}
+
+
+def beside(student: Params, teacher: Mapping[Any, Any]) -> Params:
+    """A student's parameters and a teacher's tables in one tree."""
+    if TEACHER in student:
+        raise ValueError(f"The student has parameters {TEACHER!r} of its own. Name that part of the model otherwise.")
+    return {**student, TEACHER: {side: jnp.asarray(table) for side, table in teacher.items()}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,8 @@ class Taught:
     student's, :math:`w \, \mathrm{KL}(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s))`, or where an example has one
     column (targets) :math:`w (t - s)^2`; means over the examples of the batch.
 
-    Parameters are ``student/...`` and ``teacher/user``, ``teacher/item``: float32 ``[rows, dim]``, by table row.
+    Parameters are the student's under its own paths, which patterns of ``fit`` name, and ``teacher/user`` and
+    ``teacher/item``: float32 ``[rows, dim]``, by table row.
     """
 
     student: Any
@@ -38,15 +48,14 @@ class Taught:
         student = self.__dict__.get("student")
         value = None if student is None or name.startswith("_") else getattr(student, name, None)
         if value is not None and name in ("user_vectors", "item_vectors"):
-            return lambda params, *arguments: value(params[_STUDENT], *arguments)
+            return lambda params, *arguments: value(_tree.drop(params, _TABLES), *arguments)
         if value is None or callable(value):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return value
 
     @property
     def tables(self) -> dict[str, str]:
-        of_student = {f"{_STUDENT}/{path}": numbering for path, numbering in self.student.tables.items()}
-        return of_student | {f"{_TEACHER}/user": "user", f"{_TEACHER}/item": "item"}
+        return {**self.student.tables, f"{TEACHER}/user": "user", f"{TEACHER}/item": "item"}
 
     @property
     def unknown(self) -> Literal["mean", "zero"]:
@@ -54,24 +63,21 @@ class Taught:
 
     def init(self, key: Key[jax.Array, ""]) -> Params:
         tables = {"user": jnp.zeros((self.user_rows, self.dim)), "item": jnp.zeros((self.item_rows, self.dim))}
-        return {_STUDENT: self.student.init(key), _TEACHER: tables}
+        return beside(self.student.init(key), tables)
 
     def lookups(self, batch: Batch, features: Features) -> dict[str, Lookup]:
-        found = {
-            f"{_STUDENT}/{name}": Lookup(f"{_STUDENT}/{lookup.path}", lookup.rows)
-            for name, lookup in self.student.lookups(batch, features).items()
-        }
+        found = dict(self.student.lookups(batch, features))
         users = _base.take(features.user_row, _base.users_of(batch))
-        found[f"{_TEACHER}/user"] = Lookup(f"{_TEACHER}/user", users)
+        found[f"{TEACHER}/user"] = Lookup(f"{TEACHER}/user", users)
         for name, items in _base.item_fields(batch).items():
-            found[f"{_TEACHER}/{name}"] = Lookup(f"{_TEACHER}/item", _base.take(features.item_row, items))
+            found[f"{TEACHER}/{name}"] = Lookup(f"{TEACHER}/item", _base.take(features.item_row, items))
         return found
 
     def score(self, params: Params, gathered: Gathered, batch: Batch, features: Features, *, key: Any = None) -> Scored:
-        own = {name.removeprefix(f"{_STUDENT}/"): rows for name, rows in gathered.items() if name.startswith(_STUDENT)}
-        found = _base.scored(self.student.score(params.get(_STUDENT, {}), own, batch, features, key=key))
-        theirs = [gathered.get(f"{_TEACHER}/{name}") for name in ("item", "shared")]
-        wanted = jax.lax.stop_gradient(_base.pair_scores(gathered[f"{_TEACHER}/user"], *theirs))
+        own = {name: rows for name, rows in gathered.items() if not name.startswith(f"{TEACHER}/")}
+        found = _base.scored(self.student.score(_tree.drop(params, _TABLES), own, batch, features, key=key))
+        theirs = [gathered.get(f"{TEACHER}/{name}") for name in ("item", "shared")]
+        wanted = jax.lax.stop_gradient(_base.pair_scores(gathered[f"{TEACHER}/user"], *theirs))
         if wanted.shape != found.scores.shape:
             raise ValueError(
                 f"Expected a student with a score for each of the batch's columns, {wanted.shape}, got "

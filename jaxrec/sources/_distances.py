@@ -20,7 +20,7 @@ def mmd(
     .. math:: \frac{1}{m(m-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{n(n-1)} \sum_{i \ne j} k(y_i, y_j)
         - \frac{2}{mn} \sum_{i,j} k(x_i, y_j), \quad k(a, b) = \exp(-\lVert a - b \rVert^2 / 2 s^2)
 
-    with :math:`s` the median distance of all pairs (their mean distance where the median is 0).
+    with :math:`s` the median distance of all pairs (their root mean square where the median is 0).
 
     Args:
       x: one row per entity.

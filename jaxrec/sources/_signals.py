@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 
 from jaxrec._recommender import Recommender
-from jaxrec.data import Dataset, TfidfSVD
+from jaxrec.data import Dataset
 from jaxrec.data._sides import Side
 from jaxrec.sources._distances import FARTHEST, common_features, mmd, proxy_a
 from jaxrec.sources._evidence import evidence
 from jaxrec.transfer import Alignment, align, carry
 from jaxrec.transfer._carry import VECTOR
-from jaxrec.transfer._regress import TOUCHED, histories
+from jaxrec.transfer._regress import histories, reduced_to
 
 SIGNS = {
     "user_overlap": 1.0,
@@ -57,7 +57,7 @@ def reduced(train: Dataset, seed: int) -> pd.DataFrame:
     """
     frame = histories(train)
     width = min(_DIM, int((train.interactions.item_count > 0).sum()) - 1, len(frame) - 1)
-    fitted = TfidfSVD.fit(frame, TOUCHED, dim=width, min_items=1, seed=seed)
+    fitted = reduced_to(frame, width, narrower=True, seed=seed)
     found = fitted.transform(frame, into="vector")[["user", "vector"]]
     return found[found["vector"].notna()]
 
@@ -65,7 +65,7 @@ def reduced(train: Dataset, seed: int) -> pd.DataFrame:
 def explained(source: Recommender, train: Dataset, done: pd.DataFrame, seed: int) -> float:
     """Evidence of what shared users have done in the target given their vectors of the source; 0 without any."""
     kinds = source.encoder.users.kind, train.encoder.users.kind
-    if not source.factorises or kinds[0] != kinds[1] or not len(done):
+    if not source.factorises or source.reads_context or kinds[0] != kinds[1] or not len(done):
         return 0.0
     theirs = carry(source)
     vectors = pd.Series(theirs[VECTOR].to_list(), index=pd.Index(theirs[source.encoder.schema.user]))

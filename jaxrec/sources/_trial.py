@@ -58,7 +58,8 @@ class Trials:
         Raises:
           ValueError: the source has nothing that could be carried over, or too few users are left to see it.
         """
-        if self.train.target is None and source.factorises and len(_of_kind(source, self.train)):
+        plain = source.factorises and not source.reads_context
+        if self.train.target is None and plain and len(_of_kind(source, self.train)):
             return self._of_new_users(source)
         return self._of_known_users(source)
 

@@ -1,11 +1,12 @@
 """Transfer: align vocabularies, copy the parameter tree, freeze a part, fine-tune, and say whether it helped."""
 
-from jaxrec.transfer._adapt import Adapted, Comparison, NegativeTransfer, adapt, compare
+from jaxrec.transfer._adapt import Adapted, adapt
 from jaxrec.transfer._adapters import Bottleneck, LowRank, WithAdapters, add_adapters, merge_adapters, unmerge
 from jaxrec.transfer._align import Alignment, Rows, align
 from jaxrec.transfer._blend import blend
 from jaxrec.transfer._bridge import emcdr, ptupcdr
 from jaxrec.transfer._carry import carry
+from jaxrec.transfer._compare import Comparison, NegativeTransfer, compare
 from jaxrec.transfer._copy import CopyReport, Entry, copy
 from jaxrec.transfer._distill import distill
 from jaxrec.transfer._fisher import fisher

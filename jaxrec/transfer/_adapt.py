@@ -2,27 +2,24 @@
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 from jaxrec import _tree
 from jaxrec._expect import expect, one_of
-from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
-from jaxrec.evaluation import Report, evaluate
-from jaxrec.models import Model
+from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
+from jaxrec.models._shared_specific import DOMAIN
 from jaxrec.train import fit
-from jaxrec.train._fit import chosen_loss
-from jaxrec.transfer._adapters import Adapters
+from jaxrec.train._fit import check_rows
+from jaxrec.transfer._adapters import Adapters, Bottleneck, LowRank
 from jaxrec.transfer._align import Alignment, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
@@ -97,8 +94,9 @@ def adapt(
       importance: from ``transfer.fisher``, for the optimiser ``optim.ewc``: it is copied row by row as the parameters
         are, and what was not copied has none. Of one source alone, and without adapters.
       seed: of the initial parameters and of training.
-      options: for ``fit``: loss, optimizer, epochs, validation, ... Targets are learned by the kind of loss that the
-        source was trained by, unless ``loss`` says otherwise.
+      options: for ``fit``: loss, optimizer, epochs, validation, ... Unless ``loss`` says otherwise targets are learned
+        by squared error, or as probabilities where the source gives those; after a loss of ranking on targets it has
+        to say.
 
     Returns:
       The recommender, the alignment, the copy report and what was frozen.
@@ -107,15 +105,18 @@ def adapt(
       ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing, the alignment is of other
         encoders, ``unmatched`` has no copied row or no features to go by, or a leaf with an adapter is not frozen.
     """
-    sources = _by_name(source)
+    sources = sources_by_name(source)
     expect(train, Dataset, "train")
     inspect.signature(fit).bind(model, train, **options)  # of an option that fit lacks nobody may be silent
+    for name, instead in (("params", "patterns="), ("frozen_rows", "freeze=")):
+        if name in options:
+            raise TypeError(f"adapt sets {name}= of fit itself. Say what is copied and frozen by {instead}.")
     one_of(unmatched, get_args(Unmatched), "unmatched")
     one_of(conflict, get_args(Conflict), "conflict")
     alignments = _alignments(sources, train.encoder, alignment)
     first = next(iter(sources.values()))
     several = isinstance(source, Mapping)
-    options = _with_loss(first, train, options)
+    options = with_loss(first, train, options)
     if importance is not None and several:
         raise ValueError("importance= belongs to the parameters of one source. Adapt from that one, or leave it out.")
     if importance is not None and adapters is not None:
@@ -135,6 +136,8 @@ def adapt(
         _check_inputs(each.encoder, train.encoder, report, target, name if several else None)
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
+    if adapters is not None:
+        expect(adapters, (LowRank, Bottleneck), "adapters")
     if adapters is not None and not isinstance(freeze, Frozen) and not freeze:
         freeze = adapters._freezes
     if isinstance(freeze, Frozen):
@@ -161,9 +164,11 @@ def adapt(
     told = next(iter(alignments.values())), report, frozen, alignments if several else {}
     if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
-        orders = first.link == "rank" or (first.link == "identity" and first.encoder.schema.target is None)
+        orders = _kind(first) == "orders"
         link = order_of(seen) if orders else first.link
-        ready = Recommender(target, params, train.encoder, seen, len(seen), link=link)
+        check_rows(target, train)
+        folding = None if several else first.folding
+        ready = Recommender(target, params, train.encoder, seen, len(seen), link=link, folding=folding)
         return Adapted(ready, *told)
     if first.link == "rank" and train.target is not None and options.get("loss") is None:
         raise ValueError(
@@ -176,27 +181,39 @@ def adapt(
     return Adapted(fitted, *told)
 
 
-def _with_loss(source: Recommender, train: Dataset, options: dict[str, Any]) -> dict[str, Any]:
+def with_loss(source: Recommender, train: Dataset, options: dict[str, Any]) -> dict[str, Any]:
     """A model that gives probabilities goes on to: by squared error its scores would be drawn to 0 and 1."""
     if source.link == "sigmoid" and train.target is not None and options.get("loss") is None:
         return {**options, "loss": "sigmoid_cross_entropy"}
     return options
 
 
-def _by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str, Recommender]:
+def sources_by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str, Recommender]:
     """Sources by name; one alone has none."""
     sources = dict(source) if isinstance(source, Mapping) else {"": source}
     if not sources:
         raise ValueError("Expected at least one source, got none.")
     for name, each in sources.items():
         expect(each, Recommender, f"source {name!r}" if name else "source")
-    links = {"identity" if each.link == "rank" else each.link for each in sources.values()}
-    if len(links) > 1:
+        if isinstance(each.model, Mixture):
+            raise ValueError(
+                f"{f'The source {name!r}' if name else 'The source'} is a mixture, whose gate goes by what was trained "
+                "there. Adapt its parts (source.parts) and mix what comes out."
+            )
+    kinds = {_kind(each) for each in sources.values()}
+    if len(kinds) > 1:
         raise ValueError(
-            f"Scores of the sources mean different things (links {', '.join(sorted(links))}): they were trained by "
-            "losses of different kinds. Adapt from those of one kind."
+            f"Scores of the sources mean different things ({', '.join(sorted(kinds))}): they were trained by losses of "
+            "different kinds. Adapt from those of one kind."
         )
     return sources
+
+
+def _kind(source: Recommender) -> str:
+    """What the scores say."""
+    if source.link == "rank" or (source.link == "identity" and source.encoder.schema.target is None):
+        return "orders"
+    return "probabilities" if source.link == "sigmoid" else "targets"
 
 
 def _alignments(
@@ -243,7 +260,12 @@ def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: M
     taken = [entry for entry in report.entries if name is None or name in dict(entry.sources)]
     whole = [entry.path for entry in taken if entry.outcome == "copied"]
     by_field = getattr(model, "by_field", "")  # a kernel beside the sides that reads all of them
+    reads, other = {*dir(model)}, {"user": "item", "item": "user", "context": ""}
+    if isinstance(model, SharedSpecific):
+        _check_domains(source, target, [entry.path for entry in taken if entry.outcome in ("copied", "rows copied")])
     for side in ("user", "item", "context"):
+        if f"{side}_dense" not in reads and f"{other[side]}_dense" in reads:
+            continue  # a model that says which features it reads, and these are not among them
         copied = [path for path in whole if path.startswith(f"{side}/") or path == by_field]
         ours, theirs = ([each.name for each in encoder.fitted(side)] for encoder in (source, target))
         if copied and ours != theirs:
@@ -254,150 +276,19 @@ def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: M
             )
 
 
-_freeze = freeze  # `adapt` has a parameter of that name
-
-
-class NegativeTransfer(UserWarning):
-    """Transfer did worse than training from scratch, with an interval that excludes zero."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """Transfer against training from scratch, on the same test users.
-
-    Args:
-      adapted: the transferred recommender and its reports.
-      scratch: the recommender trained on the target alone.
-      reports: of the two, ``"transfer"`` and ``"scratch"``.
-      table: by slice: figures of both, ``difference`` with ``low`` and ``high`` and the ``p_value`` of no difference.
-      metric: that the verdict is about.
-      verdict: ``"helped"`` or ``"hurt"`` where the interval of the difference over all users excludes zero and the
-        paired test rejects equality at the same level; with few users the one can do so without the other.
-    """
-
-    adapted: Adapted
-    scratch: Recommender
-    reports: dict[str, Report]
-    table: pd.DataFrame
-    metric: str
-    verdict: Literal["helped", "hurt", "no difference"]
-
-    @property
-    def recommender(self) -> Recommender:
-        """What to go on with: the transferred recommender, or where transfer hurt the one from scratch.
-
-        It is chosen on the test part given to ``compare``. Give a validation part, and evaluate on test what it chose.
-        """
-        return self.scratch if self.verdict == "hurt" else self.adapted.recommender
-
-    def __str__(self) -> str:
-        """The verdict in words, and the table."""
-        row = self.table.iloc[0]
-        interval = f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]"
-        better = "lower is better, gain " if lower_is_better(self.metric) else ""
-        change = f"{self.metric} {row.scratch:.4f} -> {row.transfer:.4f} ({better}{interval})"
-        units = "users" if self.reports["transfer"].table["users"].any() else "rows"
-        words = {
-            "helped": f"Transfer helped: {change}.",
-            "hurt": (
-                f"Transfer hurt: {change}. There was nothing to carry over that is true here, and what was copied "
-                "misleads: train from scratch, or copy less."
-            ),
-            "no difference": (
-                f"Transfer made no difference that can be told from chance: {change}. There was nothing to carry over, "
-                f"or too little for {int(row.users)} test {units} to show."
-            ),
-        }
-        table = self.table.to_string(index=False, float_format=lambda value: f"{value:.4f}")
-        return f"{words[self.verdict]}\n{self.adapted.aligned}\n{table}"
-
-
-def compare(
-    source: Recommender | Mapping[str, Recommender],
-    train: Dataset,
-    test: Dataset,
-    *,
-    metric: str | None = None,
-    model: Model | None = None,
-    alignment: Alignment | Mapping[str, Alignment] | None = None,
-    patterns: _tree.Patterns = "*",
-    freeze: Literal["copied"] | _tree.Patterns | Frozen = (),
-    strategy: Mapping[str, Any] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-    **options: Any,
-) -> Comparison:
-    """Did transfer help? Trains from scratch beside it, with the same model, budget, options and seed.
-
-    Args:
-      source: from ``fit`` on the source domain; or several by name.
-      train: the target's training part.
-      test: held-out interactions of the target, neither trained nor stopped on.
-      metric: of the verdict: a name from ``evaluate``'s report that has a value per user, such as ``"ndcg@10"``, or
-        ``"rmse"`` or ``"log_loss"`` for targets (the mean of users' errors, lower being better). By default
-        ``"ndcg@10"``, cut to a smaller catalogue, or ``"rmse"`` where there is a target.
-      model: as for ``adapt``, likewise ``alignment``, ``patterns`` and ``freeze``.
-      alignment: see ``model``.
-      patterns: see ``model``.
-      freeze: see ``model``; only the transferred model is frozen.
-      strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, ``rename``, ``unmatched``,
-        ``conflict``, and what of ``fit`` makes sense for the transferred model only, such as ``unfreeze`` or an
-        ``optimizer`` with ``optim.l2_sp``.
-      level: of the intervals.
-      seed: of both trainings and of the bootstrap.
-      options: for ``fit``, given to both.
-
-    Returns:
-      Both recommenders and reports, a table of paired differences by slice, a verdict, and the recommender to go on
-      with. Where lower is better the difference is turned round, so that positive always means that transfer is ahead.
-
-    Raises:
-      ValueError: as ``adapt``, or the test part leaves nobody to measure on.
-
-    Warns:
-      NegativeTransfer: transfer hurt.
-    """
-    expect(test, Dataset, "test")
-    first = next(iter(_by_name(source).values()))
-    options = _with_loss(first, train, options)
-    link = chosen_loss(first.model if model is None else model, train, options.get("loss"))[2]
-    metric = metric or default_metric(test, link)
-    check_metric(metric, test, link, by_user=True)
-    chosen: dict[str, Any] = {**options, **(strategy or {})}
-    named = sorted({"model", "alignment", "patterns", "freeze", "seed"} & set(chosen))
-    if named:
-        raise TypeError(f"{named[0]} is an option of compare itself: give compare(..., {named[0]}=...), not strategy=.")
-    adapted = adapt(
-        source, train, model=model, alignment=alignment, patterns=patterns, freeze=freeze, seed=seed, **chosen
+def _check_domains(source: Encoder, target: Encoder, copied: list[str]) -> None:
+    """What belongs to one domain stands at the place of its number."""
+    ours, theirs = (
+        [each.vocabulary.ids.tolist() for each in encoder.item_features if each.name == DOMAIN and each.vocabulary]
+        for encoder in (source, target)
     )
-    alone = resized(first.model if model is None else model, train)
-    scratch = fit(alone, train, seed=seed, **options)
-    task, ks = task_of(metric)
-    reports = {
-        what: evaluate(recommender, test, ks=ks, task=task, level=level, seed=seed)
-        for what, recommender in (("transfer", adapted.recommender), ("scratch", scratch))
-    }
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    rows = []
-    for part in dict.fromkeys(reports["scratch"].per_user["slice"]):
-        ours, theirs = (reports[what].users(metric, part) for what in ("transfer", "scratch"))
-        paired = reports["transfer"].versus(reports["scratch"], metric, part, level=level, seed=seed)
-        low, high = sorted((sign * paired.low, sign * paired.high))
-        rows.append(
-            (part, paired.users, theirs.mean(), ours.mean(), sign * paired.difference, low, high, paired.p_value)
-        )
-    if not rows:
-        reasons = "; ".join(f"{count} rows, {why}" for why, count in reports["scratch"].left_out.items() if count)
+    of_domain = [path for path in copied if path == "user/specific" or path.startswith("classifier/")]
+    if of_domain and ours != theirs:
         raise ValueError(
-            f"The test part has nobody to measure {metric} on (left out: {reasons or 'nothing'}). Give held-out rows "
-            "that are not those of training."
+            f"{of_domain[0]!r} holds a part for each of the domains {', '.join(map(str, *ours))} in order, and the "
+            f"target has {', '.join(map(str, *theirs))}: one domain's would be taken for another's. Encode the target "
+            "with data.encode(..., like=source.encoder), or leave those leaves out by patterns=."
         )
-    columns = ["slice", "users", "scratch", "transfer", "difference", "low", "high", "p_value"]
-    table = pd.DataFrame(rows, columns=columns)
-    verdict: Literal["helped", "hurt", "no difference"] = "no difference"
-    if table.p_value[0] < 1 - level and not table.low[0] <= 0 <= table.high[0]:
-        verdict = "helped" if table.low[0] > 0 else "hurt"
-    comparison = Comparison(adapted, scratch, reports, table, metric, verdict)
-    if verdict == "hurt":
-        warnings.warn(str(comparison).partition("\n")[0], NegativeTransfer, stacklevel=2)
-    return comparison
+
+
+_freeze = freeze  # `adapt` has a parameter of that name

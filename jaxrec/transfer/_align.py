@@ -13,10 +13,9 @@ from jaxrec.data import Encoder, Vocabulary
 from jaxrec.data._schema import need_columns
 from jaxrec.data._sides import SIDES, Side
 from jaxrec.models import Model
-from jaxrec.transfer._match import Described, described, nearest, need_threshold
+from jaxrec.transfer._match import ROUNDING, Described, described, nearest, need_threshold
 
 _ID, _TABLE, _CONTENT = "raw id", "table", "content"
-_ROUNDING = 1e-6  # of a cosine in float32: a vector's with itself may lack so much of 1
 
 
 class Rows(NamedTuple):
@@ -292,7 +291,7 @@ def _by_content(
     candidates = np.flatnonzero(trained[1:])
     left = np.setdiff1d(np.arange(len(theirs.ids)), found["target"].to_numpy(np.int64) - 1)
     place, similarity = nearest(ours.of(candidates), theirs.of(left))
-    kept = (place >= 0) & (similarity >= at_least - _ROUNDING)
+    kept = (place >= 0) & (similarity >= at_least - ROUNDING)
     alike, alone = int(kept.sum()), int((place < 0).sum())
     mean = f"mean cosine {similarity[kept].mean():.2f}, " if alike else ""
     note = f" (by content: {mean}{len(left) - alike - alone} below {at_least:g} and {alone} with nothing in common)"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender, order_of
 from jaxrec.models import MatrixFactorization
-from jaxrec.transfer._carry import vectors_of
+from jaxrec.transfer._carry import need_no_context, vectors_of
 
 
 def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
@@ -27,7 +27,8 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
         who are cold in the first part, or all users where none is).
 
     Returns:
-      A recommender of a ``MatrixFactorization`` that knows the users of every part, each with a vector.
+      A recommender of a ``MatrixFactorization`` that knows the users of every part and the items of the first, each
+      with a vector: of an item that no part was trained on, what the parts say of it by its content.
 
     Raises:
       ValueError: there is no part, one does not factorise or has no table row for an item of the first, weights are not
@@ -45,13 +46,15 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
                 f"Expected recommenders whose scores are inner products, got a {type(part.model).__name__}. "
                 "coldstart.mix takes any, of one encoder."
             )
+        need_no_context(part, f"part {number}")
     first = parts[0]
     encoder = first.encoder
     for part in parts[1:]:
         encoder = encoder.extend(users=part.encoder.users.ids)
-    encoder = encoder.with_rows("user", np.arange(1, len(encoder.users) + 1))
+    trained = np.flatnonzero(encoder.features.item_row)
+    items = np.arange(1, len(encoder.items) + 1)
+    encoder = encoder.with_rows("user", np.arange(1, len(encoder.users) + 1)).with_rows("item", items)
     features = encoder.features
-    items = np.flatnonzero(features.item_row)
     cold = np.ones(len(encoder.users) + 1, bool)
     cold[: first.trained.num_users] = first.trained.user_count[: len(cold)] == 0
     cold[0] = not cold[1:].any()
@@ -59,23 +62,24 @@ def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:
     for part, factor in zip(parts, scale, strict=True):
         part = part.replace(seen=part.trained)  # what was added to the first is folded in later, not twice
         there = part.encoder.items.encode(encoder.items.decode(items))
-        missing = int((np.asarray(part.encoder.features.item_row)[there] == 0).sum())
+        missing = int((np.asarray(part.encoder.features.item_row)[there[trained - 1]] == 0).sum())
         if missing:
             raise ValueError(
-                f"{missing} of the {len(items)} items that the first part has trained are not trained in {part!r}. "
+                f"{missing} of the {len(trained)} items that the first part has trained are not trained in {part!r}. "
                 "Blend recommenders of one training part of the target."
             )
         ids = encoder.users.decode(np.arange(1, len(encoder.users) + 1))
         user = vectors_of(part, np.concatenate([[0], part.encoder.users.encode(ids)]), "user").astype(np.float64)
         item = vectors_of(part, there, "item").astype(np.float64)
-        of_users.append(user * (factor / _spread(user[cold] if not cold[0] else user, item)))
+        spread = _spread(user[cold] if not cold[0] else user, item[trained - 1])
+        of_users.append(user * (factor / spread))
         of_items.append(item)
     user, item = np.concatenate(of_users, axis=1), np.concatenate(of_items, axis=1)
     model = MatrixFactorization(user_rows=encoder.user_rows, item_rows=encoder.item_rows, dim=user.shape[1], bias=False)
     tables = {"user": np.zeros((model.user_rows, model.dim)), "item": np.zeros((model.item_rows, model.dim))}
     tables["user"][np.asarray(features.user_row)[: len(user)]] = user
     tables["item"][np.asarray(features.item_row)[items]] = item
-    tables["item"][0] = item.mean(axis=0)
+    tables["item"][0] = item[trained - 1].mean(axis=0)
     params = {side: {"embedding": jnp.asarray(table, jnp.float32)} for side, table in tables.items()}
     seen = dataclasses.replace(first.seen, num_users=len(features.user_row))
     return Recommender(model, params, encoder, seen, first.num_trained, link=order_of(seen))

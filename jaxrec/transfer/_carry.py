@@ -37,7 +37,7 @@ def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste:
       source's.
 
     Raises:
-      ValueError: the source does not factorise.
+      ValueError: the source does not factorise or reads context, or its column of ids has the name of a vector.
     """
     one_of(side, ("user", "item"), "side")
     expect(source, Recommender, "source")
@@ -46,10 +46,16 @@ def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste:
             "Expected a source whose scores are inner products of user and item vectors, such as fit_als returns, got "
             f"a {type(source.model).__name__}."
         )
+    need_no_context(source, "source")
     encoder, seen = source.encoder, source.seen
     if side == "item":  # the same rows, read from the items' side
         seen = Interactions(seen.item, seen.user, seen.num_items, seen.num_users)
     column = encoder.schema.user if side == "user" else encoder.schema.item
+    if column in (VECTOR, TASTE):
+        raise ValueError(
+            f"The source's column of ids is called {column!r}, as the vectors will be. Rename it in the frame and in "
+            "the schema before training."
+        )
     known = np.flatnonzero(seen.user_count)
     columns = {VECTOR: list(vectors_of(source, known, side))}
     if taste:
@@ -61,6 +67,15 @@ def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste:
             tastes.append(_pooled(other[place], position))
         columns[TASTE] = list(np.concatenate(tastes))
     return pd.DataFrame({column: encoder.vocabulary(side).decode(known), **columns})
+
+
+def need_no_context(recommender: Recommender, what: str) -> None:
+    """Raises where a score depends on the interaction's own columns, so that users have no vector by themselves."""
+    if recommender.reads_context:
+        raise ValueError(
+            f"The {what} reads columns of the interaction itself (Schema(context=...)), so that a user alone has no "
+            "vector. Train it without them."
+        )
 
 
 def vectors_of(recommender: Recommender, index: np.ndarray, side: Side) -> np.ndarray:
@@ -120,7 +135,7 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
         features=features._replace(**arrays),
     )
     trained = target.trained
-    train = Dataset(encoder, trained.user, trained.item, target=trained.value)
+    train = Dataset(encoder, trained.user, trained.item, target=trained.value, weight=trained.weight)
     check(target, train)
     return target, train
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._expect import expect
@@ -13,9 +12,9 @@ from jaxrec.data import Dataset
 from jaxrec.data._sides import Side
 from jaxrec.models import Model
 from jaxrec.models._base import resized
-from jaxrec.models._taught import Taught
+from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
-from jaxrec.transfer._carry import vectors_of
+from jaxrec.transfer._carry import need_no_context, vectors_of
 
 
 def distill(
@@ -65,6 +64,7 @@ def distill(
             "Expected a teacher whose scores are inner products of user and item vectors, got a "
             f"{type(teacher.model).__name__}."
         )
+    need_no_context(teacher, "teacher")
     if not 0 <= weight < np.inf:
         raise ValueError(f"Expected weight >= 0, got {weight}.")
     if not temperature > 0:
@@ -82,9 +82,9 @@ def distill(
         temperature=float(temperature),
     )
     key = jax.random.split(jax.random.key(seed))[0]  # as fit does, so that weight 0 starts alike
-    params = {"student": student.init(key), "teacher": {side: jnp.asarray(table) for side, table in tables.items()}}
-    fitted = fit(taught, train, params=params, freeze="teacher/*", seed=seed, **options)
-    return fitted.replace(model=student, params=fitted.params["student"])
+    fitted = fit(taught, train, params=beside(student.init(key), tables), freeze=f"{TEACHER}/*", seed=seed, **options)
+    params = {name: part for name, part in fitted.params.items() if name != TEACHER}
+    return fitted.replace(model=student, params=params)
 
 
 def _table(teacher: Recommender, train: Dataset, side: Side) -> np.ndarray:

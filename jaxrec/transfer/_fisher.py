@@ -24,7 +24,8 @@ def fisher(
 
     Squares of the gradients of single examples at the labels in the data: mean squared error or, for a sigmoid link,
     cross-entropy where there is a target; without one, and after a loss of ranking, the softmax of the positive among
-    negatives drawn uniformly. Rows of tables that no example touched have 0.
+    negatives drawn uniformly. Rows of tables that no example touched have 0. Weights of the dataset do not count, but
+    for rows of weight 0.
 
     Args:
       recommender: trained on the source.
@@ -51,6 +52,11 @@ def fisher(
             f"Expected rows, and examples and negatives >= 1, got {len(dataset)} rows, {examples} and {negatives}."
         )
     model = recommender.model
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(recommender.params)):
+        raise ValueError(
+            f"Parameters of {type(model).__name__} were counted or are a gate's, and have no gradient. Give a "
+            "recommender that fit trains."
+        )
     pointwise = dataset.item is None or (dataset.target is not None and recommender.link != "rank")
     rows = np.random.default_rng(seed).permutation(len(dataset))[:examples]
     batches = Batches(

@@ -16,6 +16,8 @@ from jaxrec.data._features import FittedFeature, is_missing
 from jaxrec.data._schema import Categorical, Feature, need_columns
 from jaxrec.data._sides import Side, entity_frame
 
+ROUNDING = 1e-6  # of a cosine in float32: a vector's with itself may lack so much of 1
+
 
 class Found(NamedTuple):
     """The best entity of the source for each of the target: its place in ``Described.ids``, -1 where there is none."""
@@ -107,7 +109,7 @@ def match(
     fitted = [FittedFeature.fit(each, pd.concat(frames), varies=False) for each in (*features, *map(Labels, text))]
     ours, theirs = (_of_frame(frame, on, fitted) for frame in frames)
     place, similarity = nearest(ours, theirs)
-    kept = (place >= 0) & (similarity >= at_least)
+    kept = (place >= 0) & (similarity >= at_least - ROUNDING)
     pairs = {"source": ours.ids[place[kept]], "target": theirs.ids[kept], "similarity": similarity[kept]}
     return pd.DataFrame(pairs)
 

@@ -63,6 +63,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     count = np.zeros(len(encoder.features.user_row), np.int64)
     count[: touched.num_users] = touched.user_count
     shared = count[index] > 0
+    narrower = dim is None
     if dim is None:
         items = {item for touched in frame.loc[shared, TOUCHED] for item in touched}
         dim = max(min(256, int(shared.sum()) // 2, len(items) // 2), 1)
@@ -70,7 +71,8 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
         raise ValueError(
             f"Expected 1 <= dim < {int(shared.sum())}, the number of users trained in both domains, got {dim}."
         )
-    reduced = TfidfSVD.fit(frame[shared], TOUCHED, dim=dim, min_items=1)
+    reduced = reduced_to(frame[shared], dim, narrower=narrower)
+    dim = int(reduced.components.shape[1])
     vectors = np.zeros((len(frame), dim), np.float32)
     known = reduced.transform(frame, into="vector")["vector"]
     described = known.notna().to_numpy()
@@ -96,6 +98,20 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     log = ({"epoch": 1, "loss": found.error, "l2": found.l2},)
     seen = dataclasses.replace(touched, num_users=len(row))
     return Recommender(model, params, encoder, seen, len(seen), link=order_of(seen), log=log)
+
+
+def reduced_to(frame: pd.DataFrame, dim: int, *, narrower: bool, seed: int = 0) -> TfidfSVD:
+    """Of histories, to ``dim`` numbers or, if it may be ``narrower``, to what half of them again and again fits.
+
+    Raises:
+      ValueError: histories span fewer dimensions.
+    """
+    try:
+        return TfidfSVD.fit(frame, TOUCHED, dim=dim, min_items=1, seed=seed)
+    except ValueError as error:
+        if narrower and dim > 1:
+            return reduced_to(frame, dim // 2, narrower=True, seed=seed)
+        raise ValueError(f"Histories could not be reduced to {dim} numbers: {error}") from None
 
 
 def histories(source: Dataset) -> pd.DataFrame:

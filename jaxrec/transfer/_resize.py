@@ -140,6 +140,8 @@ def _widened(
     leaf = leaves["item"][path]
     size = noise * float(jnp.sqrt(jnp.mean(jnp.square(leaf.astype(jnp.float32)))))
     drawn = size * jax.random.normal(jax.random.key(seed), (leaf.shape[0], more), jnp.float32)
+    if path == "item/embedding":
+        drawn = drawn.at[0].set(0.0)  # the unknown's, which no training would correct
     changed[path] = changed[path].at[:, leaf.shape[1] :].set(drawn.astype(leaf.dtype))
     kernel = _tree.flatten(params).get(_HISTORY)
     if kernel is not None:

@@ -61,10 +61,13 @@ def copy_all(
     entries: dict[str, dict[str, Entry]] = {}
     rest: list[Entry] = []
     for name, source in sources.items():
-        found[name], listed = leaf_by_leaf(
-            source.params, target, rows=source.rows, patterns=patterns, rename=source.rename
-        )
-        need_weight(found[name], CopyReport(tuple(listed)))
+        try:
+            found[name], listed = leaf_by_leaf(
+                source.params, target, rows=source.rows, patterns=patterns, rename=source.rename
+            )
+            need_weight(found[name], CopyReport(tuple(listed)))
+        except ValueError as error:
+            raise ValueError(f"Source {name!r}: {error}") from None
         entries[name] = {entry.path: entry for entry in listed if entry.outcome != "left over"}
         rest += [entry._replace(sources=((name, 0),)) for entry in listed if entry.outcome == "left over"]
     new, report = {}, []

@@ -57,6 +57,8 @@ def stack(
     weighed = schema.weight or "weight"
     if weight is not None:
         _check_weights(weight, domains)
+        if schema.weight is None and weighed in schema.columns():
+            raise ValueError(f"The schema reads a column {weighed!r} as something else. Rename it.")
     interactions, owned, shared = [], [], []
     for name, frames in domains.items():
         need_columns(frames.interactions, schema.columns(), f"interactions of {name!r}")
