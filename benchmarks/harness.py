@@ -125,7 +125,8 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "rows.json"
                 command = [sys.executable, script, "--only", task, "--package", package, "--rows", str(out), *arguments]
-                subprocess.run(command, check=True, env=environment(blas=2 if task == "T6" else 1))
+                blas = 2 if task == "T6" or package in ("numpy", "sklearn") else 1
+                subprocess.run(command, check=True, env=environment(blas=blas))
                 for row in json.loads(out.read_text()):
                     found.setdefault((row["case"], row["system"]), []).append(row)
     merged = []
@@ -140,7 +141,8 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
 
 
 def environment(*, blas: int = 1) -> dict[str, str]:
-    """Of a process that measures a system: implicit asks for one BLAS thread where it trains; in T6 two are faster."""
+    """Of a process that measures a system: implicit asks for one BLAS thread where it trains, and has threads of its
+    own; what has none takes two."""
     return os.environ | {"OPENBLAS_NUM_THREADS": str(blas)}
 
 

@@ -21,7 +21,7 @@ def als(full: bool) -> list[dict[str, Any]]:
     large data too, with the best settings that ``quality.py --data million`` found for each.
     """
     jaxrec = [(unobserved, l2) for unobserved in (0.1, 0.3, 1.0) for l2 in (0.003, 0.01, 0.03)]
-    implicit = [(alpha, l2) for alpha in (1.0, 5.0, 20.0) for l2 in (0.01, 0.1, 1.0)]
+    implicit = [(alpha, l2) for alpha in (1.0, 5.0, 20.0) for l2 in (1.0, 10.0, 30.0)]
     rows = _compared(ratings(6040, 3706, 1_100_000), jaxrec, implicit, repeats=9 if full else 7)
     if full:
         rows += _compared(of_some(ratings(*LARGE_SIZE), 2000), [_LARGE["jaxrec"]], [_LARGE["implicit"]], repeats=3)

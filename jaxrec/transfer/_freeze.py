@@ -61,7 +61,8 @@ def freeze(params: Params, patterns: _tree.Patterns = (), *, rows: Mapping[str, 
 def all_but(*patterns: str) -> tuple[str, ...]:
     """Patterns of everything else, for ``freeze=``: what these name is all that is trained.
 
-    ``all_but("*bias")`` trains biases alone (BitFit), ``all_but("head/*")`` the head.
+    ``all_but("*bias")`` trains biases alone (BitFit), ``all_but("*/mlp/1/*")`` the last layers of two towers with one
+    hidden layer each.
 
     Examples:
       >>> all_but("*bias")
