@@ -27,7 +27,7 @@ def bpr(full: bool) -> list[dict[str, Any]]:
         systems = {
             "jaxrec": functools.partial(_jaxrec_bpr, parts.train, scores),
             "torch": functools.partial(_torch_bpr, parts.train, scores),
-            "torch autograd": functools.partial(_torch_modules_bpr, parts.train, scores),
+            "torch autograd": functools.partial(_torch_autograd_bpr, parts.train, scores),
             "implicit": functools.partial(_implicit_bpr, parts.train, scores),
             "cornac": functools.partial(_cornac_bpr, parts.train, scores),
         }
@@ -82,15 +82,22 @@ def _torch_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
     return run
 
 
-def _torch_modules_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
+def _torch_modules(dataset: data.Dataset) -> tuple[Any, Any, Any]:
     """As torch is mostly used: modules, autograd, an optimiser. Gradients of tables are sparse, which is the faster."""
+    import torch
+
+    user, item = (
+        torch.nn.Embedding.from_pretrained(table, freeze=False, sparse=True) for table in _torch_tables(dataset)
+    )
+    return user, item, torch.optim.SGD([user.weight, item.weight], lr=_RATE)
+
+
+def _torch_autograd_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
     import torch
 
     users, positives = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
     num = len(dataset.encoder.items)
-    tables = [torch.nn.Embedding.from_pretrained(table, freeze=False, sparse=True) for table in _torch_tables(dataset)]
-    user, item = tables
-    optimiser = torch.optim.SGD([user.weight, item.weight], lr=_RATE)
+    user, item, optimiser = _torch_modules(dataset)
 
     def run() -> float:
         order = torch.randperm(len(users))
@@ -104,7 +111,7 @@ def _torch_modules_bpr(dataset: data.Dataset, scores: Scores) -> harness.Run:
             optimiser.step()
         return len(users)
 
-    scores["torch autograd"] = lambda: by_tables(dataset, *(table.weight.detach().numpy() for table in tables))
+    scores["torch autograd"] = lambda: by_tables(dataset, *(each.weight.detach().numpy() for each in (user, item)))
     return run
 
 
@@ -179,7 +186,9 @@ def logistic(full: bool) -> list[dict[str, Any]]:
                 _jaxrec_logistic, "jaxrec 256 shared", 0, _SHARED, parts.train, scores
             ),
             "torch 4 own": functools.partial(_torch_logistic, "torch 4 own", 4, parts.train, scores),
-            "torch autograd, 4 own": functools.partial(_torch_modules, "torch autograd, 4 own", 4, parts.train, scores),
+            "torch autograd, 4 own": functools.partial(
+                _torch_autograd, "torch autograd, 4 own", 4, parts.train, scores
+            ),
             "torch 256 shared": functools.partial(_torch_shared, "torch 256 shared", parts.train, scores),
         }
         small = size[0] < 100_000
@@ -230,15 +239,12 @@ def _torch_logistic(name: str, num: int, dataset: data.Dataset, scores: Scores) 
     return run
 
 
-def _torch_modules(name: str, num: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
-    """As torch is mostly used: modules, autograd, an optimiser. Gradients of tables are sparse, which is the faster."""
+def _torch_autograd(name: str, num: int, dataset: data.Dataset, scores: Scores) -> harness.Run:
     import torch
 
     users, positives = (torch.from_numpy(np.asarray(values, np.int64)) for values in (dataset.user, dataset.item))
     items = len(dataset.encoder.items)
-    tables = [torch.nn.Embedding.from_pretrained(table, freeze=False, sparse=True) for table in _torch_tables(dataset)]
-    user, item = tables
-    optimiser = torch.optim.SGD([user.weight, item.weight], lr=_RATE)
+    user, item, optimiser = _torch_modules(dataset)
 
     def run() -> float:
         order = torch.randperm(len(users))
@@ -252,7 +258,7 @@ def _torch_modules(name: str, num: int, dataset: data.Dataset, scores: Scores) -
             optimiser.step()
         return len(users) * (1 + num)
 
-    scores[name] = lambda: by_tables(dataset, *(table.weight.detach().numpy() for table in tables))
+    scores[name] = lambda: by_tables(dataset, *(each.weight.detach().numpy() for each in (user, item)))
     return run
 
 
