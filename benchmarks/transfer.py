@@ -22,6 +22,7 @@ above it (equal scores count half) the number of better negatives is binomial.
 
 import argparse
 import dataclasses
+import gc
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +125,7 @@ def tuned(pair: Pair, method: Method, settings: list[Setting]) -> Setting:
     values = []
     for setting in settings:
         values.append(answers(method.fit(pair, 0, **setting), pair, pair.validation).chosen_by())
+        gc.collect()  # weights of items by items take gigabytes
         print("   ", setting, f"{values[-1]:.4f}", flush=True)
     return settings[int(np.argmax(values))]
 
