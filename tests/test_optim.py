@@ -12,6 +12,7 @@ from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, 
 
 from jaxrec import _tree, models, optim, train
 from jaxrec.data import Batch, Features
+from jaxrec.optim import _layout
 
 MODEL = dataclasses.replace(MODELS["factorization"].model, user_rows=40, item_rows=40)  # too many to go as a whole
 
@@ -327,3 +328,11 @@ def test_accumulators_that_start_at_an_integer_grow():
     )  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(one.opt_state), jax.tree.leaves(other.opt_state))
+
+
+def test_a_decay_that_begins_late_keeps_repeated_rows_together():
+    params, tables = MODEL.init(jax.random.key(0)), ("user/embedding", "item/embedding")
+    schedules = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [1000]), 0.0
+    for schedule, linear in zip(schedules, (False, True), strict=True):
+        decaying = optax.chain(optax.add_decayed_weights(schedule), optax.sgd(0.1))
+        assert _layout.layout_of(decaying, params, tables, sparse=True).linear == linear

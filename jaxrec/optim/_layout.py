@@ -142,15 +142,17 @@ def _check_rows(
 
 
 def _vanishes(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> bool:
-    """Whether no gradient gives no update, whatever numbers the state is set to: a decay that is 0 now may be set."""
+    """Whether no gradient gives no update, whatever numbers the state is set to: a decay that is 0 now may be set, or
+    begin at a later step."""
 
-    def other(leaf: Any) -> Any:
+    def other(leaf: Any, steps: int) -> Any:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf + 0.1
-        return leaf + 1 if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+        return leaf + steps if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
     nothing = {path: np.zeros_like(leaf) for path, leaf in params.items()}
-    updates = [second(nothing, each, params) for each in (state, jax.tree.map(other, state))]
+    later = [jax.tree.map(functools.partial(other, steps=steps), state) for steps in (1, 10**6)]
+    updates = [second(nothing, each, params) for each in (state, *later)]
     return not any(update[path].any() for update in updates for path in tables)
 
 

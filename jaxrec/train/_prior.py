@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxrec import _sharded
+from jaxrec._exact import exact
 from jaxrec._types import Array, Features, Params
 from jaxrec.data import Dataset
 from jaxrec.models import TwoTower
@@ -127,12 +128,14 @@ def _predicted(design: _Design, by: _Regression) -> Float[jax.Array, "entities d
 
 
 @jax.jit
+@exact
 def _priors(design: _Design, by: _Regression) -> Float[jax.Array, "rows dim"]:
     """What the features say, by table row; zeros for the unknown's row."""
     return jnp.pad(_predicted(design, by), ((1, 0), (0, 0)))
 
 
 @functools.partial(jax.jit, donate_argnums=(0,))
+@exact
 def _refitted(
     by: _Regression,
     design: _Design,
@@ -160,6 +163,7 @@ def _refitted(
     return jax.scipy.sparse.linalg.cg(normal, right, x0=by, tol=1e-7, maxiter=_STEPS)[0]
 
 
+@exact
 def _tower(model: TwoTower, by: _Regression, table: Float[jax.Array, "rows dim"], design: _Design, side: str) -> Params:
     """The regression and what the vectors have beside it, as the parameters of one tower."""
     used = jnp.abs(table).sum(axis=1, keepdims=True) > 0
