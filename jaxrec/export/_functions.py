@@ -129,7 +129,8 @@ class _Single:
             arrays["vectors"] = recommender.catalogue
         if self.folds:
             arrays["prior"] = recommender.prior.user._asdict() | {"noise": jnp.float32(recommender.prior.noise)}
-            arrays["settled"] = jnp.asarray(settled(recommender))
+            users = np.arange(len(recommender.encoder.features.user_row))
+            arrays["settled"] = jnp.asarray(settled(recommender, users))
         return arrays
 
     def of_all(self, arrays: Arrays, inputs: Inputs, features: Features) -> jax.Array:

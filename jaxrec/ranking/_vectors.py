@@ -204,7 +204,7 @@ def _with_added(
         shape = size, _power(int(count[chosen].max()))
         met = take(others, _grid(np.searchsorted(other, added.item[row]).astype(np.int32), position, shape))
         some = padded(chosen, size)
-        ours = settled(recommender)[entities[some]] if side == "user" else np.zeros(size, bool)
+        ours = settled(recommender, entities[some]) if side == "user" else np.zeros(size, bool)
         return _folded(recommender, side, take(vectors, some), met, added, row, position, ours)
 
     if len(entities) * _power(int(count.max())) * vectors.shape[1] <= _GRID:
@@ -221,12 +221,11 @@ def _with_added(
     return whole
 
 
-def settled(recommender: Recommender) -> np.ndarray:
-    """By user index: whether the vector was trained on interactions of the user's own."""
+def settled(recommender: Recommender, users: np.ndarray) -> np.ndarray:
+    """Whether a user's vector was trained on interactions of the user's own."""
     seen, added = recommender.seen, recommender.added
-    known = np.zeros(len(recommender.encoder.features.user_row), bool)
-    known[: seen.num_users] = seen.user_count > added.user_count
-    return known
+    inside = np.where(users < seen.num_users, users, 0)
+    return (inside > 0) & (seen.user_count[inside] > added.user_count[inside])
 
 
 def _power(number: int) -> int:
