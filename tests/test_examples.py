@@ -119,5 +119,5 @@ def test_ready_domains_of_real_data(example, real_data, folder):
 
 
 def test_unknown_folders_are_refused(example):
-    with pytest.raises(ValueError, match="Expected a folder named ml-1m, goodbooks, amazon-..., got 'netflix'"):
+    with pytest.raises(ValueError, match="Expected a folder named ml-, goodbooks, amazon-..., got 'netflix'"):
         example("domains").load("somewhere/netflix")
