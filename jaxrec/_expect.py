@@ -11,8 +11,8 @@ _WAYS = ("recommender", "recommender.encoder", "train", "train.encoder", "encode
 
 
 def expect(value: Any, kind: type | tuple[type, ...], name: str) -> None:
-    """Raises a TypeError unless ``value`` is of this kind, or of one of these; the message says under which name it has
-    one."""
+    """Raises a TypeError unless ``value`` is of this kind, or of one of several; where it carries one, the message says
+    under which name."""
     if isinstance(value, kind):
         return
     hint = ""

@@ -260,12 +260,11 @@ def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: M
     taken = [entry for entry in report.entries if name is None or name in dict(entry.sources)]
     whole = [entry.path for entry in taken if entry.outcome == "copied"]
     by_field = getattr(model, "by_field", "")  # a kernel beside the sides that reads all of them
-    reads, other = {*dir(model)}, {"user": "item", "item": "user", "context": ""}
     if isinstance(model, SharedSpecific):
         _check_domains(source, target, [entry.path for entry in taken if entry.outcome in ("copied", "rows copied")])
     for side in ("user", "item", "context"):
-        if f"{side}_dense" not in reads and f"{other[side]}_dense" in reads:
-            continue  # a model that says which features it reads, and these are not among them
+        if side == "user" and hasattr(model, "item_dense") and not hasattr(model, "user_dense"):
+            continue  # such as a model of sequences, which reads features of items alone
         copied = [path for path in whole if path.startswith(f"{side}/") or path == by_field]
         ours, theirs = ([each.name for each in encoder.fitted(side)] for encoder in (source, target))
         if copied and ours != theirs:
