@@ -101,7 +101,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
 
 
 def reduced_to(frame: pd.DataFrame, dim: int, *, narrower: bool, seed: int = 0) -> TfidfSVD:
-    """Histories reduced to ``dim`` numbers, or where they span fewer and it may be ``narrower`` to a half, a quarter, ...
+    """Histories as ``dim`` numbers; where they span fewer and it may be ``narrower``, as a half, a quarter, ...
 
     Raises:
       ValueError: histories span fewer dimensions.
