@@ -182,6 +182,25 @@ def features_of(side, index, leaves):
     return found + list(zip(dense[index], leaves[f"{side}/dense/bias"], leaves[f"{side}/dense/kernel"], strict=True))
 
 
+@pytest.mark.parametrize("columns", (1, 3, 40))
+def test_derivatives_of_pair_scores_are_those_of_the_plain_product(columns):
+    keys = jax.random.split(jax.random.key(0), 3)
+    user, wanted = jax.random.normal(keys[0], (5, 4)), jax.random.normal(keys[2], (5, columns))
+    own = jax.random.normal(keys[1], (5, columns, 4))
+
+    def plain(user, own):
+        return jnp.square(jnp.einsum("bd,bnd->bn", user, own) - wanted).sum()
+
+    def ours(user, own):
+        return jnp.square(_base.pair_scores(user, own, None) - wanted).sum()
+
+    def closely(found, expected):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):  # backward, forward, and forward over backward
+        closely(derivative(ours, argnums=(0, 1))(user, own), derivative(plain, argnums=(0, 1))(user, own))
+
+
 def test_a_factorization_machine_is_the_double_sum_over_all_pairs_of_features():
     model, params = initialised("factorization machine")
     batch = batch_of(4)._replace(
