@@ -26,17 +26,32 @@ def test_top_k_sorts_by_score_then_position():
     assert np.isneginf(excluded.score[1]).all()
 
 
+@pytest.mark.parametrize("k", (1, 7, 40))
+def test_top_k_of_many_candidates_is_a_stable_sort(k):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 4, (5, 3001)).astype(np.float32)  # ties within groups of neighbours and across them
+    exclude = rng.random(scores.shape) < 0.5
+    exclude[0, 3:] = True  # fewer than k are left
+    exclude[1] = True
+    found = top_k(jnp.asarray(scores), k=k, exclude=jnp.asarray(exclude))
+    for row in range(len(scores)):
+        order = np.argsort(-scores[row], kind="stable")
+        expected = order[~exclude[row][order]][:k]
+        np.testing.assert_array_equal(found.position[row], np.pad(expected, (0, k - len(expected)), constant_values=-1))
+
+
 @pytest.mark.parametrize("k", [0, 5])
 def test_top_k_refuses_lists_longer_than_the_catalogue(k):
     with pytest.raises(ValueError, match=f"k in 1 .. 4 .*got {k}"):
         top_k(jnp.ones((1, 4)), k=k)
 
 
-def test_top_k_lowers_for_cpu_cuda_and_tpu():
+@pytest.mark.parametrize("candidates", (30, 3000))
+def test_top_k_lowers_for_cpu_cuda_and_tpu(candidates):
     users = jax.export.symbolic_shape("users")[0]
-    shape = jax.ShapeDtypeStruct((users, 30), jnp.float32)
+    shape = jax.ShapeDtypeStruct((users, candidates), jnp.float32)
     exported = jax.export.export(jax.jit(lambda s: tuple(top_k(s, k=5))), platforms=("cpu", "cuda", "tpu"))(shape)
-    scores = jax.random.normal(jax.random.key(0), (4, 30))
+    scores = jax.random.normal(jax.random.key(0), (4, candidates))
     np.testing.assert_array_equal(exported.call(scores)[1], top_k(scores, k=5).position)
 
 

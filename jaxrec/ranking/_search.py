@@ -16,11 +16,10 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Array
 from jaxrec.data._counting import grouped
 from jaxrec.models._base import among
-from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, select, top_k, user_blocks
+from jaxrec.ranking._top_k import GROUP, Block, Pairs, TopK, best_of_each, padded, select, top_k, user_blocks
 from jaxrec.ranking._vectors import Scorer, candidate_vectors, scorer, user_vectors
 
 _BLOCK = 2048  # items whose scores are computed at once: they stay in the cache until their groups' best are known
-GROUP = 16
 _FEW = 16  # users of whom all scores are computed at once: reading the items bounds the time
 _LARGE = 2**15  # candidates from which this is faster than sorting all scores
 _USERS_SHARE = 4  # a user's share of memory is a sixteenth of the scores, and as much again for exclusions
@@ -216,7 +215,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     best = jnp.where(jnp.isnan(best), jnp.nan, best)  # a NaN with a sign would come last and not be looked at
     anyone = live.reshape(-1, GROUP).any(axis=1)
     best = jnp.where(anyone[None, :], jnp.maximum(best, jnp.finfo(jnp.float32).min), -jnp.inf)  # -inf before nobody
-    groups = jax.lax.top_k(best, min(k + exclude.shape[1], best.shape[1]))[1]
+    groups = best_of_each(best, min(k + exclude.shape[1], best.shape[1]))[1]
     # In order of position, so that of equal scores the lower position comes first.
     member = jnp.arange(GROUP, dtype=jnp.int32)[None, None, :]
     position = (jnp.sort(groups, axis=1)[:, :, None] * GROUP + member).reshape(len(users), -1)

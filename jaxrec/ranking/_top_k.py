@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int32
 
 _SCORES = 2**24  # most scores of a block: 64 MiB in float32; a few blocks are at work at once
 _USERS = 512  # most users of a block
+GROUP = 16  # neighbours of which the best is looked at first
+_MANY = 2048  # candidates from which that is faster
 
 
 class TopK(NamedTuple):
@@ -50,8 +52,32 @@ def top_k(
     scores = jnp.where(scores == 0, 0.0, scores)
     if exclude is not None:
         scores = jnp.where(exclude, -jnp.inf, scores)
-    best, position = jax.lax.top_k(scores, k)
+    best, position = best_of_each(scores, k)
     return TopK(best, jnp.where(best == -jnp.inf, -1, position))
+
+
+def best_of_each(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """``lax.top_k``, which on CPU looks at one number after the other: there few are left to look at."""
+    if scores.shape[1] < max(_MANY, 2 * GROUP * k):
+        return _plain(scores, k=k)
+    by_groups, plain = functools.partial(_best_by_groups, k=k), functools.partial(_plain, k=k)
+    return jax.lax.platform_dependent(scores, cpu=by_groups, default=plain)
+
+
+def _plain(scores: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+    best, position = jax.lax.top_k(scores, k)
+    return best, position
+
+
+def _best_by_groups(scores: jax.Array, *, k: int) -> tuple[jax.Array, jax.Array]:
+    """The ``k`` best are in the ``k`` groups of neighbours whose best are best."""
+    users, num = scores.shape
+    grid = jnp.pad(scores, ((0, 0), (0, -num % GROUP)), constant_values=-jnp.inf).reshape(users, -1, GROUP)
+    # In order of position, so that of equal scores the lower position comes first.
+    group = jnp.sort(jax.lax.top_k(grid.max(axis=2), k)[1], axis=1)
+    members = jnp.take_along_axis(grid, group[:, :, None], axis=1)
+    best, place = jax.lax.top_k(members.reshape(users, k * GROUP), k)
+    return best, jnp.take_along_axis(group, place // GROUP, axis=1) * GROUP + place % GROUP
 
 
 class Pairs(NamedTuple):
