@@ -108,6 +108,19 @@ def test_perfect_alignment_is_the_least_that_the_term_can_be():
     assert term(3.0 * table) == pytest.approx(least, rel=1e-5)  # lengths do not count
 
 
+def test_an_item_without_content_has_a_gradient_of_ordinary_size():
+    _, _, batch, features = aligned()
+    model = models.CLCRec(user_rows=5, item_rows=5, dim=4, hidden=(8,), item_dense=4)
+    params = model.init(jax.random.key(0))
+    features = features._replace(item_dense=features.item_dense.at[4].set(0.0))
+
+    def term(bias):
+        return score(model, _tree.replace(params, {"item/mlp/0/bias": bias}), batch, features).penalty
+
+    steepest = np.abs(jax.grad(term)(params["item"]["mlp"]["0"]["bias"])).max()
+    assert 0.1 < steepest < 10.0
+
+
 def test_mixing_scores_warm_items_by_content_while_training():
     batch = batch_of(8)
     model = MODELS["clcrec"].model

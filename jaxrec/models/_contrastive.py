@@ -14,6 +14,8 @@ from jaxrec.models._base import Gathered, Lookup, Scored
 from jaxrec.models._content import Codes, Content
 from jaxrec.models._item_encoder import ItemEncoder, is_warm, need_content
 
+_SHORT = 0.1  # vectors start at lengths around 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLCRec:
@@ -48,7 +50,8 @@ class CLCRec:
       Wei et al., Contrastive learning for cold-start recommendation, MM 2021 (the objective there is
       :math:`\lambda' L_{content} + (1 - \lambda') L_{user}`, so :math:`\lambda = \lambda' / (1 - \lambda')`; the
       temperature is of the cosines alone, since the length of unnormalised vectors does what it would do for users;
-      a column's vectors are mixed independently instead of in an exact share).
+      a column's vectors are mixed independently instead of in an exact share; in a cosine, lengths below 0.1 count as
+      0.1).
     """
 
     user_rows: int
@@ -147,5 +150,9 @@ class CLCRec:
 
 
 def _unit(vectors: Float[jax.Array, "*batch dim"]) -> Float[jax.Array, "*batch dim"]:
-    """Of length 1; a vector of zeros stays, and has a finite gradient."""
-    return vectors * jax.lax.rsqrt(jnp.square(vectors).sum(axis=-1, keepdims=True) + 1e-12)
+    """Of length 1; one that is shorter than ``_SHORT`` is divided by that instead.
+
+    The slope of a quotient by the length is one over the length, and an item whose features are all missing starts at
+    0: its gradient would be all that an optimiser sees.
+    """
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(axis=-1, keepdims=True), _SHORT**2))
