@@ -225,6 +225,19 @@ def test_half_precision_tables_have_float32_optimiser_state():
     assert (np.asarray(after.params["user"]["embedding"]) != before).any() and np.isfinite(info.losses).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_small_gradients_of_a_repeated_row_add_up(dtype):
+    optimizer, params = optim.row_sparse(optax.sgd(0.5)), {"table": jnp.ones((2001, 2), dtype)}
+    state, slots = optimizer.init(params, ("table",)), {"table": jnp.zeros(2001, jnp.int32)}
+    grads = optim.RowGrads(jnp.full(1000, 7, jnp.int32), jnp.full((1000, 2), 1e-3))
+    moved, *_ = optimizer.update(
+        params, state, slots, grads={}, row_grads={"table": grads}, frozen_rows={}, value=jnp.float32(1.0),
+        ok=jnp.bool_(True),
+    )  # fmt: skip
+    assert moved["table"].dtype == dtype
+    np.testing.assert_allclose(moved["table"][7].astype(jnp.float32), 0.5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_step_at_a_million_rows_allocates_nothing_table_sized(name):
     rows, dim, size = 1_000_000, 16, 64

@@ -46,7 +46,9 @@ def _layout(
             (path, (_ROWS, *leaf.shape[1:]) if path in tables else (2,) * len(leaf.shape)) for path, leaf in shapes
         )
         with jax.ensure_compile_time_eval():  # for the small copy only: it would make abstract tables real
-            return Layout(owners, _check_rows(transformation, small, tables, owners))
+            linear = _check_rows(transformation, small, tables, owners)
+        # In half precision, changes added one by one are lost in the rounding of each.
+        return Layout(owners, linear and all(leaf.dtype.itemsize >= 4 for path, leaf in shapes if path in tables))
 
 
 def _owners(
