@@ -156,9 +156,9 @@ def common(mesh: Mesh | None, values: Num[jax.Array, "touched ..."]) -> Num[jax.
 def own(
     mesh: Mesh | None,
     rows: Int32[jax.Array, " touched"],
-    grads: Float[jax.Array, "touched dim"],
+    grads: Float[jax.Array, "touched ..."],
     size: int,
-) -> tuple[Int32[jax.Array, " shards_x_touched"], Float[jax.Array, "shards_x_touched dim"]]:
+) -> tuple[Int32[jax.Array, " shards_x_touched"], Float[jax.Array, "shards_x_touched ..."]]:
     """What each device has to write of what all know, device after device: local row numbers and gradients.
 
     Rows that a device does not hold, and row 0 of the whole table, are past the end of its share and have a zero

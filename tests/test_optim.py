@@ -178,6 +178,29 @@ def test_transformations_that_mix_rows_are_refused_for_tables(transformation, re
         state_of(optim.row_sparse(transformation))
 
 
+def test_rows_of_one_number_may_be_mixed_no_more_than_others():
+    summing = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g + g.sum(axis=0, keepdims=True), grads))
+    for shape in ((10, 1), (10,)):
+        with pytest.raises(ValueError, match="depends on the gradients of other rows"):
+            optim.row_sparse(summing).init({"t": jnp.zeros(shape)}, ("t",))
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_a_table_of_one_dimension_is_trained_as_one_of_one_column(name):
+    optimizer, moved = optim.row_sparse(OPTIMISERS[name]), []
+    rows, grads = jnp.asarray([3, 3, 5], jnp.int32), jnp.asarray([1.0, -0.5, 2.0])
+    for column in ((), (1,)):
+        params, slots = {"t": jnp.ones((40, *column))}, {"t": jnp.zeros(40, jnp.int32)}
+        given = optim.RowGrads(rows, grads.reshape(3, *column))
+        params, *_ = optimizer.update(
+            params, optimizer.init(params, ("t",)), slots, grads={}, row_grads={"t": given}, frozen_rows={},
+            value=jnp.float32(1.0), ok=jnp.bool_(True),
+        )  # fmt: skip
+        moved.append(np.asarray(params["t"]).reshape(-1))
+    np.testing.assert_array_equal(*moved)
+    assert np.flatnonzero(moved[0] != 1.0).tolist() == [3, 5]
+
+
 def test_transformations_that_mix_rows_may_train_the_rest():
     parts = optim.per_path({"bias": optax.adafactor(0.1), "*": optax.adagrad(0.1)})
     state_of(optim.row_sparse(parts))

@@ -168,7 +168,7 @@ def _refuse_mixing(
         still = params | {path: params[path].copy()}
         still[path][0] = 0.0  # or the norm of weight decay plus gradient would change
         other = grads | {path: grads[path].copy()}
-        other[path][0] = grads[path][0, ..., ::-1]
+        other[path][:1] = -grads[path][:1][..., ::-1]  # turned round too: some (muon) carry a sign through
         a, b = (second(each, state, still)[path][1:] for each in (grads, other))
         if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()):
             raise ValueError(_refusal(path, "a row's update depends on the gradients of other rows"))

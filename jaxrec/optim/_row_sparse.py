@@ -31,7 +31,7 @@ class RowGrads(NamedTuple):
     """Gradient of the loss with respect to some rows of one table; rows may repeat."""
 
     rows: Int32[jax.Array, " touched"]
-    grads: Float[jax.Array, "touched dim"]
+    grads: Float[jax.Array, "touched ..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Touched(NamedTuple):
     """What the transformation sees of a table. On a mesh: device after device, each with its own row numbers."""
 
     rows: Int32[jax.Array, " touched"] | None  # None: all rows, in their own order
-    grads: Float[jax.Array, "touched dim"]  # zero where not live
+    grads: Float[jax.Array, "touched ..."]  # zero where not live
     live: Bool[jax.Array, " touched"]  # False for repetitions and frozen rows, which are not written back
 
 
