@@ -227,6 +227,16 @@ def test_rates_go_by_path():
         state_of(optim.row_sparse(optim.per_path({"item/*": optax.sgd(0.1), "user/*": optax.sgd(0.1)})))
 
 
+def test_patterns_that_no_leaf_could_take_are_refused():
+    rate = optax.sgd(0.1)
+    for parts, message in (
+        ({"*": rate, "item/*": rate}, "'item/.' comes after '.'.*Put '.' last"),
+        ({"!item/*": rate, "*": rate}, "got '!item/.'.*give 'item/.' a transformation of its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optim.per_path(parts)
+
+
 def test_schedules_count_steps_not_rows():
     schedule = optax.piecewise_constant_schedule(1.0, {2: 0.0})
     optimizer = optim.row_sparse(optax.sgd(schedule))

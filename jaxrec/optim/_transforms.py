@@ -19,7 +19,8 @@ def per_path(transformations: Mapping[str, optax.GradientTransformation]) -> opt
         first pattern that covers its path.
 
     Raises:
-      ValueError: when the state is made, a leaf is covered by no pattern.
+      ValueError: a pattern comes after ``"*"``, which leaves it nothing, or begins with ``"!"``; or, when the state is
+        made, a leaf is covered by no pattern.
 
     Examples:
       >>> update = per_path({"head/*": optax.sgd(1.0), "*": optax.sgd(0.1)})
@@ -29,6 +30,14 @@ def per_path(transformations: Mapping[str, optax.GradientTransformation]) -> opt
       -1.0 -0.1
     """
     patterns = tuple(transformations)
+    for number, pattern in enumerate(patterns):
+        if pattern.startswith("!"):
+            raise ValueError(
+                f"Expected patterns that cover paths, got {pattern!r}. A leaf takes the first pattern that covers it: "
+                f"give {pattern[1:]!r} a transformation of its own before the others."
+            )
+        if "*" in patterns[:number]:
+            raise ValueError(f"Pattern {pattern!r} comes after '*', which covers every leaf. Put '*' last.")
 
     def label(path: str, leaf: Any) -> str:
         for pattern in patterns:
