@@ -203,7 +203,8 @@ import serve
 artefact = serve.load(".")
 users = json.loads(sys.argv[1])
 lists = artefact.recommend(users, k=6)
-touched = artefact.recommend([987654321], k=6, touched=[json.loads(sys.argv[2])], values=json.loads(sys.argv[3]))
+values = json.loads(sys.argv[3]) if artefact.manifest["folds"] == "values" else None
+touched = artefact.recommend([987654321], k=6, touched=[json.loads(sys.argv[2])], values=values)
 scores = artefact.score(users, [row[0][0] for row in lists])
 assert not [name for name in sys.modules if name.split(".")[0] in ("jaxrec", "pandas", "flax", "optax")]
 print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}))
@@ -321,6 +322,18 @@ def test_a_plain_regression_can_be_served(tmp_path):
     served = artefact.score(context=frame[["a", "b"]].to_numpy())
     np.testing.assert_allclose(served, jaxrec.predict(recommender, frame), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(served, frame["y"], atol=0.2)
+    missing = frame.assign(b=np.nan)
+    blank = artefact.score(context=missing[["a", "b"]].to_numpy())
+    np.testing.assert_allclose(blank, jaxrec.predict(recommender, missing), rtol=1e-4, atol=1e-4)
+    assert artefact.score(context=[0.5, 1.0]).shape == (1,) and artefact.score(context=[]).shape == (0,)
+    for context, message in (
+        (np.ones((3, 4)), "context of shape .pairs, 2., got .3, 4."),
+        (np.ones(4), "context of shape .pairs, 2., got .4."),
+        ([[np.inf, 1.0]], "1 numbers of context are infinite"),
+        ([[0.0, -3.0]], "above -1 for the log1p scale of 'b', got -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            artefact.score(context=context)
     with pytest.raises(ValueError, match="This artefact only scores"):
         artefact.recommend([1])
 
@@ -455,8 +468,26 @@ def test_an_artefact_refuses_ids_that_could_never_match(artefact, factorization)
     ):
         with pytest.raises(TypeError, match="Expected"):
             call()
-    with pytest.raises(ValueError, match="a list of touched for each of 1 users, got 2"):
-        served.recommend([user], touched=[[], []])
+    for options, message in (
+        ({"touched": [[], []]}, "a list of touched for each of 1 users, got 2"),
+        ({"exclude": [item, "nothing"]}, "1 excluded items are unknown, such as 'nothing'"),
+        ({"touched": [[item]], "values": [[1.0]]}, "values= changes nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            served.recommend([user], **options)
+    several = factorization.encoder.items.ids[:2]
+    assert served.recommend([-1], touched=np.array([several])) == served.recommend([-1], touched=[several.tolist()])
+
+
+def test_an_artefact_refuses_targets_that_the_process_would(world, tmp_path):
+    frame = world.target.interactions.iloc[:500].assign(hours=lambda rows: np.arange(len(rows)) % 9)
+    train = data.encode(data.Parts(frame, None, None), data.Schema(target="hours", target_scale="log1p")).train
+    export.write_artefact(trained("ranked", train), tmp_path / "artefact", k=3)
+    served, item = export.load_artefact(tmp_path / "artefact"), frame["item"].iloc[0]
+    assert len(served.recommend([-1], touched=np.array([[item]]), values=np.array([[2.0]]), k=3)[0]) == 3
+    for value, message in ((np.nan, "finite values, got nan"), (-3.0, "log1p scale of 'hours', got -3")):
+        with pytest.raises(ValueError, match=message):
+            served.recommend([-1], touched=[[item]], values=[[value]])
 
 
 def test_folding_in_does_not_depend_on_what_was_asked_before(world, tmp_path):

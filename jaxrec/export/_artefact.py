@@ -67,6 +67,8 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "folds": functions.folds,
         "has_items": has_items,
         "context": sum(each.width for each in encoder.context) if recommender.reads_context else 0,
+        "log1p_context": _log1p_columns(recommender),
+        "log1p_target": encoder.schema.target if encoder.schema.target_scale == "log1p" else None,
         "model": repr(recommender.model),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,14 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _log1p_columns(recommender: Recommender) -> list[tuple[int, str]]:
+    """Number and name of each column of context that has to be above -1."""
+    names: list[tuple[bool, str]] = []
+    for each in recommender.encoder.context if recommender.reads_context else ():
+        names += [(each.scaler is not None and each.scaler.scale == "log1p", each.feature.column)] * each.width
+    return [(number, name) for number, (bounded, name) in enumerate(names) if bounded]
 
 
 def _is_artefact(folder: Path) -> bool:

@@ -78,8 +78,9 @@ class Artefact:
             ``touched`` makes known.
           k: length of the lists, at most the artefact's; by default 10, or the artefact's if that is less.
           touched: for each user a list of raw items touched since the artefact was made; unknown ones are ignored.
-          values: their targets, where the model was trained on targets. Each item weighs 1.
-          exclude: raw items for nobody.
+          values: their targets, where the model folds targets in (the manifest's ``folds`` says ``"values"``) and not
+            otherwise. Each item weighs 1.
+          exclude: raw items for nobody, all of them known.
           exclude_seen: whether to leave out what a user has touched.
         """
         if "recommend" not in self._functions:
@@ -91,7 +92,10 @@ class Artefact:
         users = _listed(users, "users")
         exclude = _listed(exclude, "exclude")
         _same_kind(exclude, self._items, "exclude")
-        none = {self._item_index[item] for item in exclude if item in self._item_index}
+        unknown = [item for item in exclude if item not in self._item_index]
+        if unknown:
+            raise ValueError(f"{len(unknown)} excluded items are unknown, such as {unknown[0]!r}. Leave them out.")
+        none = {self._item_index[item] for item in exclude}
         told = self._told(users, touched, values)
         lists = []
         for start in range(0, len(users), self.manifest["users_at_once"]):
@@ -107,12 +111,15 @@ class Artefact:
         return lists
 
     def score(self, users=None, items=None, *, context=None, touched=None, values=None):
-        """Predictions for pairs, in the target's unit; ``context`` in the data's own unit, where the model has one."""
+        """Predictions for pairs, in the target's unit.
+
+        ``context``, where the model reads one, has a row per pair, in the data's own unit; NaN is a missing number.
+        """
         width = self.manifest["context"]
         users = None if users is None else _listed(users, "users")
         if context is not None and not width:
             raise ValueError("This artefact's model reads no context. Leave context= out.")
-        rows = np.zeros((0, 0), np.float32) if context is None else np.asarray(context, np.float32).reshape(-1, width)
+        rows = np.zeros((0, width), np.float32) if context is None else self._context(context, width)
         told: dict = self._told([None] * len(rows) if users is None else users, touched, values)
         sizes = {len(told["user"])}
         if self.manifest["has_items"]:
@@ -134,6 +141,18 @@ class Artefact:
             found.append(self._call("score", inputs)[: len(part["user"])])
         return np.concatenate(found)
 
+    def _context(self, context, width):
+        rows = np.asarray(context, np.float32)
+        if rows.shape in ((0,), (width,)):
+            rows = rows.reshape(-1, width)
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise ValueError(f"Expected context of shape [pairs, {width}], got {list(rows.shape)}.")
+        if np.isinf(rows).any():
+            raise ValueError(f"{int(np.isinf(rows).sum())} numbers of context are infinite. Mend them; NaN is missing.")
+        for column, name in self.manifest.get("log1p_context", ()):
+            _need_above_minus_one(rows[:, column], name)
+        return rows
+
     def _call(self, name, inputs):
         """Padded to a power of two of rows: XLA compiles a program for every shape that it meets."""
         size = _power(len(inputs["user"]))
@@ -148,16 +167,26 @@ class Artefact:
         for name, lists in (("touched", touched), ("values", values)):
             if lists is not None and len(lists) != len(users):
                 raise ValueError(f"Expected a list of {name} for each of {len(users)} users, got {len(lists)}.")
+        touched = None if touched is None else [_listed(raw, "each of touched") for raw in touched]
         for raw in touched or ():
-            _same_kind(_listed(raw, "each of touched"), self._items, "touched")
+            _same_kind(raw, self._items, "touched")
         valued = self.manifest["folds"] == "values"
         if valued and touched is not None and values is None:
             raise ValueError("The model was trained on targets: give values= beside touched=.")
+        if values is not None:
+            if not valued:
+                raise ValueError("This artefact's model folds no targets in, so values= changes nothing. Leave it out.")
+            values = [np.asarray(row, np.float32).reshape(-1) for row in values]
+            flat = np.concatenate([np.zeros(0, np.float32), *values])
+            if not np.isfinite(flat).all():
+                raise ValueError(f"Expected finite values, got {flat[~np.isfinite(flat)][0]}. Leave such items out.")
+            if self.manifest.get("log1p_target"):
+                _need_above_minus_one(flat, self.manifest["log1p_target"])
         told: dict = {"user": [self._user_index.get(user, 0) for user in users]}
         told |= {"items": [], "added": [], "weight": [], "value": [], "given": []}
         for at, user in enumerate(told["user"]):
-            raw = list(touched[at]) if touched is not None else []
-            given = list(values[at]) if values is not None else [0.0] * len(raw)
+            raw = touched[at] if touched is not None else []
+            given = values[at].tolist() if values is not None else [0.0] * len(raw)
             if len(given) != len(raw):
                 raise ValueError(f"Expected one value for each touched item, got {len(given)} for {len(raw)}.")
             known = [pair for pair in zip(raw, given, strict=True) if pair[0] in self._item_index]
@@ -201,6 +230,13 @@ def _same_kind(ids, known, name):
                 f"Expected {type(known[0]).__name__} ids for {name}, such as {known[0]!r}, got {raw!r} "
                 f"({type(raw).__name__}). Convert them."
             )
+
+
+def _need_above_minus_one(values, name):
+    if np.nanmin(values, initial=0.0) <= -1:
+        raise ValueError(
+            f"Expected values above -1 for the log1p scale of {name!r}, got {np.nanmin(values):g}. Mend them."
+        )
 
 
 def _ids(flat, side):
