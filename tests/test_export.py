@@ -5,6 +5,7 @@ import datetime
 import io
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -431,6 +432,16 @@ def test_serving_compiles_few_shapes_and_works_in_blocks(artefact, factorization
 def test_a_saved_file_may_be_read_by_whoever_may_read_new_files(saved, tmp_path):
     (tmp_path / "plain").touch()
     assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_artefact_is_open_to_whom_the_umask_lets_in(factorization, tmp_path):
+    before = os.umask(0o027)
+    try:
+        export.write_artefact(factorization, tmp_path / "artefact", k=5)
+        (tmp_path / "plain").mkdir()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "artefact").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.fixture(scope="module")

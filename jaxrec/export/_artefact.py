@@ -13,6 +13,7 @@ from jaxrec import _tree
 from jaxrec._recommender import Recommender
 from jaxrec.data import Vocabulary
 from jaxrec.export import _serve
+from jaxrec.export._files import as_new
 from jaxrec.export._functions import Functions, exported
 from jaxrec.export._pack import text_arrays
 from jaxrec.ranking._top_k import most_users
@@ -81,7 +82,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         files = sorted(path for path in temporary.iterdir() if path.name != "serve.py")
         manifest["sha256"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        temporary.chmod(0o755)
+        as_new(temporary, 0o777)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
             folder.rename(old / "artefact")

@@ -106,15 +106,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)  # as any other new file; mkstemp's are for the owner alone
+    as_new(name, 0o666)
     try:
         yield Path(name)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def as_new(path: str | Path, mode: int) -> None:
+    """Gives a temporary file or folder, which is for its owner alone, the permissions of any other new one."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, mode & ~mask)
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:
