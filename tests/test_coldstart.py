@@ -53,6 +53,27 @@ def test_fold_in_of_values_is_the_posterior_mean():
     np.testing.assert_array_equal(folded[2], vectors[2])
 
 
+def test_a_long_history_of_little_noise_is_folded_in_to_the_end():
+    rng, dim = np.random.default_rng(2), 64
+    axes, spread = np.linalg.qr(rng.normal(size=(dim, dim)))[0], 1.0 / np.arange(1, dim + 1)
+    errors, touched = (rng.normal(size=(rows, dim)) * spread @ axes.T for rows in (200, 500))
+    prior = coldstart.prepare(errors, touched, np.full(500, 1 / 500))
+    values = (touched @ errors[0] + np.sqrt(1e-3) * rng.normal(size=500)).astype(np.float32)
+    touched = touched.astype(np.float32)
+    folded = coldstart.fold_in_values(
+        np.zeros((1, dim), np.float32), prior, touched[None], np.ones((1, 500), np.float32), values[None], noise=1e-3
+    )
+    root, x = np.float64(prior.root), np.float64(touched)
+    exact = root @ np.linalg.solve(root @ x.T @ x @ root / 1e-3 + np.eye(dim), root @ x.T @ values / 1e-3)
+    assert np.linalg.norm(folded[0] - exact) < 5e-4 * np.linalg.norm(exact)
+    often = np.repeat(touched[:1], 1000, axis=0)[None]  # one item, again and again
+    folded = coldstart.fold_in_values(
+        np.zeros((1, dim), np.float32), prior, often, np.ones((1, 1000), np.float32), np.ones((1, 1000), np.float32),
+        noise=1e-6,
+    )  # fmt: skip
+    assert float(folded[0] @ touched[0]) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_fold_in_of_odds_is_the_mode_of_a_logistic_regression():
     errors, prior, vectors, touched, mask, _ = problem()
     covariance = errors.T @ errors / len(errors)
