@@ -134,6 +134,17 @@ def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
 
 
+def test_a_wide_index_never_names_somebody_else():
+    with jax.enable_x64(True):
+        raw = jnp.asarray([2**32 + 5, 3, -(2**33) + 5])
+        assert raw.dtype == jnp.int64
+        np.testing.assert_array_equal(jax.jit(_base.as_index)(raw), [0, 3, 0])
+        with pytest.raises(ValueError, match="entity indices of 32 bits, got 4294967301"):
+            _base.as_index(raw)
+        with pytest.raises(ValueError, match="entity indices of 32 bits, got -8589934587"):
+            _base.as_index(np.asarray(raw)[2:])
+
+
 @pytest.mark.parametrize("name", ["factorization", "towers", "towers with history", "deep factorization machine"])
 def test_a_cold_entity_without_features_is_scored_as_the_unknown(name):
     model, params = initialised(name)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
 
@@ -215,14 +216,21 @@ def context_of(batch: Batch, width: int) -> Float[jax.Array, "batch width"]:
 def as_index(index: Int[Array, "..."]) -> Int32[jax.Array, "..."]:
     """The indices as a JAX array.
 
-    Of a raw id of 64 bits JAX would keep the lower half, another user's index: it is refused while it can be seen.
+    Of a raw id of 64 bits JAX would keep the lower half, another user's index: it is refused while it can be seen, and
+    under ``jit`` it is 0, the unknown.
     """
-    if isinstance(index, np.ndarray) and index.dtype.itemsize > 4 and index.size and np.abs(index).max() >= 2**31:
-        raise ValueError(
-            f"Expected entity indices of 32 bits, got {index[np.abs(index) >= 2**31][0]}. A raw id is turned into an "
-            "index by Encoder.encode or Vocabulary.encode."
-        )
-    return jnp.asarray(index).astype(jnp.int32)
+    if index.dtype.itemsize > 4 and not isinstance(index, Tracer):
+        seen = np.asarray(index)
+        outside = (seen < -(2**31)) | (seen >= 2**31)
+        if outside.any():
+            raise ValueError(
+                f"Expected entity indices of 32 bits, got {seen[outside][0]}. A raw id is turned into an index by "
+                "Encoder.encode or Vocabulary.encode."
+            )
+    index = jnp.asarray(index)
+    if index.dtype.itemsize > 4:
+        index = jnp.where((index >= 0) & (index < 2**31), index, 0)
+    return index.astype(jnp.int32)
 
 
 def multi_hot(index: Int32[jax.Array, "batch length"], size: int) -> Float[jax.Array, "size batch"]:
