@@ -134,6 +134,45 @@ def test_raw_ids_of_64_bits_are_refused_while_they_can_be_seen(name):
             model.apply(params, batch._replace(**{field: raw}), FEATURES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Penalised(_base.Over):
+    """A factorisation with the mean square of the users' vectors as a penalty, let in over 100 steps."""
+
+    def lookups(self, batch, features):
+        return self.base.lookups(batch, features)
+
+    def score(self, params, gathered, batch, features, *, key=None):
+        square = jnp.square(gathered["user"]).sum(axis=1)
+        weight = jnp.ones_like(square) if batch.weight is None else batch.weight
+        scores = self.base.score(params, gathered, batch, features, key=key)
+        return _base.Scored(scores, (weight * square).sum() / weight.sum(), 100)
+
+    apply = _base.apply
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_a_personalised_models_penalty_is_its_bases(side):
+    if side == "user":
+        base: Any = models.VariationalAutoencoder(item_rows=7, dim=4, latent=2, history=3, beta=2.0, anneal=100)
+        personal, batch = "autoencoder/mean/*", batch_of(4)
+    else:
+        base = Penalised(base=models.MatrixFactorization(user_rows=9, item_rows=7, dim=DIM))
+        personal, batch = "bias", batch_of(4)._replace(shared_negatives=jnp.asarray([1, 2, 5], jnp.int32))
+    params = shaken(base.init(jax.random.key(0)))
+    model = models.Personalised(base=base, personal=personal, rows=4, side=side)
+    batch = batch._replace(weight=jnp.asarray([1.0, 0.5, 0.0, 0.0]))
+
+    def scored(model, params, batch):
+        return model.score(params, _base.gather(params, model.lookups(batch, FEATURES)), batch, FEATURES)
+
+    expected, found = scored(base, params, batch), scored(model, model.wrap(params), batch)
+    assert found.warmup == 100 and float(expected.penalty) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.penalty, expected.penalty, rtol=1e-5)
+    padding = scored(model, model.wrap(params), batch._replace(user=batch.user.at[2:].set(0)))
+    np.testing.assert_allclose(padding.penalty, found.penalty, rtol=1e-6)
+
+
 def test_a_wide_index_never_names_somebody_else():
     with jax.enable_x64(True):
         raw = jnp.asarray([2**32 + 5, 3, -(2**33) + 5])

@@ -13,6 +13,7 @@ from jaxrec import _tree
 from jaxrec._types import Batch, Features, Params
 from jaxrec.models import _base
 from jaxrec.models._base import Gathered, Lookup, Model, Scored
+from jaxrec.models._item_encoder import mean_of_rows
 
 ROW = "personal row"  # the array of Features.user_codes or item_codes that says which copy is whose
 
@@ -117,16 +118,19 @@ class Personalised:
         common = {name: rows for name, rows in gathered.items() if name not in of_users and name not in self._copies}
         each = batch._replace(shared_negatives=None, target=None, weight=None, log_q=None)
         keys = None if key is None else jax.random.split(key, _base.users_of(batch).shape[0])
+        warmup = 0
 
         def of_user(own: dict[str, jax.Array], mine: Gathered, each: Batch, key: Any) -> tuple[jax.Array, jax.Array]:
             mine, each = jax.tree.map(lambda leaf: leaf[None], (mine, each))
             each = each._replace(shared_negatives=batch.shared_negatives)
             whole = _tree.merge(shared, _tree.unflatten(own))
             found = _base.scored(self.base.score(whole, {**mine, **common}, each, features, key=key))
+            nonlocal warmup
+            warmup = found.warmup  # a Python number, which vmap would make an array
             return found.scores, found.penalty
 
         scores, penalty = jax.vmap(of_user)(own, mine, each, keys)
-        return Scored(scores[:, 0], penalty.mean())
+        return Scored(scores[:, 0], mean_of_rows(penalty, batch), warmup)
 
     apply = _base.apply
 
@@ -138,7 +142,8 @@ class Personalised:
             field: set(self.base.lookups(_of_field(users, field, column), features)) for field, column in one.items()
         }
         of_users = {name: gathered[name] for name in named["item"] & named["shared"]}
-        blocks, penalties = [], []
+        blocks, penalties, weights, warmup = [], [], [], 0
+        weight = jnp.ones(len(users), jnp.float32) if batch.weight is None else jnp.asarray(batch.weight)
         for field, index in _base.item_fields(batch).items():
             mine = {name: gathered[name] for name in named[field] if name not in of_users}
             own, whom, theirs = self._taken(gathered, field), users, of_users
@@ -162,7 +167,10 @@ class Personalised:
             ) -> tuple[jax.Array, jax.Array]:
                 whole = _tree.merge(shared, _tree.unflatten(own))
                 pairs = _of_field(whom, field, item)
+                pairs = pairs._replace(weight=None if field == "item" else weight)
                 found = _base.scored(self.base.score(whole, {**mine, **theirs}, pairs, features, key=key))
+                nonlocal warmup
+                warmup = found.warmup
                 return found.scores[:, 0], found.penalty
 
             keys = None if key is None else jax.random.split(key, index.size)
@@ -170,7 +178,11 @@ class Personalised:
             scores, penalty = jax.vmap(of_item, in_axes=(0, 0, 0, 0, axis, axis))(own, mine, item, keys, whom, theirs)
             blocks.append(scores.reshape(index.shape) if field == "item" else scores.T)
             penalties.append(penalty)
-        return Scored(jnp.concatenate(blocks, axis=1), jnp.concatenate(penalties).mean())
+            # A pair weighs as its row does, and an item shared by all rows as they do on average.
+            each = jnp.repeat(weight, index.shape[1]) if field == "item" else jnp.full(index.shape, weight.mean())
+            weights.append(each)
+        penalty = mean_of_rows(jnp.concatenate(penalties), Batch(weight=jnp.concatenate(weights)))
+        return Scored(jnp.concatenate(blocks, axis=1), penalty, warmup)
 
     def _of_users(self, batch: Batch, features: Features) -> set[str]:
         """Names of the base's lookups that have a row for each user; the others are shared by the batch."""
