@@ -117,7 +117,7 @@ def softmax(
     .. math:: \sum_i t_i \Bigl(\log \sum_j e^{s_j} - s_i\Bigr)
 
     Args:
-      scores: of every item.
+      scores: of every item; ``-inf`` takes an item out of the softmax.
       targets: non-negative, 1 for each positive and 0 for all others.
       weight: of each row, non-negative.
 
@@ -133,7 +133,7 @@ def softmax(
       multinomial likelihood, less the constant that no parameter changes).
     """
     _need_same_shape(scores, targets)
-    return _mean(-(_float32(targets) * jax.nn.log_softmax(_float32(scores), axis=1)).sum(axis=1), weight)
+    return _mean(-_expected(_float32(targets), jax.nn.log_softmax(_float32(scores), axis=1)), weight)
 
 
 def sampled_softmax(
@@ -422,7 +422,8 @@ def distillation(
 
     Args:
       scores: of the student, :math:`s`.
-      teacher: of the teacher, :math:`t`; no gradient is passed on to it.
+      teacher: of the teacher, :math:`t`; no gradient is passed on to it. A column that it gives ``-inf`` has no share,
+        and if the student gives it ``-inf`` too it is left out altogether.
       temperature: :math:`T`, positive, in the units of the teacher's scores: factorizations of 0 and 1 need a small
         one, such as 0.1.
       weight: of each row, non-negative.
@@ -442,7 +443,13 @@ def distillation(
     if not temperature > 0:
         raise ValueError(f"Expected temperature > 0, got {temperature}.")
     wanted = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(teacher)) / temperature, axis=1)
-    return _mean((jnp.exp(wanted) * (wanted - jax.nn.log_softmax(_float32(scores), axis=1))).sum(axis=1), weight)
+    share, found = jnp.exp(wanted), jax.nn.log_softmax(_float32(scores), axis=1)
+    return _mean(_expected(share, wanted - found), weight)
+
+
+def _expected(share: jax.Array, logarithms: jax.Array) -> jax.Array:
+    """Sum over columns of share times logarithm, of which 0 times ``-inf`` is 0."""
+    return (share * jnp.where(share != 0, logarithms, 0.0)).sum(axis=1)
 
 
 def _need_negatives(scores: Array) -> None:

@@ -144,6 +144,23 @@ def test_warp_weighs_a_positive_more_the_more_negatives_are_above_it():
     assert values[0] == 0.0 and (np.diff(values) > 0).all()
 
 
+def test_columns_masked_with_infinity_are_left_out():
+    rng = np.random.default_rng(0)
+    scores, teacher = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    targets = (rng.random((3, 4)) > 0.5).astype(np.float32)
+    masked, masked_teacher = (np.insert(each, 2, -np.inf, axis=1) for each in (scores, teacher))
+    for loss, given, wider in (
+        (losses.softmax, targets, np.insert(targets, 2, 0.0, axis=1)),
+        (losses.distillation, teacher, masked_teacher),
+    ):
+        expected, slope = jax.value_and_grad(loss)(scores, given)
+        found, wide_slope = jax.value_and_grad(loss)(masked, wider)
+        assert found == pytest.approx(float(expected), rel=1e-6)
+        np.testing.assert_allclose(wide_slope, np.insert(np.asarray(slope), 2, 0.0, axis=1), rtol=1e-5, atol=1e-7)
+    plain = np.insert(scores, 2, 0.5, axis=1)  # the teacher's mask alone: a column of no share
+    assert np.isfinite(jax.grad(losses.distillation)(plain, masked_teacher)).all()
+
+
 def test_warp_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="margin > 0, got 0"):
         losses.warp(SCORES, margin=0)
