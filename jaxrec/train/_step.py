@@ -42,7 +42,11 @@ class StepInfo(NamedTuple):
 
 
 class EpochInfo(NamedTuple):
-    """How a loop of steps went; the entries of ``losses`` after ``steps`` are zero."""
+    """How a loop of steps went.
+
+    The first ``steps`` entries of ``losses`` are those of steps taken. Where ``ok`` is False the next one is the loss
+    of the step that failed. All others are zero.
+    """
 
     losses: Float[jax.Array, " most_steps"]
     steps: Int32[jax.Array, ""]  # taken; the loop ends early at a step that was not ok
