@@ -173,6 +173,16 @@ def test_a_personalised_models_penalty_is_its_bases(side):
     np.testing.assert_allclose(padding.penalty, found.penalty, rtol=1e-6)
 
 
+@each_model
+def test_vectors_of_no_width_are_refused(name):
+    model = MODELS[name].model
+    named = {field.name for field in dataclasses.fields(model)} & {"dim", "latent"}
+    for field in named if not isinstance(model, models.NeuMF) else ():  # a branch of which may be left out
+        for width in (0, -1):
+            with pytest.raises(ValueError, match=f"Expected {field} >= 1, got {width}"):
+                dataclasses.replace(model, **{field: width})
+
+
 def test_a_wide_index_never_names_somebody_else():
     with jax.enable_x64(True):
         raw = jnp.asarray([2**32 + 5, 3, -(2**33) + 5])

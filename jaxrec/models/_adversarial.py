@@ -58,6 +58,7 @@ class GAR:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
         need_content(self._encoder.content, "GAR")
         for name in ("similarity", "negative_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -76,6 +76,7 @@ class VariationalAutoencoder:
     histories: Literal["users", "subset"] = "users"
 
     def __post_init__(self) -> None:
+        _base.need_positive(dim=self.dim, latent=self.latent)
         if self.history < 1:
             raise ValueError(f"Expected history >= 1, got {self.history}. Histories are all that the model reads.")
         if self.histories not in ("users", "subset"):

@@ -64,6 +64,7 @@ class BackboneTowers:
     link: Link | None = None
 
     def __post_init__(self) -> None:
+        _base.need_positive(dim=self.dim)
         for name in ("similarity", "distil"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Expected {name} >= 0, got {getattr(self, name)}. It is the weight of a penalty.")

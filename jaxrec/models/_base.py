@@ -185,6 +185,13 @@ def rows_of(params: Params, path: str, rows: Int32[Array, "..."]) -> jax.Array:
     return gather(params, {"rows": Lookup(path, jnp.asarray(rows))})["rows"]
 
 
+def need_positive(**widths: int) -> None:
+    """Raises unless every width, given by its name, is at least 1."""
+    for name, width in widths.items():
+        if not width >= 1:
+            raise ValueError(f"Expected {name} >= 1, got {width}. It is the width of vectors.")
+
+
 def users_of(batch: Batch) -> Int32[jax.Array, " batch"]:
     """The batch's users, which this model needs."""
     if batch.user is None:

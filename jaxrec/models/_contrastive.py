@@ -67,6 +67,7 @@ class CLCRec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
         need_content(self._encoder.content, "CLCRec")
         if not 0.0 <= self.mix <= 1.0:
             raise ValueError(f"Expected mix in [0, 1], got {self.mix}. It is a probability.")

@@ -67,6 +67,7 @@ class ALDI:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
         need_content(self._encoder.content, "ALDI")
         for name in ("rating", "ranking", "identification", "qualify"):
             if not getattr(self, name) >= 0:

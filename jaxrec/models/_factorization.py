@@ -44,6 +44,9 @@ class MatrixFactorization:
     dim: int = 64
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        _base.need_positive(dim=self.dim)
+
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "MatrixFactorization":
         """The model that fits a dataset's or encoder's sizes; ``options`` are the other arguments."""

@@ -89,6 +89,7 @@ class FactorizationMachine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
 
     @classmethod
     def for_data(cls, data: HasSizes, **options: Any) -> "FactorizationMachine":

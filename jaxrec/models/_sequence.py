@@ -68,6 +68,7 @@ class SequenceTransformer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
         _ = self._item  # which checks how it is fused
         if self.history < 1 or self.heads < 1 or self.dim % self.heads:
             raise ValueError(

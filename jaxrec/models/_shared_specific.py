@@ -61,6 +61,7 @@ class SharedSpecific:
     adversarial: float = 0.0
 
     def __post_init__(self) -> None:
+        _base.need_positive(dim=self.dim)
         if self.domains < 2:
             raise ValueError(f"Expected domains >= 2, one and the unknown, got {self.domains}.")
         for name in ("orthogonality", "adversarial"):

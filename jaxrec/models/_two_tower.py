@@ -74,6 +74,7 @@ class TwoTower:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        _base.need_positive(dim=self.dim)
         _ = self._user, self._item  # which check how they are fused
         if not 0.0 <= self.id_dropout <= 1.0:
             raise ValueError(f"Expected id_dropout in [0, 1], got {self.id_dropout}. It is a probability.")
