@@ -591,3 +591,39 @@ def test_intervals_of_rows_are_those_of_passes_over_them(clicks):
             seed=0,
         )
         np.testing.assert_allclose(report.interval(metric), np.quantile(values, [0.025, 0.975]), rtol=1e-6)
+
+
+def untrained(train, **options):
+    """A recommender of which nothing but its shapes and scales is looked at."""
+    model = models.MatrixFactorization.for_data(train, dim=2)
+    seen = train.interactions
+    return jaxrec.train.Recommender(
+        model, model.init(jax.random.key(0)), train.encoder, seen, len(seen), **options
+    )  # fmt: skip
+
+
+RATED = pd.DataFrame({"user": [1, 1, 2, 2, 3, 3], "item": [1, 2, 2, 3, 3, 1], "r": [1.0, 2.0, 3.0, 5.0, 4.0, 2.0]})
+
+
+@pytest.mark.parametrize("scale", [None, "zscore", "minmax", "log1p"])
+def test_targets_are_unscaled_by_the_encoder_that_scaled_them(scale):
+    schema = data.Schema(target="r", target_scale=scale)
+    ours = data.encode(data.Parts(RATED, None, None), schema).train
+    larger = RATED.assign(r=RATED["r"] * 100)
+    theirs = data.encode(data.Parts(larger, None, None), schema).train
+    recommender = untrained(ours)
+    expected = jaxrec.evaluate(recommender, larger, draws=5)["rmse"]
+    assert jaxrec.evaluate(recommender, theirs, draws=5)["rmse"] == pytest.approx(expected, rel=1e-6)
+    assert expected > 100
+
+
+def test_context_that_another_encoder_scaled_is_refused():
+    frame = RATED.assign(price=np.arange(6.0))
+    schema = data.Schema(context=(data.Numeric("price"),))
+    ours, theirs = (
+        data.encode(data.Parts(each, None, None), schema).train for each in (frame, frame.assign(price=frame["r"]))
+    )
+    for call in (jaxrec.evaluate, jaxrec.predict):
+        with pytest.raises(ValueError, match="context was scaled by another encoder.*recommender.encoder"):
+            call(untrained(ours), theirs)
+    assert len(jaxrec.predict(untrained(ours), ours)) == len(frame)

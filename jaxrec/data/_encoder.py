@@ -141,13 +141,18 @@ class Encoder:
         return Dataset(self, self.users.encode(frame[user]), self.items.encode(frame[item])).interactions
 
     def check(self, other: "Encoder") -> None:
-        """Raises unless the entity indices of the other encoder mean the same as this one's."""
+        """Raises unless the entity indices and scaled context of the other encoder mean the same as this one's."""
         for name, ours, theirs in (("users", self.users, other.users), ("items", self.items, other.items)):
             if theirs is not ours and not np.array_equal(theirs.ids, ours.ids[: len(theirs)]):
                 raise ValueError(
                     f"The dataset's {name} were numbered by another encoder ({theirs!r}) than the recommender's "
                     f"({ours!r}). Encode the frame with recommender.encoder, or encode all parts together."
                 )
+        if not _values.same(self.context, other.context):
+            raise ValueError(
+                "The dataset's context was scaled by another encoder, with other statistics than the recommender's. "
+                "Encode the frame with recommender.encoder, or encode all parts together."
+            )
 
     def encode(self, frame: pd.DataFrame, *, labelled: bool = True) -> "Dataset":
         """Interactions as arrays. Unknown users and items become index 0; ``extend`` first to tell them apart.

@@ -33,7 +33,7 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
             f"{int(np.isnan(predictions).sum())} of {len(test)} predictions are NaN, so there is no error to measure. "
             "Look for NaN in the parameters or features."
         )
-    targets = recommender.encoder.original_target(test.target.astype(np.float64))
+    targets = test.encoder.original_target(test.target.astype(np.float64))
     metrics = _ERRORS
     if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
         metrics += OF_PROBABILITIES
