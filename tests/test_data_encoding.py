@@ -417,3 +417,29 @@ def test_large_arrays_are_grouped_and_sorted_as_numpy_does_it(largest, dtype, ro
     for given in (values, np.sort(values)):
         np.testing.assert_array_equal(grouped(given), np.argsort(given, kind="stable"))
         np.testing.assert_array_equal(distinct(given), np.unique(given))
+
+
+def test_targets_beyond_the_ends_of_quantiles_are_refused():
+    train = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1], "r": [1.0, 2.0, 6.0]})
+    encoder = data.Encoder.fit(train, data.Schema(target="r", target_scale="quantile"))
+    for beyond in (645.0, -1.0):
+        with pytest.raises(ValueError, match=r"1 targets in 'r' are outside .* \[1, 6\].*target_scale='zscore'"):
+            encoder.encode(train.assign(r=[1.0, 6.0, beyond]))
+    assert len(encoder.encode(train.assign(r=99.0), labelled=False)) == 3
+
+
+HUGE = pd.DataFrame({"user": [1, 2], "item": [1, 2], "x": [1.0, 1e39], "unit": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (data.Schema(target="x"), "Use target_scale="),
+        (data.Schema(weight="x"), "Use a smaller unit"),
+        (data.Schema(context=(data.Numeric("x", scale=None), data.Numeric("unit"))), "Use scale='zscore'"),
+    ],
+)
+def test_numbers_that_overflow_float32_are_refused(schema, message):
+    with pytest.raises(ValueError, match=rf"up to 3.4e\+38.* in the column 'x', got 1e\+39. {message}"):
+        data.encode(data.Parts(HUGE, None, None), schema)
+    data.encode(data.Parts(HUGE, None, None), data.Schema(target="x", target_scale="zscore"))

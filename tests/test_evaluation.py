@@ -627,3 +627,15 @@ def test_context_that_another_encoder_scaled_is_refused():
         with pytest.raises(ValueError, match="context was scaled by another encoder.*recommender.encoder"):
             call(untrained(ours), theirs)
     assert len(jaxrec.predict(untrained(ours), ours)) == len(frame)
+
+
+def test_thresholds_beyond_the_ends_of_quantiles_are_refused():
+    encoded = data.encode(data.Parts(RATED, None, None), data.Schema(target="r", target_scale="quantile")).train
+    options = {"exclude_seen": False, "draws": 5, "ks": (1,)}
+    with pytest.raises(ValueError, match=r"'relevant_from' are outside the training part's range \[1, 5\]"):
+        jaxrec.evaluate(untrained(encoded), encoded, relevant_from=6.0, **options)
+    counts = [
+        jaxrec.evaluate(untrained(encoded), encoded, relevant_from=least, **options).table["users"].iloc[0]
+        for least in (0.0, 5.0)
+    ]
+    assert counts == [3, 1]

@@ -16,7 +16,7 @@ from jaxrec.data._counting import counted
 from jaxrec.data._features import FittedFeature, modalities, side_arrays
 from jaxrec.data._interactions import Interactions
 from jaxrec.data._scaling import Scaler
-from jaxrec.data._schema import Schema, finite, need_columns, times, weights
+from jaxrec.data._schema import Schema, finite, need_columns, times, to_float32, weights
 from jaxrec.data._sides import Side, blank, capacity_for, entity_frame, fit_features, grown, write
 from jaxrec.data._vocabulary import Vocabulary
 
@@ -162,7 +162,8 @@ class Encoder:
           labelled: False where the target, weight and time columns are not needed, as for predicting.
 
         Raises:
-          ValueError: a column is missing, the frame is empty, a target is not finite, a weight is negative.
+          ValueError: a column is missing, the frame is empty, a target is not finite or, where the scale is
+            ``"quantile"``, outside the training part's range, a weight is negative, a number overflows float32.
           TypeError: ids of another type than the vocabulary's.
         """
         schema = self.schema
@@ -174,10 +175,11 @@ class Encoder:
         if labelled and schema.target is not None:
             target = finite(frame, schema.target, "target")
             if self.target is not None:
+                self.target.need_inside(target[:, None], schema.target)
                 target = self.target.transform(target[:, None], schema.target)[:, 0]
-            target = target.astype(np.float32)
+            target = to_float32(target, schema.target, "target_scale=")
         if labelled and schema.weight is not None:
-            weight = weights(frame, schema.weight).astype(np.float32)
+            weight = to_float32(weights(frame, schema.weight), schema.weight, "a smaller unit")
         if labelled and schema.time is not None:
             time = times(frame, schema.time)
         context = side_arrays(self.context, frame).dense

@@ -9,7 +9,7 @@ import pandas as pd
 
 from jaxrec import _values
 from jaxrec.data._scaling import Scaler
-from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers
+from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
 from jaxrec.data._vocabulary import Vocabulary
 
 
@@ -59,7 +59,7 @@ class FittedFeature:
         present = np.asarray(~np.isnan(values).all(axis=1))
         if self.scaler is not None:
             values = self.scaler.transform(values, self.feature.column)
-        return np.nan_to_num(values, nan=0.0).astype(np.float32), present
+        return to_float32(np.where(np.isnan(values), 0.0, values), self.feature.column, "scale='zscore'"), present
 
     def extended(self, frame: pd.DataFrame) -> "FittedFeature":
         """The same statistics, with labels that ``frame`` has and this lacks appended to the vocabulary."""

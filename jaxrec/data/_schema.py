@@ -167,6 +167,19 @@ def finite(frame: pd.DataFrame, column: str, what: str) -> np.ndarray:
     return values
 
 
+def to_float32(values: np.ndarray, column: str, remedy: str) -> np.ndarray:
+    """The values in float32; a finite number that is none there is an error."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    wrong = np.isinf(narrow)
+    if wrong.any():
+        raise ValueError(
+            f"Expected numbers up to {np.finfo(np.float32).max:.2g}, the largest of float32, in the column {column!r}, "
+            f"got {values[wrong][0]:g}. Use {remedy}."
+        )
+    return narrow
+
+
 def weights(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Finite, non-negative weights."""
     values = finite(frame, column, "weight")

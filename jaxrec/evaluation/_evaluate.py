@@ -247,7 +247,9 @@ def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
         raise ValueError("relevant_from needs a target. Name the column in the schema.")
     threshold = np.array([[relevant_from]], np.float64)
     if test.encoder.target is not None:
-        threshold = test.encoder.target.transform(threshold, "relevant_from")
+        given, threshold = threshold, test.encoder.target.transform(threshold, "relevant_from")
+        if threshold[0, 0] > 0:  # under 'quantile' 0 is the lowest target or less: every row is relevant
+            test.encoder.target.need_inside(given, "relevant_from")
     return test.subset(test.target >= threshold[0, 0].astype(np.float32))  # rounded as the targets were
 
 
