@@ -321,7 +321,7 @@ def test_paired_tests_see_what_separate_intervals_do_not():
     assert paired.low > 0 and paired.p_value < 0.01 and paired.users == 300
     same = evaluation.paired_test(base, base[::-1].copy())
     assert same.low < 0 < same.high and same.p_value > 0.05
-    with refuses(ValueError, "values of the same users, got 3 and 4"):
+    with refuses(ValueError, r"each of the same users, got the shapes \(3,\) and \(4,\)"):
         evaluation.paired_test(np.zeros(3), np.zeros(4))
 
 
@@ -639,3 +639,39 @@ def test_thresholds_beyond_the_ends_of_quantiles_are_refused():
         for least in (0.0, 5.0)
     ]
     assert counts == [3, 1]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_of_lists_check_shapes_and_nan(name):
+    scores, metric = jnp.array([[3.0, 2.0, 1.0]]), METRICS[name]
+    for relevant in (jnp.ones((1, 2), bool), jnp.ones((1, 4), bool), jnp.ones((2, 3), bool), jnp.ones(3, bool)):
+        with refuses(ValueError, r"arrays \[users, items\] of one shape, got"):
+            metric(scores, relevant, k=1)
+    with refuses(ValueError, "'exclude': .*Give a row for each user"):
+        metric(scores, jnp.ones((1, 3), bool), k=1, exclude=jnp.zeros((2, 3), bool))
+    broken, relevant = jnp.array([[3.0, jnp.nan, 1.0], [3.0, 2.0, 1.0]]), jnp.ones((2, 3), bool)
+    with pytest.raises(ValueError, match="1 scores are NaN.*exclude them"):
+        metric(broken, relevant, k=1)
+    found = jax.jit(metric, static_argnames="k")(broken, relevant, k=1)
+    assert np.isnan(found).tolist() == [True, False]
+    assert not np.isnan(metric(broken, relevant, k=1, exclude=jnp.isnan(broken))).any()
+
+
+@pytest.mark.parametrize("name", ["mse", "rmse", "mae", "log_loss", "auc", "accuracy", "calibration_error"])
+def test_metrics_of_rows_check_shapes_and_nan(name):
+    metric, two = getattr(evaluation, name), np.array([0.0, 1.0])
+    for predictions in (two[:, None], two[:1], np.array(0.5)):
+        with refuses(ValueError, "one number for each row, got the shapes"):
+            metric(predictions, two)
+    with refuses(ValueError, "'weight'"):
+        metric(two, two, weight=np.ones(3))
+    with pytest.raises(ValueError, match="1 of 2 predictions are NaN"):
+        metric(np.array([np.nan, 0.5]), two)
+    assert np.isnan(metric(two[:0], two[:0]))
+
+
+def test_intervals_take_one_value_of_each_user():
+    with refuses(ValueError, r"one value of each of the same users, got the shapes \(3,\) and \(3, 3\)"):
+        evaluation.paired_test(np.arange(3.0), np.zeros((3, 3)))
+    with refuses(ValueError, r"one value of each user, got the shape \(3, 3\)"):
+        evaluation.bootstrap_interval(np.zeros((3, 3)))

@@ -28,9 +28,9 @@ class Scaler:
 
     The last two are for vectors: ``rms`` has one r for all columns, the root mean square of what is left of the
     training values without their means, and ``unit`` cannot be inverted; a row of zeros stays.
-    Values outside the training range go on outside [0, 1] under ``minmax`` and end at 0 and 1 under
-    ``quantile``, which cannot be inverted beyond them (and is refused for such targets). Missing values (NaN) take the middle: the training mean
-    under ``zscore``, ``rms`` and ``log1p``, 0.5 under ``minmax`` and ``quantile``, 0 under ``unit``.
+    Values outside the training range go on outside [0, 1] under ``minmax`` and end at 0 and 1 under ``quantile``, which
+    cannot be inverted beyond them, so that such targets are refused. Missing values (NaN) take the middle: the training
+    mean under ``zscore``, ``rms`` and ``log1p``, 0.5 under ``minmax`` and ``quantile``, 0 under ``unit``.
     """
 
     scale: Scale | VectorScale
@@ -95,8 +95,8 @@ class Scaler:
         if len(beyond):
             raise ValueError(
                 f"{len(beyond)} targets in {name!r} are outside the training part's range [{low[0]:g}, {high[0]:g}], "
-                f"such as {beyond[0]:g}. The scale 'quantile' ends there and errors would be measured against its ends: "
-                "use target_scale='zscore' or 'log1p', or drop the rows with data.clean(target_range=...)."
+                f"such as {beyond[0]:g}. The scale 'quantile' ends there, and errors would be measured against its "
+                "ends: use target_scale='zscore' or 'log1p', or drop the rows with data.clean(target_range=...)."
             )
 
     def inverse(self, values: np.ndarray) -> np.ndarray:

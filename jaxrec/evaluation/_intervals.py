@@ -44,10 +44,15 @@ def bootstrap_interval(
     Returns:
       All NaN without a value.
 
+    Raises:
+      ValueError: there is more than one value of each user.
+
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13.
     """
     values = np.asarray(values, np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"Expected one value of each user, got the shape {values.shape}. Give one metric at a time.")
     values = values[~np.isnan(values)]
     if not len(values):
         return Interval(np.nan, np.nan, np.nan)
@@ -113,15 +118,16 @@ def paired_test(
       seed: of ``numpy.random.default_rng``.
 
     Raises:
-      ValueError: the numbers of users differ.
+      ValueError: the numbers of users differ, or there is more than one value of each.
 
     References:
       Smucker, Allan and Carterette, A comparison of statistical significance tests for information retrieval
       evaluation, CIKM 2007 (randomisation test, two-sided).
     """
-    if len(a) != len(b):
+    if np.shape(a) != np.shape(b) or np.ndim(a) != 1:
         raise ValueError(
-            f"Expected values of the same users, got {len(a)} and {len(b)}. Evaluate both on one test part."
+            f"Expected one value of each of the same users, got the shapes {np.shape(a)} and {np.shape(b)}. Evaluate "
+            "both on one test part."
         )
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     difference = difference[~np.isnan(difference)]

@@ -1,5 +1,7 @@
 """Metrics of predictions, row by row, in float64 on the host. Each takes weights, which also serve the bootstrap."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -14,11 +16,15 @@ def mse(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> f
       targets: likewise.
       weight: non-negative, None for equal ones.
 
+    Raises:
+      ValueError: the arrays are not ``[rows]`` of one length, or one has NaN. Likewise in the other functions.
+
     Examples:
       >>> mse(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
       2.0
     """
-    return _mean(np.square(_wide(predictions) - _wide(targets)), weight)
+    rows = _checked(predictions, targets, weight)
+    return _mean(np.square(rows.prediction - rows.target), rows.weight)
 
 
 def rmse(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
@@ -28,7 +34,8 @@ def rmse(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> 
 
 def mae(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
     """Mean absolute error, in the target's unit."""
-    return _mean(np.abs(_wide(predictions) - _wide(targets)), weight)
+    rows = _checked(predictions, targets, weight)
+    return _mean(np.abs(rows.prediction - rows.target), rows.weight)
 
 
 def log_loss(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
@@ -44,14 +51,14 @@ def log_loss(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
       >>> print(f"{log_loss(np.array([0.5]), np.array([1.0])):.4f}")
       0.6931
     """
-    return _mean(log_losses(predictions, targets), weight)
+    rows = _checked(predictions, targets, weight)
+    return _mean(log_losses(rows.prediction, rows.target), rows.weight)
 
 
 def log_losses(predictions: _Rows, targets: _Rows) -> _Rows:
     """What ``log_loss`` is the mean of."""
-    p, t = _wide(predictions), _wide(targets)
-    inside = np.clip(p, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
-    return -(t * np.log(inside) + (1 - t) * np.log1p(-inside))
+    inside = np.clip(predictions, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+    return -(targets * np.log(inside) + (1 - targets) * np.log1p(-inside))
 
 
 def auc(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
@@ -69,9 +76,9 @@ def auc(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> f
       >>> auc(np.array([0.1, 0.4, 0.4]), np.array([0.0, 0.0, 1.0]))
       0.75
     """
-    w = np.ones(len(targets)) if weight is None else _wide(weight)
-    order = np.argsort(predictions, kind="stable")
-    scores, positive, negative = _wide(predictions)[order], (w * targets)[order], (w * (1 - _wide(targets)))[order]
+    scores, target, w = _checked(predictions, targets, weight)
+    order = np.argsort(scores, kind="stable")
+    scores, positive, negative = scores[order], (w * target)[order], (w * (1 - target))[order]
     total = positive.sum() * negative.sum()
     if not total > 0:
         return float("nan")
@@ -89,7 +96,8 @@ def accuracy(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
       >>> accuracy(np.array([0.2, 0.5]), np.array([1.0, 1.0]))
       0.5
     """
-    return _mean(hits(predictions, targets), weight)
+    rows = _checked(predictions, targets, weight)
+    return _mean(hits(rows.prediction, rows.target), rows.weight)
 
 
 def hits(predictions: _Rows, targets: _Rows) -> _Rows:
@@ -117,19 +125,37 @@ def calibration_error(predictions: _Rows, targets: _Rows, *, weight: _Rows | Non
       Naeini, Cooper and Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015 (for the
       probability of the positive class).
     """
-    if not len(targets):
-        return float("nan")
-    w = np.ones(len(targets)) if weight is None else _wide(weight)
-    bin_of = np.minimum((_wide(predictions) * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, w * predictions, bins) - np.bincount(bin_of, w * targets, bins)
+    prediction, target, w = _checked(predictions, targets, weight)
+    bin_of = np.minimum((prediction * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, w * prediction, bins) - np.bincount(bin_of, w * target, bins)
     return float(np.abs(gap).sum() / w.sum()) if w.sum() > 0 else float("nan")
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64)
+class _Checked(NamedTuple):
+    """Float64 ``[rows]``."""
+
+    prediction: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
 
 
-def _mean(values: np.ndarray, weight: np.ndarray | None) -> float:
-    if not len(values):
-        return float("nan")
-    return float(np.average(values, weights=weight)) if weight is None or weight.sum() > 0 else float("nan")
+def _checked(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray | None) -> _Checked:
+    arrays = {"predictions": predictions, "targets": targets}
+    arrays |= {"weight": np.ones(np.shape(targets)) if weight is None else weight}
+    wide = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
+    shapes = {name: values.shape for name, values in wide.items()}
+    if len(set(shapes.values())) > 1 or len(shapes["targets"]) != 1:
+        raise ValueError(
+            f"Expected one number for each row, got the shapes {shapes}. Flatten them, for example with .ravel()."
+        )
+    for name, values in wide.items():
+        if np.isnan(values).any():
+            raise ValueError(
+                f"{int(np.isnan(values).sum())} of {len(values)} {name} are NaN, so there is no error to measure. "
+                "Leave these rows out, or look for NaN in the model."
+            )
+    return _Checked(*wide.values())
+
+
+def _mean(values: np.ndarray, weight: np.ndarray) -> float:
+    return float(np.average(values, weights=weight)) if weight.sum() > 0 else float("nan")

@@ -49,8 +49,8 @@ def recall_at_k(
     """Share of each user's relevant items that are among the top ``k``.
 
     Args:
-      scores: predicted score of every item; higher ranks first, equal scores by lower item index. Compared in float32;
-        NaN scores give undefined ranks. Likewise in the other functions.
+      scores: predicted score of every item; higher ranks first, equal scores by lower item index. Compared in float32.
+        Likewise in the other functions.
       relevant: held-out positives.
       k: cut-off in items, static under ``jit``; ``1 <= k <= items``.
       exclude: items never recommended (usually the training history). An item that is both relevant and excluded
@@ -58,10 +58,11 @@ def recall_at_k(
 
     Returns:
       float32 in [0, 1]. NaN for a user without a relevant item, so that the caller has to say how such users enter
-      a mean.
+      a mean. Under ``jit`` NaN also for a user with a NaN score of an item that is not excluded.
 
     Raises:
-      ValueError: ``k`` is outside ``1 .. items``.
+      ValueError: ``k`` is outside ``1 .. items``, shapes differ, or outside ``jit`` the score of an item that is not
+        excluded is NaN, so that it has no rank.
 
     Examples:
       >>> scores = jnp.array([[3.0, 2.0, 1.0]])
@@ -172,7 +173,18 @@ def map_at_k(
 
 
 def _metric(name: str, scores: jax.Array, relevant: jax.Array, k: int, exclude: jax.Array | None) -> jax.Array:
+    shapes = {"scores": scores.shape, "relevant": relevant.shape}
+    shapes |= {} if exclude is None else {"exclude": exclude.shape}
+    if len(set(shapes.values())) > 1 or scores.ndim != 2:
+        raise ValueError(f"Expected arrays [users, items] of one shape, got {shapes}. Give a row for each user.")
+    unranked = jnp.isnan(scores) if exclude is None else jnp.isnan(scores) & ~exclude
+    if not isinstance(unranked, jax.core.Tracer) and unranked.any():
+        raise ValueError(
+            f"{int(unranked.sum())} scores are NaN, so these items have no rank. Look for NaN in the model, or "
+            "exclude them."
+        )
     position = top_k(scores, k=k, exclude=exclude).position
     wanted = relevant if exclude is None else relevant & ~exclude
     hit = jnp.take_along_axis(wanted, jnp.maximum(position, 0), axis=1) & (position >= 0)
-    return from_hits(hit, wanted.sum(axis=1, dtype=jnp.int32), k=k)[name]
+    values = from_hits(hit, wanted.sum(axis=1, dtype=jnp.int32), k=k)[name]
+    return jnp.where(unranked.any(axis=1), jnp.nan, values)
