@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -52,3 +52,12 @@ def one_of(value: Any, options: Sequence[Any], name: str) -> None:
     """Raises a ValueError unless ``value`` is one of the options."""
     if value not in options:
         raise ValueError(f"Expected {name} to be {', '.join(map(repr, options))}, got {value!r}.")
+
+
+def raw_ids(ids: Any, name: str) -> None:
+    """Raises a TypeError unless these can be raw ids one after the other: a string would be read letter by letter, and
+    a frame gives the names of its columns."""
+    if isinstance(ids, pd.DataFrame):
+        raise TypeError(f"Expected raw ids for {name}, got a DataFrame. Give its column of ids.")
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")

@@ -464,3 +464,42 @@ def test_search_takes_any_number_of_items():
     assert int(ranking.search(users[:1], items, k=1, live=live).position[0, 0]) == expected[0, 1]
     with pytest.raises(ValueError, match="k in 1 .. 50 .*got 51"):
         ranking.search(users, items, k=51)
+
+
+@pytest.fixture(scope="module")
+def lettered():
+    """An untrained factorization whose ids are letters."""
+    frame = pd.DataFrame({"user": [*"abca"], "item": [*"xyzy"]})
+    train = data.encode(data.Parts(frame, None, None), data.Schema()).train
+    model = models.MatrixFactorization.for_data(train, dim=2)
+    return jaxrec.train.Recommender(
+        model, model.init(jax.random.key(0)), train.encoder, train.interactions, len(frame)
+    )  # fmt: skip
+
+
+def test_users_of_a_frame_are_its_user_column(lettered):
+    users = pd.DataFrame({"age": [30, 40], "user": ["b", "a"]})
+    expected = jaxrec.recommend(lettered, ["b", "a"], k=2)
+    pd.testing.assert_frame_equal(jaxrec.recommend(lettered, users, k=2), expected)
+    with pytest.raises(ValueError, match="lacks the schema's user column 'user'; it has age"):
+        jaxrec.recommend(lettered, users[["age"]])
+    for call in (
+        lambda frame: jaxrec.recommend(lettered, candidates=frame),
+        lambda frame: ranking.similar_items(lettered, frame),
+        lambda frame: ranking.similar_items(lettered, ["x"], candidates=frame),
+    ):
+        with refuses(TypeError, "raw ids for (candidates|items), got a DataFrame. Give its column"):
+            call(pd.DataFrame({"item": ["x"]}))
+
+
+def test_a_string_is_no_list_of_ids(lettered):
+    test = lettered.encoder.encode(pd.DataFrame({"user": ["a"], "item": ["z"]}))
+    for call in (
+        lambda ids: jaxrec.coldstart.add(lettered, users=ids),
+        lambda ids: lettered.encoder.extend(items=ids),
+        lambda ids: jaxrec.evaluate(lettered, test, candidates=ids),
+        lambda ids: ranking.similar_items(lettered, ids),
+        lambda ids: ranking.similar_items(lettered, ["x"], candidates=ids),
+    ):
+        with refuses(TypeError, r"Expected a list of raw ids for .*, got 'xyz'. Say \['xyz'\]"):
+            call("xyz")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import _values
-from jaxrec._expect import expect
+from jaxrec._expect import expect, raw_ids
 from jaxrec._types import Features, Sizes
 from jaxrec.data._counting import counted
 from jaxrec.data._features import FittedFeature, modalities, side_arrays
@@ -217,6 +217,7 @@ class Encoder:
         if isinstance(new, pd.DataFrame):
             frame = entity_frame(new, column, specs, side)
             new = new[column]
+        raw_ids(new, f"{side}s")
         vocabulary = self.vocabulary(side).extend(new)
         if frame is None and len(vocabulary) == len(self.vocabulary(side)):
             return self  # an encoder of its own would be put on the device again

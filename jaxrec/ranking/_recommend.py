@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxrec import _sharded
 from jaxrec._add import add
-from jaxrec._expect import expect
+from jaxrec._expect import expect, raw_ids
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture
@@ -28,7 +28,7 @@ _FEWEST = 1024  # candidates, below which padding costs nothing that is felt
 
 def recommend(
     recommender: Recommender,
-    users: Iterable[Any] | None = None,
+    users: pd.DataFrame | Iterable[Any] | None = None,
     *,
     k: int | None = None,
     new_users: pd.DataFrame | Iterable[Any] | None = None,
@@ -48,7 +48,8 @@ def recommend(
 
     Args:
       recommender: from ``fit``, ``load`` or ``transfer.adapt``.
-      users: raw ids, each once; by default those of ``new_users``, else every user known.
+      users: raw ids, or a frame with the schema's user column, each once; by default those of ``new_users``, else every
+        user known.
       k: length of the lists, by default 10 or as many as there are candidates; shorter where fewer are left.
       new_users: rows with the schema's user column and features, or raw ids of those of whom nothing is known.
       new_items: likewise of items; they become candidates.
@@ -69,13 +70,14 @@ def recommend(
     Raises:
       ValueError: ``k`` is larger than the number of candidates, an id in ``candidates`` or ``exclude`` is unknown, a
         user is given twice, a score is NaN, or ``index`` does not go with the recommender or the other arguments.
+      TypeError: a string or a frame is given where ids are expected.
     """
     expect(recommender, Recommender, "recommender")
-    named = {"users": users, "new_users": new_users, "new_items": new_items}
-    named |= {"candidates": candidates, "exclude": exclude}
-    for name, ids in named.items():
-        if ids is not None and (isinstance(ids, str | bytes) or not isinstance(ids, Iterable)):
-            raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    frames = {"users": users, "new_users": new_users, "new_items": new_items, "exclude": exclude}
+    named = {name: ids for name, ids in frames.items() if not isinstance(ids, pd.DataFrame)}
+    for name, ids in (named | {"candidates": candidates}).items():
+        if ids is not None:
+            raw_ids(ids, name)
     if new_users is not None and not isinstance(new_users, pd.DataFrame):
         new_users = list(new_users)
     if index is not None:
@@ -96,7 +98,14 @@ def recommend(
         recommender = add(recommender, users=new_users, items=new_items, interactions=interactions)
     if users is None:
         users = recommender.encoder.users.ids if new_users is None else new_users
-        users = users[recommender.encoder.schema.user] if isinstance(users, pd.DataFrame) else users
+    if isinstance(users, pd.DataFrame):
+        column = recommender.encoder.schema.user
+        if column not in users.columns:
+            raise ValueError(
+                f"The frame of users lacks the schema's user column {column!r}; it has "
+                f"{', '.join(map(str, users.columns))}. Rename the column, or give raw ids."
+            )
+        users = users[column]
     if apart is not None:  # users of whom nothing is known must be told apart
         recommender = add(recommender, users=apart[recommender.encoder.schema.user].unique())
     recommender = recommender.on(mesh)
@@ -160,6 +169,7 @@ def candidate_items(encoder: Encoder, candidates: Iterable[Any] | None) -> np.nd
     """Entity indices of the candidates in ascending order, padded with 0 so that few shapes are compiled."""
     if candidates is None:
         return everything(encoder)
+    raw_ids(candidates, "candidates")
     chosen = np.unique(known_items(encoder, list(candidates), "candidates"))
     size = max(_FEWEST, 1 << (max(len(chosen), 1) - 1).bit_length())
     return padded(chosen, min(size, len(encoder.features.item_row))).astype(np.int32)

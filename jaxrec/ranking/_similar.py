@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec._expect import expect
+from jaxrec._expect import expect, raw_ids
 from jaxrec._recommender import Recommender
 from jaxrec.models import take
 from jaxrec.ranking._lists import columns
@@ -45,9 +45,7 @@ def similar_items(
         factorises nor keeps neighbours, or a vector is not finite.
     """
     expect(recommender, Recommender, "recommender")
-    for name, ids in (("items", items), ("candidates", candidates)):
-        if isinstance(ids, str | bytes):
-            raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
+    raw_ids(items, "items")
     asked = pd.Series(list(items), dtype=object)
     if asked.duplicated().any():
         raise ValueError(f"Expected each item once, got {asked[asked.duplicated()].iloc[0]!r} twice.")
