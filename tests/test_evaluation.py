@@ -675,3 +675,30 @@ def test_intervals_take_one_value_of_each_user():
         evaluation.paired_test(np.arange(3.0), np.zeros((3, 3)))
     with refuses(ValueError, r"one value of each user, got the shape \(3, 3\)"):
         evaluation.bootstrap_interval(np.zeros((3, 3)))
+
+
+def test_figures_that_are_means_take_as_many_draws_as_are_asked_for(clicks):
+    recommender, test = clicks
+    few, many = (jaxrec.evaluate(recommender, test.subset(np.arange(80)), draws=draws) for draws in (200, 300))
+    for metric in ("rmse", "mse", "mae", "log_loss", "accuracy"):
+        assert few.interval(metric) != many.interval(metric)
+    for metric in ("auc", "calibration_error"):
+        assert few.interval(metric) == many.interval(metric)
+
+
+def test_no_rows_have_no_errors(clicks):
+    recommender, test = clicks
+    with pytest.raises(ValueError, match="test part is empty. Expected at least one held-out row"):
+        jaxrec.evaluate(recommender, test.subset(np.arange(0)))
+
+
+def test_candidates_of_each_user_when_the_recommender_has_outgrown_the_test_part():
+    train = data.encode(data.Parts(RATED, None, None), data.Schema()).train
+    recommender = untrained(train)
+    own = pd.DataFrame({"user": np.repeat([1, 2, 3], 3), "item": [1, 2, 3] * 3})
+    options = {"candidates": own, "exclude_seen": False, "draws": 5, "ks": (1,)}
+    expected = jaxrec.evaluate(recommender, train, **options)
+    grown = jaxrec.coldstart.add(recommender, users=range(10, 60), items=range(10, 60))
+    pd.testing.assert_frame_equal(jaxrec.evaluate(grown, train, **options).table, expected.table)
+    more = pd.concat([own, pd.DataFrame({"user": [59], "item": [59]})])
+    pd.testing.assert_frame_equal(jaxrec.evaluate(grown, train, **options | {"candidates": more}).table, expected.table)

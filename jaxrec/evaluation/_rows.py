@@ -15,13 +15,15 @@ from jaxrec.ranking._recommend import predict
 _ERRORS = ("rmse", "mse", "mae")
 OF_PROBABILITIES = ("log_loss", "auc", "accuracy", "calibration_error")
 NAMES = (*_ERRORS, *OF_PROBABILITIES)
-_DRAWS = 200  # an interval of a figure that is no mean takes a pass over all rows per draw
+_DRAWS = 200  # most, of a figure that is no mean and takes a pass over all rows for each
 
 
 def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
     """The row-wise half of ``evaluate``."""
     if test.target is None:
         raise ValueError("Row-wise metrics need a target. Name the column in the schema, or use task='ranking'.")
+    if not len(test):
+        raise ValueError("The test part is empty. Expected at least one held-out row.")
     if recommender.link == "rank":
         raise ValueError(
             "The recommender was trained by a loss of ranking: its scores order items and predict no targets. Use "
@@ -41,7 +43,7 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
     for name, chosen in _slices(recommender, test).items():
         if name == "all" or chosen.any() and not chosen.all():
             users = None if test.user is None else test.user[chosen]
-            table = _figures(metrics, predictions[chosen], targets[chosen], users, level, min(draws, _DRAWS), seed)
+            table = _figures(metrics, predictions[chosen], targets[chosen], users, level, draws, seed)
             tables.append(table.assign(slice=name))
     per_user = _per_user(recommender, test, metrics, predictions, targets)
     return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
@@ -92,7 +94,7 @@ def _drawn(
     for metric in set(metrics) - set(found):
         of_weight = functools.partial(getattr(_pointwise, metric), predictions, targets)
         found[metric] = bootstrap_statistic(
-            lambda weight, of=of_weight: of(weight=weight), group, draws=draws, seed=seed
+            lambda weight, of=of_weight: of(weight=weight), group, draws=min(draws, _DRAWS), seed=seed
         )
     return found
 
