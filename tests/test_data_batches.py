@@ -382,3 +382,9 @@ def test_rows_without_users_have_negatives_of_their_own(parts):
     batches = data.Batches(alone, batch_size=64, negatives=data.Negatives(num=3), history=0, seed=0)
     stack, _ = next(batches.epoch(0))
     assert stack.item.shape[-1] == 4 and set(stack.item[stack.weight > 0].ravel()) <= set(parts.train.item)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_no_rows_make_no_batches(parts, batch_size):
+    with pytest.raises(ValueError, match="The dataset is empty. Expected at least one row"):
+        data.Batches(parts.train.subset(np.arange(0)), batch_size=batch_size, negatives=None, history=0, seed=0)

@@ -181,3 +181,9 @@ def test_labels_that_cannot_be_reduced_are_refused(change, message):
         data.TfidfSVD.fit(TAGGED, **arguments)
     with pytest.raises(ValueError, match="has a column 'tags' already"):
         REDUCED.transform(TAGGED, into="tags")
+
+
+def test_labels_of_too_few_items_are_refused():
+    items = pd.DataFrame({"tags": ["a|b", "c", "d"]})
+    with pytest.raises(ValueError, match="No label of 'tags' is one of 2 or more items. Lower min_items"):
+        data.TfidfSVD.fit(items, "tags", separator="|", dim=1)

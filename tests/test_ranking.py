@@ -503,3 +503,8 @@ def test_a_string_is_no_list_of_ids(lettered):
     ):
         with refuses(TypeError, r"Expected a list of raw ids for .*, got 'xyz'. Say \['xyz'\]"):
             call("xyz")
+
+
+def test_nobody_has_no_lists():
+    none = ranking.search(jnp.ones((0, 2)), jnp.ones((3, 2)), k=2)
+    assert none.score.shape == none.position.shape == (0, 2)

@@ -68,6 +68,8 @@ class Batches:
             raise ValueError(f"Expected batch_size >= 1, or None for all rows at once, got {batch_size}.")
         if multiple_of < 1:
             raise ValueError(f"Expected multiple_of >= 1, got {multiple_of}.")
+        if not len(dataset):
+            raise ValueError("The dataset is empty. Expected at least one row to train on.")
         for name, index in (("users", dataset.user), ("items", dataset.item)):
             if index is not None and not index.all():
                 raise ValueError(

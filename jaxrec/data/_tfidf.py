@@ -82,6 +82,8 @@ class TfidfSVD:
         count = np.bincount(codes[codes > 0], minlength=len(labels.vocabulary) + 1)
         idf = np.where(count >= min_items, np.log((1 + len(frame)) / (1 + count)) + 1, 0.0)
         idf[0] = 0.0
+        if not idf.any():
+            raise ValueError(f"No label of {column!r} is one of {min_items} or more items. Lower min_items.")
         rows = _unit_rows(codes, idf)
         most = min(len(np.unique(rows.row)), np.count_nonzero(idf))
         kernel, values = _right_singular(rows, len(idf), min(dim + _OVERSAMPLED, int(most)), seed)

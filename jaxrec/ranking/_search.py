@@ -142,6 +142,8 @@ def search(
     if not 1 <= k <= num:
         raise ValueError(f"Expected k in 1 .. {num} (the number of items), got {k}. Lists cannot be longer.")
     _sharded.check(mesh)
+    if not len(users):
+        return TopK(jnp.zeros((0, k), jnp.float32), jnp.zeros((0, k), jnp.int32))
     live = jnp.ones(num, bool) if live is None else live
     exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else exclude
     items, live = _filled(jnp.asarray(items), jnp.asarray(live), mesh)
