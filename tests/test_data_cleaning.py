@@ -173,3 +173,32 @@ def test_categories_of_ids_are_cleaned_pair_by_pair():
     cleaned = data.clean(many.astype(kinds), schema, duplicates="mean").frame
     assert cleaned["r"].tolist() == [2.0, 4.0, 5.0]
     assert data.clean(many.astype(kinds), schema, min_user=2).frame["u"].tolist() == ["b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"user": None, "user_features": data.Numeric("age")}, "user_features names 'age' and user=None"),
+        ({"item": None, "item_features": data.Numeric("price")}, "item_features names 'price' and item=None"),
+        ({"target_scale": "zscore"}, "target_scale='zscore' scales a target.*say target_scale=None"),
+        ({"target": "r", "target_scale": "zscores"}, "Expected target_scale to be None, 'zscore'.*got 'zscores'"),
+    ],
+)
+def test_schemas_that_say_what_nothing_reads_are_refused(options, message):
+    with refuses(ValueError, message):
+        data.Schema(**options)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options", "message"),
+    [
+        (data.Schema(user="u", item="i"), {"target_range": (1, 5)}, "target_range is about targets"),
+        (data.Schema(user="u", item="i"), {"duplicates": "mean"}, "duplicates='mean' is about targets"),
+        (data.Schema(user="u", item=None), {"min_user": 2}, "min_user is about pairs"),
+        (data.Schema(user=None, item="i"), {"min_item": 2}, "min_item is about pairs"),
+        (data.Schema(user="u", item=None), {"duplicates": "error"}, "duplicates='error' is about pairs"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(schema, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.clean(frame(), schema, **options)

@@ -49,13 +49,15 @@ def clean(
       The frame and the report. Integer ids that a missing value had made floats are integers again.
 
     Raises:
-      ValueError: a column is missing, ids are floats beyond 2^53, which have lost digits, a target is no number, a
-        weight is negative, a policy is ``"error"`` and finds something, or no row is left.
+      ValueError: an option asks for a column that the schema does not name, a column is missing, ids are floats beyond
+        2^53, which have lost digits, a target is no number, a weight is negative, a policy is ``"error"`` and finds
+        something, or no row is left.
       TypeError: ids of mixed types.
     """
     one_of(missing, ("drop", "error"), "missing")
     one_of(out_of_range, ("drop", "error"), "out_of_range")
     one_of(duplicates, ("last", "mean", "error", "keep"), "duplicates")
+    _need_use(schema, target_range, duplicates, min_user, min_item)
     need_columns(frame, schema.columns(), "interactions")
     steps: list[tuple[str, int, int]] = []
 
@@ -115,6 +117,25 @@ def clean(
         kept = _core(kept, schema.user, schema.item, min_user, min_item)
         kept = after(f"fewer than {min_user} per user or {min_item} per item", before - len(kept), kept)
     return Cleaned(kept, pd.DataFrame(steps, columns=["step", "rows", "left"]))
+
+
+def _need_use(
+    schema: Schema, target_range: tuple[float, float] | None, duplicates: str, min_user: int, min_item: int
+) -> None:
+    """Raises where an option would do nothing."""
+    of_target = {"target_range": target_range is not None, "duplicates='mean'": duplicates == "mean"}
+    of_pairs = {
+        "min_user": min_user != 1,
+        "min_item": min_item != 1,
+        f"duplicates={duplicates!r}": duplicates in ("mean", "error"),
+    }
+    for name in (name for name, asked in of_target.items() if asked and schema.target is None):
+        raise ValueError(f"{name} is about targets and the schema names none. Name the column, or leave it out.")
+    for name in (name for name, asked in of_pairs.items() if asked and None in (schema.user, schema.item)):
+        raise ValueError(
+            f"{name} is about pairs of user and item, and the schema does not name both. Name the columns, or leave it "
+            "out."
+        )
 
 
 def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *, mean: bool) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Which columns mean what, and the checks that every frame passes before any array is made of it."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+
+from jaxrec._expect import one_of
 
 Scale = Literal["zscore", "minmax", "log1p", "quantile"]
 VectorScale = Literal["zscore", "rms", "unit"]
@@ -74,7 +76,8 @@ class Schema:
       context: columns of the interactions that the model may look at, numbers and vectors.
 
     Raises:
-      ValueError: two features of one side have the same name, or one's name has a '/'.
+      ValueError: two features of one side have the same name, or one's name has a '/'; features are named of a side
+        whose ids are not, or a ``target_scale`` without a target.
 
     Examples:
       >>> Schema(user="user_id", item="movie_id", item_features=(Labels("genres", "|"),)).item
@@ -109,6 +112,19 @@ class Schema:
                     f"Expected distinct columns without '/' in Schema.{name}, got {wrong[0]!r}. A feature is named by "
                     "its column and the name becomes part of a parameter's path: rename the column."
                 )
+        for side, column in (("user", self.user), ("item", self.item)):
+            features = getattr(self, f"{side}_features")
+            if column is None and features:
+                raise ValueError(
+                    f"Schema.{side}_features names {features[0].column!r} and {side}=None, so no row could be told its "
+                    f"features. Name the column of {side} ids, or say {side}_features=()."
+                )
+        one_of(self.target_scale, (None, *get_args(Scale)), "target_scale")
+        if self.target is None and self.target_scale is not None:
+            raise ValueError(
+                f"target_scale={self.target_scale!r} scales a target and the schema names none. Name its column with "
+                "target=, or say target_scale=None."
+            )
         for feature in self.context:
             if not isinstance(feature, Numeric | Vector):
                 raise TypeError(
