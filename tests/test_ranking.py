@@ -508,3 +508,31 @@ def test_a_string_is_no_list_of_ids(lettered):
 def test_nobody_has_no_lists():
     none = ranking.search(jnp.ones((0, 2)), jnp.ones((3, 2)), k=2)
     assert none.score.shape == none.position.shape == (0, 2)
+
+
+def test_similar_items_compile_nothing_for_an_item_more(lettered):
+    from test_train import record
+
+    ranking.similar_items(jaxrec.coldstart.add(lettered, items=["one"]), ["x"], k=2)
+    grown = jaxrec.coldstart.add(lettered, items=["one", "two"])
+    _ = grown.catalogue
+    compiled: list[str] = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        record(patch, compiled)
+        ranking.similar_items(grown, ["x"], k=2)
+    assert compiled == []
+
+
+def test_few_shapes_are_compiled_for_predictions_of_a_mixture(lettered):
+    from test_train import record
+
+    mixed = jaxrec.coldstart.mix([lettered, lettered], [[1.0] * 3, [2.0] * 3])
+    pairs = pd.DataFrame({"user": [*"abcabcab"], "item": [*"xyzyzxzx"]})
+    whole = jaxrec.predict(mixed, pairs)
+    np.testing.assert_allclose(whole, 3 * jaxrec.predict(lettered, pairs), rtol=1e-6)
+    compiled: list[str] = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        record(patch, compiled)
+        for rows in (5, 6, 7):
+            np.testing.assert_array_equal(jaxrec.predict(mixed, pairs.head(rows)), whole[:rows])
+    assert compiled == []

@@ -1,5 +1,6 @@
 """The verbs ``recommend`` and ``predict``: raw ids in, a frame or predictions out."""
 
+import functools
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from jaxrec import _sharded
 from jaxrec._add import add
 from jaxrec._expect import expect, raw_ids
 from jaxrec._recommender import Recommender
+from jaxrec._types import Features, Params
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture
 from jaxrec.ranking._index import Index, by_index
@@ -222,10 +224,12 @@ def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
 
 
 def _mixed_scores(recommender: Recommender, mixture: Mixture, data: Dataset) -> np.ndarray:
-    weights = np.asarray(mixture.weights(recommender.params, _items_of(data), recommender.features))
+    size = 1 << (max(len(data), 1) - 1).bit_length()  # few shapes
+    items = padded(_items_of(data), size)
+    gate = {"gate": recommender.params["gate"]}  # all that is read; parts' tables need not be passed
+    weights = np.asarray(_weights(mixture, gate, items, recommender.features))[..., : len(data)]
     bucket = np.zeros(len(data), np.int32)
     if mixture.few and data.user is not None:
-        size = 1 << (max(len(data), 1) - 1).bit_length()
         bucket = np.asarray(mixture.user_buckets(gated(recommender, data.user, size)))[: len(data)]
     scores = np.stack([row_scores(part, data) for part in recommender.parts])
     return np.einsum("kr,kr->r", weights[:, bucket, np.arange(len(data))], scores)
@@ -235,6 +239,11 @@ def _items_of(data: Dataset) -> np.ndarray:
     if data.item is None:
         raise ValueError("Expected rows with items, got none. Name the item column in the schema.")
     return data.item
+
+
+@functools.partial(jax.jit, static_argnames=("mixture",))
+def _weights(mixture: Mixture, params: Params, items: jax.Array, features: Features) -> jax.Array:
+    return mixture.weights(params, items, features)
 
 
 @jax.jit

@@ -4,17 +4,21 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 
 from jaxrec._expect import expect, raw_ids
 from jaxrec._recommender import Recommender
+from jaxrec._types import Array
 from jaxrec.models import take
 from jaxrec.ranking._lists import columns
 from jaxrec.ranking._recommend import candidate_items, known_items
 from jaxrec.ranking._search import GROUP, search
 from jaxrec.ranking._top_k import padded, user_blocks
+from jaxrec.ranking._vectors import everything
 
 _USERS_SHARE = 4  # the search holds a sixteenth of the scores, and vectors
 
@@ -89,12 +93,9 @@ def _by_cosine(
     recommender: Recommender, items: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Likewise."""
-    known = recommender.catalogue[1 : len(recommender.encoder.items) + 1]
-    if not bool(jnp.isfinite(known).all()):
+    unit, finite = _unit(recommender.catalogue, everything(recommender.encoder) > 0)
+    if not finite:
         raise ValueError("An item vector is not finite, so it has no similarity. Look for NaN in the parameters.")
-    vectors = jnp.where((known.max(axis=0) > known.min(axis=0))[None, :], recommender.catalogue, 0.0)
-    length = jnp.sqrt(jnp.square(vectors).sum(axis=1, keepdims=True))
-    unit = vectors / jnp.where(length > 0, length, 1.0)
     others, live = take(unit, candidates), jnp.asarray(candidates > 0)
     own = columns(candidates, len(unit)).astype(np.int32)[:, None]
     similar, score = np.zeros((len(items), k), np.int32), np.zeros((len(items), k), np.float32)
@@ -107,3 +108,18 @@ def _by_cosine(
         similar[block] = np.where(position >= 0, candidates[np.maximum(position, 0)], 0)
         score[block] = np.asarray(top.score)[: len(block)]
     return similar, score
+
+
+@jax.jit
+def _unit(
+    catalogue: Float[jax.Array, "items dim"], known: Bool[Array, " items"]
+) -> tuple[Float[jax.Array, "items dim"], Bool[jax.Array, ""]]:
+    """Vectors of length 1 without what is the same for all known items, and whether theirs are finite.
+
+    Of the whole capacity, so that an item more is no new shape."""
+    inside = known[:, None]
+    low = jnp.where(inside, catalogue, jnp.inf).min(axis=0)
+    high = jnp.where(inside, catalogue, -jnp.inf).max(axis=0)
+    vectors = jnp.where((high > low)[None, :], catalogue, 0.0)
+    length = jnp.sqrt(jnp.square(vectors).sum(axis=1, keepdims=True))
+    return vectors / jnp.where(length > 0, length, 1.0), (jnp.isfinite(catalogue) | ~inside).all()
