@@ -202,3 +202,26 @@ def test_schemas_that_say_what_nothing_reads_are_refused(options, message):
 def test_options_that_would_do_nothing_are_refused(schema, options, message):
     with pytest.raises(ValueError, match=message):
         data.clean(frame(), schema, **options)
+
+
+def test_ids_and_dates_of_pyarrow_are_read():
+    pytest.importorskip("pyarrow")
+    ids = frame(u=pd.Series([1.0, None, 2.0, 2.0], dtype="double[pyarrow]"))
+    assert data.clean(ids, SCHEMA).frame["u"].tolist() == [1, 2, 2]
+    half = frame(u=pd.Series([1.5, 1.5, 2.5, 2.5], dtype="double[pyarrow]"))
+    assert data.clean(half, SCHEMA).frame["u"].tolist() == [1.5, 1.5, 2.5, 2.5]
+    days = pd.Series(pd.to_datetime(["2020-01-04", "2020-01-03", "2020-01-02", "2020-01-01"]))
+    dates = frame(t=days.dt.date.astype("date32[pyarrow]"))
+    np.testing.assert_array_equal(_schema.times(dates, "t"), _schema.times(frame(t=days), "t"))
+
+
+def test_targets_that_are_numbers_in_strings_have_a_mean():
+    repeated = frame(i=[10, 10, 10, 11], r=pd.Series(["1", "2", "3", "4"], dtype=object))
+    assert data.clean(repeated, SCHEMA, duplicates="mean").frame["r"].tolist() == [1.5, 3.0, 4.0]
+
+
+def test_two_columns_of_one_name_are_refused():
+    twice = pd.concat([frame(), frame()[["i"]]], axis=1)
+    for call in (lambda: data.clean(twice, SCHEMA), lambda: data.Encoder.fit(twice, SCHEMA)):
+        with pytest.raises(ValueError, match="several columns 'i'. Rename or drop all but one"):
+            call()

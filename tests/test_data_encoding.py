@@ -443,3 +443,35 @@ def test_numbers_that_overflow_float32_are_refused(schema, message):
     with pytest.raises(ValueError, match=rf"up to 3.4e\+38.* in the column 'x', got 1e\+39. {message}"):
         data.encode(data.Parts(HUGE, None, None), schema)
     data.encode(data.Parts(HUGE, None, None), data.Schema(target="x", target_scale="zscore"))
+
+
+@pytest.mark.parametrize("feature", [data.Vector("x"), data.Numeric("x"), data.Categorical("x")])
+def test_features_of_other_entities_are_told_by_their_ids(feature):
+    values = [[1.0, 2.0], [3.0, 4.0]] if isinstance(feature, data.Vector) else [1.0, 2.0]
+    items = pd.DataFrame({"item": ["p", "q"], "x": values})
+    with pytest.raises(ValueError, match="No row with the features x is of the training part.*whether the ids"):
+        data.Encoder.fit(TRAIN, data.Schema(item_features=(feature,)), items=items)
+
+
+def test_vectors_that_no_training_item_has_are_refused():
+    items = pd.DataFrame({"item": ["x", "y", "z"], "v": [None, None, [1.0]]})
+    with pytest.raises(ValueError, match="'v' has no vector in the training part"):
+        data.Encoder.fit(TRAIN, data.Schema(item_features=(data.Vector("v"),)), items=items)
+
+
+def test_further_interactions_need_the_columns_of_ids():
+    with pytest.raises(ValueError, match="frame of further interactions lacks the column 'item'"):
+        data.Encoder.fit(TRAIN, data.Schema(), also=[TRAIN[["user"]]])
+
+
+def test_ids_that_come_one_by_one_are_read_once():
+    assert data.Vocabulary.fit([]).extend(each for each in (2, 1)).ids.tolist() == [1, 2]
+
+
+def test_weights_are_kept_where_rows_are_appended_to_themselves():
+    one = np.ones(1, np.int32)
+    rows = data.Interactions(one, one, 2, 2, weight=np.float32([3.0]))
+    assert rows.append(rows).weight.tolist() == [3.0, 3.0]
+    assert rows.append(data.Interactions(one, one, 2, 2)).weight.tolist() == [3.0, 1.0]
+    plain = data.Interactions(one, one, 2, 2)
+    assert plain.append(plain).weight is None

@@ -83,9 +83,11 @@ def clean(
     kept = after("missing values", int(lacking.sum()), frame[~lacking])
     for name in (schema.user, schema.item):
         if name is not None:
-            if pd.api.types.is_float_dtype(kept[name]) and (kept[name] % 1 == 0).all():
-                check_exact(kept[name])
-                kept = kept.astype({name: "int64"})  # integers that a missing value had made floats
+            if pd.api.types.is_float_dtype(kept[name]):
+                ids = pd.Series(kept[name].to_numpy(np.float64), kept.index, name=name)  # of any array library
+                if (ids % 1 == 0).all():
+                    check_exact(ids)
+                    kept = kept.assign(**{name: ids.astype("int64")})  # integers that a missing value had made floats
             Vocabulary.fit(kept[name])  # refuses mixed types
     if schema.weight is not None:
         weights(kept, schema.weight)
@@ -143,6 +145,7 @@ def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *,
     last = frame.iloc[order].duplicated(pair, keep="last").to_numpy()
     kept = frame.iloc[np.sort(order[~last])]
     if mean and schema.target is not None:
+        frame = frame.assign(**{schema.target: numbers(frame, schema.target, "target")})
         of_pair = frame.groupby(pair, sort=False, observed=True)[schema.target].mean()
         index = pd.MultiIndex.from_frame(kept[pair])
         kept = kept.assign(**{schema.target: of_pair.reindex(index).to_numpy()})

@@ -82,6 +82,10 @@ class Encoder:
           TypeError: ids of mixed types.
         """
         need_columns(train, schema.columns(), "training interactions")
+        ids = tuple(name for name in (schema.user, schema.item) if name is not None)
+        for each in also:
+            if len(each):
+                need_columns(each, ids, "further interactions")
         features: dict[str, Any] = {"user_row": np.zeros(8, np.int32), "item_row": np.zeros(8, np.int32)}
         found: dict[str, Any] = {
             "users": Vocabulary.fit([]),

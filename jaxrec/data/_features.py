@@ -142,6 +142,11 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
         cells = frame[feature.column].tolist()
         arrays = [None if is_missing(cell) else np.asarray(cell, dtype=np.float64) for cell in cells]
         shapes = {array.shape for array in arrays if array is not None}
+        if width is None and not shapes:
+            raise ValueError(
+                f"The feature {feature.column!r} has no vector in the training part. Leave it out of the schema, or "
+                "make vectors of these rows."
+            )
         expected = {(width,)} if width is not None else shapes
         if len(expected) != 1 or shapes - expected or any(len(shape) != 1 for shape in shapes):
             raise ValueError(

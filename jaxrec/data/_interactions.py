@@ -49,7 +49,7 @@ class Interactions:
             max(self.num_users, other.num_users),
             max(self.num_items, other.num_items),
             _joined(self.value, other.value),
-            _joined(*(each.weights() for each in (self, other))) if self.weight is not other.weight else None,
+            None if self.weight is None and other.weight is None else _joined(self.weights(), other.weights()),
         )
         if "order" in self.__dict__:  # grouping all rows again would take a second for ten millions
             order = grouped(other.user)

@@ -139,7 +139,7 @@ class Schema:
 
 
 def need_columns(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
-    """Raises unless the frame is a non-empty DataFrame with these columns."""
+    """Raises unless the frame is a non-empty DataFrame with these columns, each once."""
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"Expected a pandas DataFrame of {what}, got {type(frame).__name__}.")
     missing = [column for column in columns if column not in frame.columns]
@@ -148,6 +148,9 @@ def need_columns(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> No
             f"The frame of {what} lacks the column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}. Rename "
             "the column or name the right one in the schema."
         )
+    repeated = [column for column in columns if (frame.columns == column).sum() > 1]
+    if repeated:
+        raise ValueError(f"The frame of {what} has several columns {repeated[0]!r}. Rename or drop all but one.")
     if len(frame) == 0:
         raise ValueError(f"The frame of {what} is empty. Expected at least one row.")
 
@@ -215,5 +218,7 @@ def times(frame: pd.DataFrame, column: str) -> np.ndarray:
             raise ValueError(
                 f"The time column {column!r} has {int(values.isna().sum())} missing values. Drop those rows."
             )
+        if str(values.dtype).startswith(("date32", "date64")):  # pyarrow's, without a time of the day
+            values = values.astype("datetime64[us]")
         return values.dt.as_unit("us").astype("int64").to_numpy(dtype=np.float64)  # files may differ in resolution
     return finite(frame, column, "time")

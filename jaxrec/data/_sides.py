@@ -43,6 +43,12 @@ def fit_features(
     specs: Sequence[Feature], frame: pd.DataFrame, inherited: Sequence[FittedFeature]
 ) -> tuple[FittedFeature, ...]:
     by_feature = {each.feature: each for each in inherited}
+    fresh = [spec.column for spec in specs if spec not in by_feature]
+    if fresh and not len(frame):
+        raise ValueError(
+            f"No row with the features {', '.join(fresh)} is of the training part, so there is nothing to fit. See "
+            "whether the ids in the frame of features are those of the interactions."
+        )
     return tuple(
         by_feature[spec].extended(frame) if spec in by_feature else FittedFeature.fit(spec, frame) for spec in specs
     )

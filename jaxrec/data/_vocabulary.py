@@ -58,7 +58,7 @@ class Vocabulary:
         if kind is None:
             return self
         if not len(self):
-            return Vocabulary.fit(values)
+            return Vocabulary.fit(array)
         self._need(kind)
         new = _distinct(kind, array[self.encode(array) == 0])
         if not len(new):
