@@ -229,3 +229,31 @@ def test_leading_zeros_stay_where_they_are_asked_for(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="dtype= is for CSV"):
         data.read_table(tmp_path / "rows.jsonl", dtype={"item": str})
+
+
+def test_quotation_marks_of_tab_separated_files_are_text(tmp_path):
+    path = tmp_path / "titles.tsv"
+    path.write_text('item\ttitle\na\t"Heroes\nb\tHome\nc\t"Ran" again\n')
+    assert data.read_table(path)["title"].tolist() == ['"Heroes', "Home", '"Ran" again']
+    path.write_text('item\ttitle\na\t"one\ttwo"\n')
+    assert data.read_table(path, quoted=True)["title"].tolist() == ["one\ttwo"]
+    table = tmp_path / "titles.csv"
+    table.write_text('item,title\na,"one, two"\n')
+    assert data.read_table(table)["title"].tolist() == ["one, two"]
+    with pytest.raises(ValueError, match="quoted= is for CSV and tab-separated files"):
+        data.read_table(_written(tmp_path / "rows.jsonl", '{"item": 1}\n'), quoted=True)
+
+
+@pytest.mark.parametrize("kind", [str, "string", object])
+def test_ids_read_as_text_are_missing_only_where_the_cell_is_empty(tmp_path, kind):
+    path = _written(tmp_path / "rows.csv", "user,item,r\n1,NA,1\n2,null,\n3,,NA\n4,007,2\n")
+    read = data.read_table(path, dtype={"item": kind})
+    assert read["item"].isna().tolist() == [False, False, True, False]
+    assert read["item"].dropna().tolist() == ["NA", "null", "007"] and read["r"].isna().sum() == 2
+    kept = data.clean(read, data.Schema()).frame
+    assert kept["item"].tolist() == ["NA", "null", "007"]
+
+
+def _written(path, text):
+    path.write_text(text)
+    return path

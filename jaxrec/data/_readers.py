@@ -1,5 +1,6 @@
 """Readers for the files that people have. Each returns frames and the schema that fits them."""
 
+import csv
 import gzip
 import json
 import zlib
@@ -17,6 +18,11 @@ _GENRES_100K = (
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 
+_MISSING = [  # what pandas takes for a missing value
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+]  # fmt: skip
+
 
 class Frames(NamedTuple):
     """A domain as it was read."""
@@ -27,7 +33,7 @@ class Frames(NamedTuple):
     schema: Schema
 
 
-def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None, quoted: bool | None = None) -> pd.DataFrame:
     """A CSV (``.csv``), tab-separated (``.tsv``), Parquet (``.parquet``) or JSON-lines (``.jsonl``) file.
 
     Text files may be compressed (``.gz``). Parquet needs the extra ``data``.
@@ -35,20 +41,26 @@ def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None) -> p
     Args:
       path: of the file.
       dtype: of columns of a CSV or tab-separated file, by name. There a column of digits alone is read as integers,
-        ``012`` as 12: say ``dtype={"item": str}`` where leading zeros tell ids apart.
+        ``012`` as 12: say ``dtype={"item": str}`` where leading zeros tell ids apart. In columns read as text only an
+        empty cell is missing; in others ``NA``, ``null`` and the like are too.
+      quoted: of such files, whether a quotation mark opens a text that may hold separators and line ends. By default
+        in CSV files; in tab-separated ones marks are mostly parts of titles, and one without a partner would swallow
+        the lines up to the next.
 
     Raises:
-      ValueError: the suffix is none of these.
+      ValueError: the suffix is none of these, or an option is given for a file of another kind.
       FileNotFoundError: there is no such file.
     """
     path = _existing(path)
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    if kind == ".csv":
-        return pd.read_csv(path, dtype=dtype, low_memory=False)  # in pieces ids might be numbers here and text there
-    if kind == ".tsv":
-        return pd.read_csv(path, sep="\t", dtype=dtype, low_memory=False)
-    if dtype is not None and kind in (".parquet", ".jsonl"):
-        raise ValueError(f"dtype= is for CSV and tab-separated files: {path.name!r} says itself what its columns are.")
+    if kind in (".csv", ".tsv"):
+        quoted = kind == ".csv" if quoted is None else quoted
+        return _read_separated(path, "," if kind == ".csv" else "\t", dtype or {}, quoted)
+    for name, option in (("dtype", dtype), ("quoted", quoted)):
+        if option is not None and kind in (".parquet", ".jsonl"):
+            raise ValueError(
+                f"{name}= is for CSV and tab-separated files: {path.name!r} says itself what its columns are."
+            )
     if kind == ".parquet":
         return pd.read_parquet(path)
     if kind == ".jsonl":
@@ -57,6 +69,18 @@ def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None) -> p
         f"Expected a .csv, .tsv, .parquet or .jsonl file, got {path.name!r}. Read it with pandas: any DataFrame "
         "will do."
     )
+
+
+def _read_separated(path: Path, separator: str, dtype: Mapping[str, Any], quoted: bool) -> pd.DataFrame:
+    options: dict[str, Any] = {"sep": separator, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
+    text = [name for name, kind in dtype.items() if pd.api.types.is_string_dtype(pd.api.types.pandas_dtype(kind))]
+    if text:
+        header = pd.read_csv(path, nrows=0, **options).columns
+        options["na_values"] = {name: [""] if name in text else _MISSING for name in header}
+        options["keep_default_na"] = False
+    return pd.read_csv(
+        path, dtype=dtype, low_memory=False, **options
+    )  # in pieces ids might be numbers here, text there
 
 
 def read_movielens(folder: str | Path) -> Frames:
