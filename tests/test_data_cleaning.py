@@ -225,3 +225,23 @@ def test_two_columns_of_one_name_are_refused():
     for call in (lambda: data.clean(twice, SCHEMA), lambda: data.Encoder.fit(twice, SCHEMA)):
         with pytest.raises(ValueError, match="several columns 'i'. Rename or drop all but one"):
             call()
+
+
+def test_a_long_chain_of_the_k_core_is_peeled_link_by_link(monkeypatch):
+    # User n shares items n and n + 1 with neighbours; only the first falls at once, and each then pulls the next.
+    count = 400
+    number = np.repeat(np.arange(count), 2)
+    chain = pd.DataFrame({"u": number, "i": number + np.tile([0, 1], count)}).iloc[1:]
+    ring = pd.DataFrame({"u": [900, 900, 901, 901], "i": [900, 901, 900, 901]})
+    both = pd.concat([chain, ring], ignore_index=True)
+    looked_at = []
+    original = data.Interactions.rows_of
+    monkeypatch.setattr(
+        data.Interactions,
+        "rows_of",
+        lambda self, users: looked_at.append(len(found := original(self, users))) or looked_at.append(len(found[1]))
+        or found,
+    )  # fmt: skip
+    cleaned = data.clean(both, data.Schema(user="u", item="i"), min_user=2, min_item=2)
+    pd.testing.assert_frame_equal(cleaned.frame, both.iloc[-4:])
+    assert 0 < sum(looked_at) < 10 * len(both)

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from jaxrec._expect import one_of
+from jaxrec.data._counting import distinct
+from jaxrec.data._interactions import Interactions
 from jaxrec.data._schema import Schema, need_columns, numbers, times, weights
 from jaxrec.data._vocabulary import Vocabulary, check_exact
 
@@ -153,11 +155,20 @@ def _without_repetition(frame: pd.DataFrame, schema: Schema, pair: list[str], *,
 
 
 def _core(frame: pd.DataFrame, user: str, item: str, min_user: int, min_item: int) -> pd.DataFrame:
-    while len(frame):
-        few = (frame.groupby(user, observed=True)[user].transform("size") < min_user) | (
-            frame.groupby(item, observed=True)[item].transform("size") < min_item
-        )
-        if not few.any():
-            break
-        frame = frame[~few]
-    return frame
+    """Each round looks only at the rows of who has just become too few, so that a long chain takes no longer."""
+    of_user, of_item = ((pd.factorize(frame[name])[0] + 1).astype(np.int32) for name in (user, item))
+    pairs = Interactions(of_user, of_item, int(of_user.max(initial=0)) + 1, int(of_item.max(initial=0)) + 1)
+    sides = [(pairs, min_user), (pairs.turned(), min_item)]
+    counts = [side.user_count.copy() for side, _ in sides]
+    few = [np.flatnonzero(count < least) for count, (_, least) in zip(counts, sides, strict=True)]
+    left = np.ones(len(frame), bool)
+    while len(few[0]) or len(few[1]):
+        rows = np.concatenate([side.rows_of(each)[1] for each, (side, _) in zip(few, sides, strict=True)])
+        rows = distinct(rows[left[rows]])
+        left[rows] = False
+        for number, (side, least) in enumerate(sides):
+            touched, lost = np.unique(side.user[rows], return_counts=True)
+            enough = counts[number][touched] >= least
+            counts[number][touched] -= lost
+            few[number] = touched[enough & (counts[number][touched] < least)]
+    return frame[left]
