@@ -475,3 +475,12 @@ def test_weights_are_kept_where_rows_are_appended_to_themselves():
     assert rows.append(data.Interactions(one, one, 2, 2)).weight.tolist() == [3.0, 1.0]
     plain = data.Interactions(one, one, 2, 2)
     assert plain.append(plain).weight is None
+
+
+def test_a_list_of_labels_that_would_widen_all_rows_too_far_is_refused(monkeypatch):
+    monkeypatch.setattr("jaxrec.data._features._CODES", 40)
+    items = pd.DataFrame({"item": ["x", "y", "z"], "tags": [["a"], ["b"], [*"abcdefghijklmnop"]]})
+    schema = data.Schema(item_features=(data.Labels("tags"),))
+    with pytest.raises(ValueError, match="Row 2 has 16 labels in the column 'tags' .the mean is 6.0.*Keep the labels"):
+        data.Encoder.fit(TRAIN, schema, items=items)
+    data.Encoder.fit(TRAIN, schema, items=items.iloc[:2])

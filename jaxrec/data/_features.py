@@ -12,6 +12,8 @@ from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
 from jaxrec.data._vocabulary import Vocabulary
 
+_CODES = 2**30  # most numbers of one feature's codes, 4 GiB
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedFeature:
@@ -38,14 +40,14 @@ class FittedFeature:
         vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
         if len(vocabulary) < 2 and varies:
             raise ValueError(_constant(feature.column, str(vocabulary)))
-        return cls(feature, max(map(len, labels)), vocabulary=vocabulary)
+        return cls(feature, int(_lengths(feature, labels, frame).max()), vocabulary=vocabulary)
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
         """float32 ``[rows, width]``, or int32 codes ``[rows, most labels]`` padded with 0."""
         if not self.is_code:
             return self.measure(frame)[0]
         labels = _labels_of(self.feature, frame)
-        lengths = np.array([len(of_one) for of_one in labels], dtype=np.int64)
+        lengths = _lengths(self.feature, labels, frame)
         codes = np.zeros((len(labels), max(self.width, int(lengths.max(initial=0)))), np.int32)
         row = np.repeat(np.arange(len(labels)), lengths)
         column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -189,6 +191,21 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
         else:
             split.append(list(dict.fromkeys(cell)))
     return split
+
+
+def _lengths(feature: Feature, labels: list[list[Any]], frame: pd.DataFrame) -> np.ndarray:
+    """How many labels each row has. All rows are padded to the most, so a list by far too long is refused."""
+    lengths = np.array([len(of_one) for of_one in labels], dtype=np.int64)
+    most = int(lengths.max(initial=0))
+    if len(labels) * most > _CODES:
+        row = int(lengths.argmax())
+        raise ValueError(
+            f"Row {frame.index[row]!r} has {most} labels in the column {feature.column!r} (the mean is "
+            f"{lengths.mean():.1f}), and all {len(labels)} rows would be padded to as many, "
+            f"{4 * len(labels) * most / 2**30:.0f} GiB. Keep the labels that tell most in such "
+            "rows."
+        )
+    return lengths
 
 
 def _constant(column: str, value: str) -> str:
