@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.ranking._top_k import top_k
@@ -178,7 +179,7 @@ def _metric(name: str, scores: jax.Array, relevant: jax.Array, k: int, exclude: 
     if len(set(shapes.values())) > 1 or scores.ndim != 2:
         raise ValueError(f"Expected arrays [users, items] of one shape, got {shapes}. Give a row for each user.")
     unranked = jnp.isnan(scores) if exclude is None else jnp.isnan(scores) & ~exclude
-    if not isinstance(unranked, jax.core.Tracer) and unranked.any():
+    if not isinstance(unranked, Tracer) and unranked.any():
         raise ValueError(
             f"{int(unranked.sum())} scores are NaN, so these items have no rank. Look for NaN in the model, or "
             "exclude them."
