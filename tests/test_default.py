@@ -309,6 +309,25 @@ def test_neighbours_are_by_the_one_feature_that_the_others_dilute(monkeypatch):
     assert "Nearest neighbours by group alone make up" in cold.explanation
 
 
+def test_plays_of_one_pair_are_held_out_together(monkeypatch):
+    """Ten plays of each pair rank as one does: none of what is held out has been met."""
+    monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
+    monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4,))
+    monkeypatch.setattr("jaxrec.coldstart._default._FOLDS", ((1.0, 1.0, 1.0),))
+    rng = np.random.default_rng(0)
+    once = pd.DataFrame({"user": np.repeat(np.arange(210), 8), "item": rng.integers(0, 40, 1680)}).drop_duplicates()
+    plays = pd.concat([once] * 10, ignore_index=True)
+    trials = jaxrec.ColdStart(data.Schema(), seconds=1e-3).fit(plays).trials
+    assert {"known", "new users, 1 and 5 interactions"} <= set(trials.columns) and trials.notna().all(axis=None)
+
+    def nothing(*_, ks, **__):
+        return {f"ndcg@{ks[0]}": float("nan")}
+
+    monkeypatch.setattr("jaxrec.evaluation.evaluate", nothing)
+    with refuses(ValueError, "The task 'known' has no ndcg@20"):
+        jaxrec.ColdStart(data.Schema(), seconds=1e-3).fit(once)
+
+
 def test_the_default_takes_weights_and_items_without_a_row(monkeypatch):
     monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
     monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))

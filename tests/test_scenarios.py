@@ -25,6 +25,7 @@ from jaxrec.scenarios._options import Options
 from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method
 from jaxrec.scenarios._scenario import Verdict
 from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles, settle
+from jaxrec.scenarios._splits import _revealed, distinct_so_far
 
 EVIL = "<script>alert('$x')"
 NAMES = ("cross_domain", "cross_platform", "long_tail", "new_item", "new_user")
@@ -123,6 +124,39 @@ def test_splits_lose_no_row_and_do_not_leak(results, planted, name):
         assert set(splits.warm[column]) <= set(splits.train[column])
     trained = results[name].recommender.trained
     assert trained.user_count.sum() <= len(splits.train) + len(planted.source.interactions)
+
+
+def pairs_of(rows):
+    return set(zip(rows["user"], rows["item"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["long_tail", "new_user"])
+def test_plays_of_one_pair_are_held_out_together(asked, planted, name):
+    rows = planted.target.interactions
+    plays = pd.concat([rows.assign(time=rows["time"] + number) for number in range(10)], ignore_index=True)
+    question, methods, _ = asked(name, planted.target._replace(interactions=plays), **SMALL)
+    splits = question.splits
+    assert sorted(pd.concat(splits).index) == list(plays.index)
+    found = [pairs_of(part) for part in splits]
+    assert sum(map(len, found)) == len(set.union(*found)) == len(pairs_of(plays))
+    popular = Fitted(methods[0].fit(None))
+    for part in (splits.validation, splits.warm_validation, splits.warm):
+        report = question.report(popular, part)
+        assert np.isfinite(report["ndcg@10"]) and not report.left_out["excluded, having been seen"]
+
+
+def test_what_is_shown_of_a_newcomer_are_so_many_distinct_items():
+    rows = pd.DataFrame({"user": 1, "item": list("aabacbdcd"), "time": range(9)})
+    shown, rest = _revealed(rows, "user", data.Schema(time="time"), 2, seed=0)
+    assert list(shown["item"]) == list("aabab") and list(rest["item"]) == list("cdcd")
+    assert list(distinct_so_far(shown, data.Schema(), "user")) == [1, 1, 2, 2, 2]
+
+
+def test_a_method_without_a_figure_is_refused(asked, planted, monkeypatch):
+    question, methods, told = asked("new_user", planted.target, **SMALL)
+    monkeypatch.setattr("jaxrec.scenarios._settle.Question.report", lambda *_, **__: {"ndcg@10": float("nan")})
+    with refuses(ValueError, "popularity has no ndcg@10 on validation: nan for new users"):
+        settle(question, methods, told)
 
 
 def test_rare_items_are_the_tail(results):

@@ -227,7 +227,9 @@ class _Search:
             cold_user[rng.permutation(len(ids_user))[: int(_HELD_OUT * len(ids_user))]] = True
         of_cold_item, of_cold_user = cold_item[group_item], cold_user[group_user]
         known = ~of_cold_item & ~of_cold_user
-        apart = known & (rng.random(len(interactions)) < _HELD_OUT)
+        # Pairs and not rows: a held-out play of what training has seen would be no candidate.
+        pair = interactions.groupby([user, item], sort=False, observed=True).ngroup().to_numpy()
+        apart = known & (rng.random(pair.max() + 1)[pair] < _HELD_OUT)
         train = interactions[known & ~apart]
         warm = train[item].unique()
         tasks = [_Task("known", _within(interactions[apart], {user: train[user].unique(), item: warm}), warm)]
@@ -239,7 +241,7 @@ class _Search:
             tasks.append(_Task("all items", _within(pd.concat([rows, tasks[0].rows]), {user: both}), every))
         if cold_user.any():
             rows = _within(interactions[of_cold_user & ~of_cold_item], {item: warm})
-            rows = rows.iloc[rng.permutation(len(rows))]
+            rows = rows.iloc[rng.permutation(len(rows))].drop_duplicates([user, item])
             place = rows.groupby(user).cumcount()
             if self.schema.user_features:
                 tasks.append(_Task("new users", rows, warm))
@@ -268,7 +270,13 @@ class _Search:
         k = min(20, len(task.candidates))
         name = f"ndcg@{k}"
         options: dict[str, Any] = {"ks": (k,), "candidates": task.candidates, "exclude": exclude, "draws": 1}
-        return float(evaluation.evaluate(recommender, task.rows, **options)[name])
+        value = float(evaluation.evaluate(recommender, task.rows, **options)[name])
+        if np.isnan(value):  # every comparison with it is False, so that the first setting would win
+            raise ValueError(
+                f"The task {task.name!r} has no {name}: no held-out item is a candidate of its user. Give more "
+                "interactions, or another seed=."
+            )
+        return value
 
     def _try(self, inner: Any, setting: _Setting, folds: tuple[_Fold, ...]) -> tuple[_Setting, Recommender]:
         """Trains once, and folds in by the best of ``folds``. Adds a trial."""

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 
 from jaxrec._recommender import Recommender
-from jaxrec.data import Dataset, Frames, encode, split_random
+from jaxrec.data import Dataset, Frames, Parts, encode
 from jaxrec.models import TwoTower
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
-from jaxrec.scenarios._splits import as_parts, hold_out
+from jaxrec.scenarios._splits import as_parts, hold_out, split_pairs
 from jaxrec.train import fit
 from jaxrec.transfer import adapt
 
@@ -70,7 +70,7 @@ def cross_platform(
         target.interactions, schema, side="user", most=max(shots), validation=validation, test=test, seed=seed
     )
     training: dict[str, Any] = {"epochs": epochs, "seed": seed, "progress": False}
-    rows = split_random(source.interactions, validation=0.1, test=0.0, seed=seed)
+    rows = Parts(*split_pairs(source.interactions, source.schema, share=0.1, seed=seed), None)
     rich = encode(rows, source.schema, users=source.users, items=source.items)
     model = TwoTower.for_data(rich.train, dim=dim, **_TOWERS)
 

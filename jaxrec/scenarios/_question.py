@@ -14,7 +14,7 @@ from jaxrec._types import Folding, ImplicitSquares
 from jaxrec.coldstart import add, or_popular, popularity
 from jaxrec.data import Dataset, Schema
 from jaxrec.evaluation import Report, evaluate
-from jaxrec.scenarios._splits import Splits
+from jaxrec.scenarios._splits import Splits, distinct_so_far
 from jaxrec.train import fit_als, fit_content_knn, fit_ease, fit_item_knn
 
 
@@ -101,7 +101,7 @@ class Question:
         column = self.schema.user if self.side == "user" else self.schema.item
         shown = self.splits.shown
         shown = shown[shown[column].isin((rows if among is None else among)[column])]
-        known = shown[shown.groupby(column).cumcount() < shot]
+        known = shown[distinct_so_far(shown, self.schema, column) <= shot]
         hidden = shown if seen is None else pd.concat([shown, seen])  # the same candidates whatever is known
         recommender = fitted.recommender
         if len(known):

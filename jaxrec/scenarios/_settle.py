@@ -68,6 +68,11 @@ def settle(
             first = float(np.mean([report[question.metric] for report in reports.values()]))
             rest = question.report(fitted, others)[question.metric]
             value = (first + rest) / 2
+            if np.isnan(value):  # every comparison with it is False, so that the first method would win
+                raise ValueError(
+                    f"{method.name} has no {question.metric} on validation: {first} for {question.who}, {rest} for "
+                    f"{told.rest}. No held-out item is a candidate of its user; give more rows, or hold out more."
+                )
             words = "" if setting is None else str(setting)
             trials.append((method.name, _role(method), words, time.perf_counter() - begin, value, first, rest))
             if method.name not in best or value > best[method.name].value:

@@ -31,14 +31,14 @@ def hold_out(
     test: float,
     seed: int,
 ) -> Splits:
-    """Whole users (items), and 15 % of the others' rows, two of three for the test.
+    """Whole users (items), and 15 % of the others' pairs of user and item, two of three for the test.
 
     Args:
       rows: of the target.
       schema: names the columns.
       side: who is held out.
       among: ids of those who may be; by default everyone.
-      most: interactions of a newcomer that are shown at most; never more than half of what there is.
+      most: distinct pairs of a newcomer that are shown at most; never more than half of what there is.
       validation: share of the newcomers.
       test: likewise.
       seed: of what is held out, and of the order in which it is shown where there is no time.
@@ -49,19 +49,29 @@ def hold_out(
     parts = split(rows[inside], schema, validation=validation, test=test, seed=seed)
     assert parts.validation is not None and parts.test is not None
     train, apart = some_apart(pd.concat([parts.train, rows[~inside]]), schema, share=0.15, seed=seed)
-    halves = split_random(apart, validation=0.0, test=2 / 3, seed=seed)
-    assert halves.test is not None
+    warm_validation, warm = split_pairs(apart, schema, share=2 / 3, seed=seed)
     (first, chooses), (second, judges) = (_revealed(part, column, schema, most, seed) for part in parts[1:])
-    return Splits(train, chooses, judges, pd.concat([first, second]), halves.test, halves.train)
+    return Splits(train, chooses, judges, pd.concat([first, second]), warm, warm_validation)
+
+
+def split_pairs(rows: pd.DataFrame, schema: Schema, *, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows without and with a share of the distinct pairs of user and item, at random.
+
+    All rows of a pair go together: a held-out play of what training has seen would be no candidate.
+    """
+    pair = rows.groupby([schema.user, schema.item], sort=False, observed=True).ngroup().to_numpy()
+    numbers = pd.DataFrame({"pair": np.arange(pair.max() + 1)})
+    chosen = split_random(numbers, validation=0.0, test=share, seed=seed).test
+    assert chosen is not None
+    apart = np.isin(pair, chosen["pair"])
+    return rows[~apart], rows[apart]
 
 
 def some_apart(rows: pd.DataFrame, schema: Schema, *, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows without and with a share of them, whose users and items all keep another row."""
-    parts = split_random(rows, validation=0.0, test=share, seed=seed)
-    assert parts.test is not None
-    apart = parts.test
+    """The rows without and with a share of their pairs, whose users and items all keep another row."""
+    train, apart = split_pairs(rows, schema, share=share, seed=seed)
     for column in (schema.user, schema.item):
-        apart = apart[apart[column].isin(parts.train[column])]
+        apart = apart[apart[column].isin(train[column])]
     return rows[~rows.index.isin(apart.index)], apart
 
 
@@ -72,9 +82,17 @@ def _revealed(
     if schema.time is not None:
         order = order[np.argsort(times(rows, schema.time)[order], kind="stable")]
     rows = rows.iloc[order]
-    place, size = (getattr(rows.groupby(column)[column], way) for way in ("cumcount", "transform"))
-    first = (place() < np.minimum(most, size("size") // 2)).to_numpy()
+    number = distinct_so_far(rows, schema, column)  # of the pair, at its first row
+    pairs = rows.groupby([schema.user, schema.item], sort=False, observed=True).ngroup()
+    first = number.groupby(pairs).transform("first") <= np.minimum(
+        most, number.groupby(rows[column]).transform("max") // 2
+    )
     return rows[first], rows[~first]
+
+
+def distinct_so_far(rows: pd.DataFrame, schema: Schema, column: str | None) -> pd.Series:
+    """By row: how many distinct pairs its user (item) has in the rows up to it, itself included."""
+    return (~rows.duplicated([schema.user, schema.item])).groupby(rows[column]).cumsum()
 
 
 def as_parts(splits: Splits) -> Parts:

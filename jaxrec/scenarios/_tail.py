@@ -9,14 +9,14 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import add
-from jaxrec.data import Dataset, Encoder, Frames, Parts, encode, split_random
+from jaxrec.data import Dataset, Encoder, Frames, Parts, encode
 from jaxrec.evaluation import Report
 from jaxrec.scenarios._mixed import mixtures
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Fitted, Method, Question, Squares, baselines, factoriser, of_history
 from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
-from jaxrec.scenarios._splits import Splits, as_parts, some_apart
+from jaxrec.scenarios._splits import Splits, as_parts, some_apart, split_pairs
 
 _SQUARES = tuple(setting for setting in SQUARES if not setting.softmax)  # nobody is new
 
@@ -71,9 +71,9 @@ def long_tail(
     train, apart = some_apart(rows, schema, share=validation + test, seed=seed)
     popularity = per_id(train[schema.item]).sort_index().sort_values(ascending=False, kind="stable")
     rare = set(popularity.index[len(popularity) - round(len(popularity) * tail) :])
-    halves = split_random(apart, validation=0.0, test=test / (validation + test), seed=seed)
+    halves = split_pairs(apart, schema, share=test / (validation + test), seed=seed)
     parts = {}
-    for name, part in (("validation", halves.train), ("test", halves.test)):
+    for name, part in zip(("validation", "test"), halves, strict=True):
         inside = part[schema.item].isin(rare)
         parts[name], parts[f"{name} head"] = part[inside], part[~inside]
         if parts[name].empty or parts[f"{name} head"].empty:
