@@ -15,7 +15,7 @@ from conftest import encoded
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _tree, coldstart, data, models
+from jaxrec import _tree, coldstart, data, models, train
 from jaxrec.coldstart._episodes import Episodes, pool_of
 from jaxrec.coldstart._inner import TaskLoss, Tasks
 from jaxrec.coldstart._meta import _losses
@@ -371,6 +371,24 @@ def test_ratings_are_adapted_to_without_negatives_block_by_block(rated_parts, mo
             np.testing.assert_allclose(copy, leaf.reshape(-1), rtol=1e-4, atol=1e-5)
     report = jaxrec.evaluate(mine, rated_parts.test, draws=1)
     assert 0 < report["rmse"] < 2
+
+
+def test_interactions_count_by_their_weights_when_adapted_to(rated_parts):
+    dataset = rated_parts.train
+    model = models.NeuMF.for_data(dataset, dim=0, mlp_dim=4, hidden=(5,), link="identity")
+    weight = np.random.default_rng(0).uniform(0.2, 3.0, len(dataset)).astype(np.float32)
+    seen = dataclasses.replace(dataset.interactions, weight=weight)
+    recommender = train.Recommender(model, model.init(jax.random.key(0)), dataset.encoder, seen, len(seen))
+    inner = coldstart.InnerLoop(personal=("mlp/*",), rate=0.5, steps=1, support=4)
+    mine = coldstart.personalise(recommender, inner)
+    user = int(seen.user[0])
+    rows = np.flatnonzero(seen.user == user)[-4:]
+    support = Batch(user=seen.user[rows], item=seen.item[rows][:, None], target=seen.value[rows], weight=weight[rows])
+    adapted = dataclasses.replace(inner, loss="mse").adapt(model, recommender.params, support, recommender.features)
+    row = mine.encoder.features.user_codes["personal row"][user, 0]
+    for path, leaf in _tree.flatten(adapted["mlp"]).items():
+        copy = _tree.get(mine.params["personal"]["mlp"], path)[row]
+        np.testing.assert_allclose(copy, leaf.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
 ITEM_LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=8, side="item")

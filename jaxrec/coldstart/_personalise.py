@@ -69,7 +69,7 @@ def personalise(
     recommender, rows = _with_rows(recommender, chosen)
     model = _personalised(recommender)
     seen = recommender.seen
-    data = Dataset(recommender.encoder, seen.user, seen.item, seen.value)
+    data = Dataset(recommender.encoder, seen.user, seen.item, seen.value, seen.weight)
     inner, _ = inner.chosen(model.base, data)
     pool = pool_of(recommender.trained, side)
     start = model.unwrap(recommender.params)
