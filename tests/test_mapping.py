@@ -18,6 +18,7 @@ from jaxrec import _tree, coldstart, data, models, optim, train
 from jaxrec.coldstart import _dropoutnet, _heater, _mapping
 from jaxrec.coldstart._ridge import _GRID, ridge
 from jaxrec.models import _base
+from jaxrec.ranking._vectors import user_vectors as ranking_vectors
 
 FAST = optim.row_sparse(optax.adam(0.01))
 COLD = FEATURES._replace(user_row=jnp.zeros_like(FEATURES.user_row), item_row=jnp.zeros_like(FEATURES.item_row))
@@ -293,6 +294,26 @@ def test_the_second_side_is_mapped_by_a_second_call(cold, backbone):
     np.testing.assert_array_equal(_vectors(both, "item"), _vectors(items, "item"))
     alone = coldstart.map_content(backbone, cold.train, side="user")
     np.testing.assert_array_equal(_vectors(both, "user"), _vectors(alone, "user"))
+
+
+@pytest.mark.parametrize("kind", ["ridge", "mlp"])
+def test_a_map_folds_in_as_the_backbone_does_and_keeps_what_was_added_since(kind, cold, backbone):
+    options = {"kind": kind, "epochs": 1, "batch_size": 512, "hidden": ()} if kind == "mlp" else {}
+    known = cold.train.encoder
+    items = known.items.decode(np.flatnonzero(known.features.item_row)[:3])  # the others' vectors are what is mapped
+    touched = pd.DataFrame({"user": known.users.ids[[0, 0, 1]], "item": items, "time": 0})
+    own = coldstart.add(backbone, interactions=touched)
+    mapped = coldstart.map_content(own, cold.train, **options)
+    assert mapped.folding == backbone.folding and mapped.folding is not None
+    assert mapped.num_trained == backbone.num_trained and mapped.seen == own.seen
+    trained = np.flatnonzero(known.features.user_row)[:9]
+    ours, theirs = (np.asarray(ranking_vectors(each, trained)) for each in (mapped, own))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_that_others_were_added_to_is_not_mapped(cold, backbone):
+    with refuses(ValueError, "knows 1 users and 0 items that the training part does not, as after coldstart.add"):
+        coldstart.map_content(coldstart.add(backbone, users=[-1]), cold.train)
 
 
 def test_a_biased_backbone_keeps_its_biases(cold):

@@ -34,8 +34,8 @@ def map_content(
     r"""Cold users or items get the vector that their content is mapped to; trained ones keep the backbone's.
 
     The map is learned on the side's trained entities with content, each counting as one. Whoever has no content gets
-    the mean of the trained vectors. What the backbone says of trained users and items stays as it was. To map both
-    sides, call it again on the result.
+    the mean of the trained vectors. What the backbone says of trained users and items stays as it was, and so does how
+    it folds interactions in. To map both sides, call it again on the result.
 
     Args:
       backbone: from ``fit``, ``fit_als``, or this function for the other side: any whose scores are inner products.
@@ -56,8 +56,8 @@ def map_content(
       of the ridge with each entity left out, beside ``l2``; of the perceptron in units of the vectors' variance.
 
     Raises:
-      ValueError: the side has no features, no trained entity has content, the backbone does not factorise or does not
-        fit the data, or an option belongs to the other kind.
+      ValueError: the side has no features, no trained entity has content, the backbone does not factorise, does not
+        fit the data or knows users or items that ``train`` does not, or an option belongs to the other kind.
 
     References:
       Gantner et al., Learning attribute-to-feature mappings for cold-start recommendations, ICDM 2010 (the maps that
@@ -66,6 +66,7 @@ def map_content(
     one_of(side, ("user", "item"), "side")
     one_of(kind, ("ridge", "mlp"), "kind")
     check(backbone, train)
+    _need_nobody_added(backbone, train)
     need_features(train, side, "map_content")
     if kind == "ridge":
         if hidden is not None or code_dim is not None or options:
@@ -86,7 +87,27 @@ def map_content(
     frozen = tuple(f"{name}/*" for name in params if name != side)
     options = {"optimizer": OPTIMIZER} | options
     fitted = fit(training, rows, loss=penalty_alone, params=params, freeze=frozen, seed=seed, **options)
-    return dataclasses.replace(fitted, model=model, seen=train.interactions)
+    return fitted.replace(model=model, **_kept(backbone, train))
+
+
+def _need_nobody_added(backbone: Recommender, train: Dataset) -> None:
+    ours, theirs = backbone.encoder, train.encoder
+    users, items = len(ours.users) - len(theirs.users), len(ours.items) - len(theirs.items)
+    if users or items:
+        raise ValueError(
+            f"The backbone knows {users} users and {items} items that the training part does not, as after "
+            "coldstart.add, and they would be lost. Map the backbone from before, and add them to the result."
+        )
+
+
+def _kept(backbone: Recommender, train: Dataset) -> dict[str, Any]:
+    """What a recommender over the backbone has in common with it; interactions since its training are some of it."""
+    features = train.features
+    return {
+        "seen": backbone.seen.sized(len(features.user_row), len(features.item_row)),
+        "num_trained": backbone.num_trained,
+        "folding": backbone.folding,
+    }
 
 
 def _with_map(
@@ -130,8 +151,8 @@ def _map_by_ridge(backbone: Recommender, train: Dataset, side: Side, l2: float |
     params[side]["mlp"]["0"]["kernel"] = jnp.asarray(np.concatenate(kernel), jnp.float32)
     params[side]["bias"] = jnp.asarray((found.intercept - mean) / deviation, jnp.float32)
     row_of_log = {"epoch": 1, "loss": found.error, "l2": found.l2, "seconds": time.perf_counter() - start}
-    seen = train.interactions
-    return Recommender(model, params, train.encoder, seen, len(seen), link=backbone.link, log=(row_of_log,))
+    kept = _kept(backbone, train)
+    return Recommender(model, params, train.encoder, **kept, link=backbone.link, log=(row_of_log,))
 
 
 def content_inputs(train: Dataset, side: Side, entities: np.ndarray) -> dict[str, np.ndarray]:

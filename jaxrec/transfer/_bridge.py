@@ -58,8 +58,7 @@ def emcdr(
     kinds: dict[str, Literal["ridge", "mlp"]] = {"linear": "ridge", "mlp": "mlp"}
     if kind == "mlp":
         train = of_shared(train)
-    found = map_content(target, train, side="user", kind=kinds[kind], l2=l2, seed=seed, **options)
-    return found.replace(seen=target.seen, num_trained=target.num_trained, folding=target.folding)
+    return map_content(target, train, side="user", kind=kinds[kind], l2=l2, seed=seed, **options)
 
 
 def ptupcdr(
