@@ -122,7 +122,7 @@ class Recommender:
         of = operator.attrgetter("num_trained", "folding")
         if "prior" in self.__dict__ and new.params is self.params and of(new) == of(self):
             new.__dict__["prior"] = self.prior
-        if "parts" in self.__dict__ and isinstance(self.model, Mixture) and isinstance(new.model, Mixture):
+        if self.__dict__.get("parts") and isinstance(new.model, Mixture) and len(new.model.parts) == len(self.parts):
             names = ("encoder", "seen", "num_trained", "mesh", "folding")
             shared = {name: getattr(new, name) for name in names}
             new.__dict__["parts"] = tuple(

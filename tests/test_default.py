@@ -64,6 +64,18 @@ def test_new_users_are_folded_in_as_the_part_alone_does(two, tmp_path):
         np.testing.assert_allclose(other.score, lists[0].score, rtol=1e-5)
 
 
+def test_a_mixture_of_a_mixture_folds_in_as_its_part_does(two):
+    inner = coldstart.mix(two, WEIGHT)
+    outer = coldstart.mix([inner], [[1.0, 1.0, 1.0]])
+    assert outer.folding == two[0].folding is not None
+    touched = pd.DataFrame({"user": [9_999] * 2, "item": two[0].encoder.items.ids[:2], "time": [0, 1]})
+    lists = [jaxrec.recommend(each, [9_999], interactions=touched, k=5) for each in (inner, outer)]
+    pd.testing.assert_frame_equal(*lists)
+    other = dataclasses.replace(two[0].folding, item=coldstart.ImplicitSquares(0.0, 9.0))
+    with refuses(ValueError, "Expected parts that fold interactions in alike"):
+        coldstart.mix([inner, two[0].replace(folding=other)], WEIGHT)
+
+
 BY_USER = np.arange(1.0, 19.0).reshape(2, 3, 3) * [[[1.0]], [[-0.3]]]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._recommender import Recommender
+from jaxrec._types import Folding
 from jaxrec.models import Mixture
 
 
@@ -58,7 +59,7 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
         raise ValueError("Expected users for a gate that looks at them. Name the user column in the schema.")
     if few < 1:
         raise ValueError(f"Expected few >= 1, got {few}.")
-    foldings = {part.folding for part in parts if part.factorises and not part.derived and not part.pooled_history}
+    foldings = {folding for part in parts for folding in _foldings(part)}
     if len(foldings) > 1:
         raise ValueError(
             f"Expected parts that fold interactions in alike, got {', '.join(sorted(map(str, foldings)))}. Give "
@@ -79,3 +80,11 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
         folding=foldings.pop() if foldings else None,
         log=(),
     )
+
+
+def _foldings(recommender: Recommender) -> set[Folding | None]:
+    """By what a recommender, or each part of a mixture, folds interactions in; None is a softmax."""
+    if recommender.parts:
+        return {folding for part in recommender.parts for folding in _foldings(part)}
+    folds = recommender.factorises and not recommender.derived and not recommender.pooled_history
+    return {recommender.folding} if folds else set()
