@@ -76,6 +76,20 @@ def test_a_mixture_of_a_mixture_folds_in_as_its_part_does(two):
         coldstart.mix([inner, two[0].replace(folding=other)], WEIGHT)
 
 
+def test_popularity_beside_least_squares_folds_nothing_in(two, parts):
+    """Whoever comes with interactions is folded into the factorization, while the counts stay what they are."""
+    both, often = coldstart.or_popular(two[0], parts.train), coldstart.popularity(parts.train)
+    assert both.folding == two[0].folding
+    mixed = coldstart.mix([two[0], often], [[1.0] * 3, [0.01] * 3])
+    touched = pd.DataFrame({"user": [9_999] * 2, "item": two[0].encoder.items.ids[:2], "time": [0, 1]})
+    pairs = pd.DataFrame({"user": 9_999, "item": two[0].encoder.items.ids[:9]})
+    found, first, second = (
+        jaxrec.predict(coldstart.add(each, interactions=touched), pairs) for each in (mixed, two[0], often)
+    )
+    np.testing.assert_allclose(found, first + 0.01 * second, rtol=1e-4, atol=1e-5)
+    assert np.ptp(second) > 0
+
+
 BY_USER = np.arange(1.0, 19.0).reshape(2, 3, 3) * [[[1.0]], [[-0.3]]]
 
 

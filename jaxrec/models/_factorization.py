@@ -141,6 +141,11 @@ class Popularity:
     def unknown(self) -> Literal["mean", "zero"]:
         return "zero"
 
+    @property
+    def derived(self) -> bool:
+        """Counts are of one domain's rows, and nobody is folded into them."""
+        return True
+
     def init(self, key: Key[jax.Array, ""]) -> Params:
         return {"item": {"count": jnp.zeros((self.item_rows, 1), jnp.float32)}}
 
