@@ -288,6 +288,21 @@ def _vectors(recommender, side):
     return np.asarray(user_vectors(recommender.model, recommender.params, batch, features))
 
 
+def test_a_number_that_is_nought_is_content_and_one_that_is_missing_is_not():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": rng.integers(0, 30, 300), "item": rng.integers(0, 20, 300)})
+    items = pd.DataFrame({"item": np.arange(20), "number": np.where(np.arange(20) < 5, 0.0, np.arange(20))})
+    items.loc[19, "number"] = np.nan
+    schema = data.Schema(item_features=(data.Numeric("number", scale=None),))
+    dataset = data.encode(data.Parts(rows, None, None), schema, items=items).train
+    content = models.BackboneTowers.for_data(dataset, dim=2, item=models.ContentMap()).content("item")
+    index = jnp.asarray(dataset.encoder.items.encode(np.arange(20)))
+    known = np.asarray(content.described(index, jax.tree.map(jnp.asarray, dataset.features)))
+    assert known.tolist() == [True] * 19 + [False]
+    older = dataset.features._replace(item_present=None)  # what stands at 0 cannot be told from nothing
+    assert np.asarray(content.described(index, jax.tree.map(jnp.asarray, older))).sum() == 14
+
+
 def test_the_second_side_is_mapped_by_a_second_call(cold, backbone):
     items = coldstart.map_content(backbone, cold.train)
     both = coldstart.map_content(items, cold.train, side="user")
@@ -474,6 +489,7 @@ def test_data_without_features_is_refused(cold, backbone):
             getattr(coldstart, name)(backbone, bare)
     same = cold.train.features._replace(
         item_dense=np.zeros_like(cold.train.features.item_dense),
+        item_present=np.zeros_like(cold.train.features.item_present),
         item_codes={name: np.zeros_like(codes) for name, codes in cold.train.features.item_codes.items()},
     )
     empty = dataclasses.replace(cold.train, encoder=dataclasses.replace(cold.train.encoder, features=same))

@@ -151,10 +151,16 @@ class Content:
         return (self._code(name, index, features) > 0).astype(jnp.float32)
 
     def described(self, index: Int32[jax.Array, "*index"], features: Features) -> Bool[jax.Array, "*index"]:
-        """Whether anything is known of an entity: some feature differs from those of the unknown, index 0."""
+        """Whether anything is known of an entity.
+
+        Without ``Features.*_present``, as in an encoder of an older version, a number is known that differs from the
+        unknown's, index 0; one that is the same is then taken for unknown.
+        """
         known = jnp.zeros(index.shape, bool)
-        dense = features.user_dense if self.side == "user" else features.item_dense
-        if self.dense and dense is not None:
+        dense, present = (getattr(features, f"{self.side}_{what}") for what in ("dense", "present"))
+        if self.dense and present is not None:
+            known |= take(present, index).any(axis=-1)
+        elif self.dense and dense is not None:
             values = take(dense, index)
             known |= (values != jnp.asarray(dense)[0].reshape((1,) * index.ndim + (-1,))).any(axis=-1)
         for name, _ in self.codes:
