@@ -354,6 +354,33 @@ def test_plays_of_one_pair_are_held_out_together(monkeypatch):
         jaxrec.ColdStart(data.Schema(), seconds=1e-3).fit(once)
 
 
+class Reached(Exception):
+    """Training would begin."""
+
+
+def test_a_feature_that_is_constant_in_the_rest_stops_nothing(monkeypatch):
+    """The only item with an award is held out whole; of ratings, its only row."""
+
+    def reached(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr("jaxrec.coldstart._default.fit_als", reached)
+    monkeypatch.setattr("jaxrec.coldstart._default.fit", reached)
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": np.arange(1200) % 120, "item": rng.integers(0, 210, 1200)})
+    rows["stars"] = rng.integers(1, 6, len(rows))
+    ids = rows["item"].unique()
+    alone = data.split_random(rows, validation=0.1, test=0.0, seed=0).validation.index[0]
+    rated = rows.assign(item=rows["item"].where(rows.index != alone, 999))
+    first = ids[np.random.default_rng(0).permutation(len(ids))[0]]
+    for frame, item, target in ((rows, first, None), (rated, 999, "stars")):
+        items = pd.DataFrame({"item": [*range(210), 999]})
+        items["award"] = (items["item"] == item).astype(float)
+        schema = data.Schema(target=target, item_features=(data.Numeric("award"),))
+        with pytest.raises(Reached):
+            jaxrec.ColdStart(schema).fit(frame, items=items)
+
+
 def test_the_default_takes_weights_and_items_without_a_row(monkeypatch):
     monkeypatch.setattr("jaxrec.coldstart._default._SETTINGS", ((0.3, 0.01),))
     monkeypatch.setattr("jaxrec.coldstart._default._WIDTHS", (4, 4))

@@ -13,6 +13,7 @@ from jaxrec._add import add
 from jaxrec._recommender import Recommender
 from jaxrec._types import Folding, ImplicitSquares
 from jaxrec.coldstart._mix import mix
+from jaxrec.coldstart._part import encode_part
 from jaxrec.data import Parts, Schema, encode, split_random
 from jaxrec.data._schema import need_columns
 from jaxrec.models import MatrixFactorization, TwoTower
@@ -156,12 +157,12 @@ class ColdStart:
 
     def _fit_target(self, interactions: pd.DataFrame, users: pd.DataFrame | None, items: pd.DataFrame | None) -> None:
         parts = split_random(interactions, validation=_HELD_OUT, test=0.0, seed=self._seed)
-        found = encode(parts, self._schema, users=users, items=items)
+        whole = encode(Parts(interactions, None, None), self._schema, users=users, items=items).train
+        found = encode_part(parts, whole.encoder, users=users, items=items)
         features = bool(self._schema.user_features or self._schema.item_features)
         model = (TwoTower if features else MatrixFactorization).for_data(found.train)
         self.trials = fit(model, found.train, validation=found.validation, seed=self._seed).history
         error, epochs = self.trials["rmse"].min(), int(self.trials["epoch"][self.trials["rmse"].argmin()])
-        whole = encode(Parts(interactions, None, None), self._schema, users=users, items=items).train
         self._recommender = fit(type(model).for_data(whole), whole, epochs=epochs, seed=self._seed)
         self.explanation = (
             f"The data has a target ({self._schema.target}), so a {type(model).__name__} was trained on nine tenths of "
@@ -191,8 +192,8 @@ class _Search:
 
     def run(self, interactions: pd.DataFrame) -> None:
         train, self.tasks = self._held_out(interactions)
-        inner = encode(Parts(train, None, None), self.schema, users=self.users, items=self.items).train
         whole = encode(Parts(interactions, None, None), self.schema, users=self.users, items=self.items).train
+        inner = encode_part(Parts(train, None, None), whole.encoder, users=self.users, items=self.items).train
         setting, best = self._factorization(inner)
         recommender = self._als(whole, setting)
         if self.schema.item_features:

@@ -1,7 +1,6 @@
 """The scenario of rare items: do features, or the head's experience, help those with few interactions?"""
 
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from jaxrec._recommender import Recommender
 from jaxrec.coldstart import add
+from jaxrec.coldstart._part import encode_part
 from jaxrec.data import Dataset, Encoder, Frames, Parts, encode
 from jaxrec.evaluation import Report
 from jaxrec.scenarios._mixed import mixtures
@@ -129,14 +129,11 @@ class _Tail:
         """With all users and items of the frame known, whatever is trained on."""
         held_out = pd.concat([self.splits.train, as_parts(self.splits).test])
         parts = Parts(train, self.splits.validation, held_out)
-        frames, whole = self.frames, self._whole
-        with warnings.catch_warnings():  # the whole is no other domain, whose items should not be listed
-            warnings.filterwarnings("ignore", message=".*belong to the source domain", category=UserWarning)
-            return encode(parts, frames.schema, users=frames.users, items=frames.items, like=whole).train
+        return encode_part(parts, self._whole, users=self.frames.users, items=self.frames.items).train
 
     @functools.cached_property
     def _whole(self) -> Encoder:
-        """Of the whole training part: of a part of it a feature may be constant."""
+        """Of the whole training part."""
         frames = self.frames
         return encode(as_parts(self.splits), frames.schema, users=frames.users, items=frames.items).train.encoder
 
