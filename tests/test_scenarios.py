@@ -474,8 +474,11 @@ def test_bad_calls_are_refused(planted, rated_world):
             scenario(bare)
     with pytest.raises(ValueError, match="tail in \\(0, 1\\)"):
         scenarios.long_tail(target, tail=1.0)
-    with pytest.raises(ValueError, match="shares above 0"):
-        scenarios.long_tail(target, validation=0.0)
+    for shares in ({"validation": 0.0}, {"test": 0.0}, {"validation": 0.5, "test": 0.5}, {"test": float("nan")}):
+        for name in NAMES:
+            domains = (source, target) if name.startswith("cross") else (target,)
+            with pytest.raises(ValueError, match="shares above 0"):
+                getattr(scenarios, name)(*domains, **shares)
     with pytest.raises(ValueError, match="The tail or the head has no"):
         scenarios.long_tail(target, tail=0.001)
     with pytest.raises(ValueError, match="share no feature of items"):
@@ -549,7 +552,7 @@ def test_pages_of_nothing_are_refused(tmp_path):
 def test_plots_without_matplotlib_say_what_to_install(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "jaxrec.plot", raising=False)
-    monkeypatch.delattr(jaxrec, "plot", raising=False)
+    monkeypatch.delitem(vars(jaxrec), "plot", raising=False)  # hasattr would import it
     with pytest.raises(ModuleNotFoundError, match="pip install 'jaxrec\\[plot\\]'"):
         results["new_user"].figures()
 

@@ -51,6 +51,11 @@ class Options(NamedTuple):
             raise ValueError(f"Expected shots that ascend from 0 or more, such as (0, 1, 5), got {self.shots}.")
         if self.dim < 1:
             raise ValueError(f"Expected dim >= 1, got {self.dim}.")
+        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
+            raise ValueError(
+                "Expected shares above 0 that leave something for training, got "
+                f"validation={self.validation} and test={self.test}."
+            )
         if not 0 < self.level < 1:
             raise ValueError(f"Expected level in (0, 1), got {self.level}.")
 

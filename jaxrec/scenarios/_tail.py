@@ -65,8 +65,6 @@ def long_tail(
     options.need_item_features(frames)
     if not 0 < tail < 1:
         raise ValueError(f"Expected tail in (0, 1), a share of the items, got {tail}.")
-    if not 0 < validation + test < 1 or min(validation, test) <= 0:
-        raise ValueError(f"Expected shares above 0 that leave rows for training, got {validation} and {test}.")
     schema, rows = frames.schema, frames.interactions
     train, apart = some_apart(rows, schema, share=validation + test, seed=seed)
     popularity = per_id(train[schema.item]).sort_index().sort_values(ascending=False, kind="stable")
