@@ -584,16 +584,34 @@ def test_the_command_runs_all_five_on_generated_data(ready, results, monkeypatch
 
 
 def test_a_scenario_that_fails_loses_no_other(ready, results, monkeypatch, tmp_path, capsys):
+    failures = [FloatingPointError("diverged"), OSError("no file"), TypeError("ids"), ValueError("too few rows")]
+
     def fails(*_, seed):
-        raise ValueError("too few rows")
+        raise failures[-1]
 
     monkeypatch.setattr(scenarios, "long_tail", fails)
     with pytest.raises(SystemExit, match="Failed: long_tail"):
         command.main(["--out", str(tmp_path / "report.html")])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<section") == 4 and "long_tail failed: too few rows" in page
-    with pytest.raises(SystemExit, match="No scenario succeeded: long_tail"):
-        command.main(["--out", str(tmp_path / "report.html"), "--only", "long_tail"])
+    while failures:
+        with pytest.raises(SystemExit, match="No scenario succeeded: long_tail"):
+            command.main(["--out", str(tmp_path / "report.html"), "--only", "long_tail"])
+        failures.pop()
+
+
+def test_the_command_reads_what_it_runs_and_asks_for_matplotlib_first(tmp_path, monkeypatch, capsys):
+    for name in ("ml-100k", "anime"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit, match="No scenario succeeded: cross_domain"):
+        command.main(["--data", str(tmp_path), "--only", "cross_domain"])  # and nothing of the empty ml-100k
+    assert "cross_domain failed" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "jaxrec.plot", raising=False)
+    monkeypatch.delitem(vars(jaxrec), "plot", raising=False)
+    monkeypatch.setattr(command, "generated", None)
+    with pytest.raises(SystemExit, match="pip install 'jaxrec\\[plot\\]'"):
+        command.main([])
 
 
 def test_the_command_takes_what_a_folder_has(ready, planted, tmp_path, capsys):

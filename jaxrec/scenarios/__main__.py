@@ -11,6 +11,9 @@ from pathlib import Path
 
 from jaxrec import scenarios
 from jaxrec.scenarios._folders import generated, real
+from jaxrec.scenarios._scenario import plots
+
+_FAILURES = (ValueError, TypeError, KeyError, OSError, FloatingPointError)  # of data, its files, and training
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,6 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
     only = options.only.split(",") if options.only else list(names)
     if not set(only) <= set(names):
         parser.error(f"expected names among {', '.join(names)}, got {options.only!r}")
+    try:
+        plots()  # or the page would fail after all has been run
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))
     try:
         cases, missing = (generated(options.seed), {}) if options.data is None else real(Path(options.data))
     except ValueError as error:
@@ -41,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{case.name}: {case.words} ...", flush=True)
         try:
             results.append(getattr(scenarios, case.name)(*case.frames, seed=options.seed))
-        except ValueError as error:  # the others are not lost
+        except _FAILURES as error:  # the others are not lost
             failed.append(case.name)
             about.append(f"{case.name} failed: {error}")
             print(f"{about[-1]}\n", flush=True)

@@ -15,6 +15,24 @@ if TYPE_CHECKING:
 Verdict = Literal["helped", "trade-off", "hurt", "no difference"]
 
 
+def plots() -> Any:
+    """The module ``jaxrec.plot``, imported.
+
+    Raises:
+      ModuleNotFoundError: Matplotlib is not installed.
+    """
+    try:
+        from jaxrec import plot
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ModuleNotFoundError(
+            "Plots need Matplotlib, which is not installed. Install the extra: pip install 'jaxrec[plot]'.",
+            name="matplotlib",
+        ) from None
+    return plot
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Scenario:
     """One case of transfer, measured.
@@ -128,15 +146,7 @@ class Scenario:
         Raises:
           ModuleNotFoundError: Matplotlib is not installed.
         """
-        try:
-            from jaxrec import plot
-        except ModuleNotFoundError as error:
-            if error.name != "matplotlib":
-                raise
-            raise ModuleNotFoundError(
-                "Plots need Matplotlib, which is not installed. Install the extra: pip install 'jaxrec[plot]'.",
-                name="matplotlib",
-            ) from None
+        plot = plots()
         found = {
             f"Learning curve: {self.metric} of {self.who}": plot.cold_start(
                 self.curve, metric=self.metric, known=self.known
