@@ -169,7 +169,8 @@ def cfgan(
       dim: width of the generator's first and last hidden layer.
       latent: width of the layer between.
       history: items of a user that are read at once; whoever has more counts as several users, and is served by the
-        latest.
+        latest. What such a user touched in another stretch may be drawn as if it were untouched: somebody may have
+        touched everything, so that drawing until nothing is theirs would not end. Choose it long enough for nearly all.
       discriminator: widths of the hidden layers, at least one.
       zero_weight: weight of the mean square of the generator's numbers for items drawn (zero-reconstruction), >= 0.
       smoothness: weight of the penalty on the discriminator's slope, >= 0; without it the generator learns less
