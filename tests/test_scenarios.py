@@ -408,6 +408,15 @@ def test_where_nothing_is_known_item_to_item_methods_are_popularity(asked, plant
         assert not found[0][2].users("ndcg@10").equals(other[2].users("ndcg@10"))
 
 
+def test_features_that_two_domains_do_not_read_stop_nothing(asked, planted):
+    source, target = planted.source, planted.target
+    constant = target._replace(users=target.users.assign(age=30.0))
+    for frames in (constant, target._replace(users=None, items=None)):
+        _, methods, _ = asked("cross_domain", source, frames, **SMALL)
+        encoder = methods[0].fit(None).encoder
+        assert not encoder.user_features and not encoder.item_features
+
+
 def test_ease_is_left_out_of_large_catalogues(asked, planted, monkeypatch):
     monkeypatch.setattr("jaxrec.scenarios._question._EASE", 59)
     _, methods, _ = asked("new_user", planted.target)

@@ -119,9 +119,11 @@ class _Domains:
     """What is fitted to two domains; backbones are shared by methods."""
 
     def __init__(self, there: pd.DataFrame, target: Frames, splits: Any, options: Options) -> None:
-        self.schema, self.splits, self.options = target.schema, splits, options
+        # Nothing reads them here, so one that is constant or in a frame that was not given stops nothing.
+        self.schema = dataclasses.replace(target.schema, user_features=(), item_features=())
+        self.splits, self.options = splits, options
         self.there = encode(Parts(there, None, None), _BARE).train
-        self.here = encode(as_parts(splits), target.schema, users=target.users, items=target.items).train
+        self.here = encode(as_parts(splits), self.schema, users=target.users, items=target.items).train
         self.sizes = {"dim": options.dim, "seed": options.seed}
         self.of_source, self.of_target = factoriser(self.there, **self.sizes), factoriser(self.here, **self.sizes)
         both = {
@@ -151,8 +153,7 @@ class _Domains:
         users = pd.concat(self.splits)[self.schema.user].unique()
         vectors = carry(self.of_source(setting)).rename(columns={"user": self.schema.user})
         vectors = vectors[vectors[self.schema.user].isin(users)]
-        features = {"user_features": (Vector("source", scale="rms"),), "item_features": ()}
-        schema = dataclasses.replace(self.schema, **features)
+        schema = dataclasses.replace(self.schema, user_features=(Vector("source", scale="rms"),))
         with warnings.catch_warnings():  # users of the target alone have no vector, as they should
             warnings.simplefilter("ignore", UserWarning)
             return encode(as_parts(self.splits), schema, users=vectors, items=self.items).train
