@@ -245,6 +245,16 @@ def test_the_default_says_that_too_few_items_were_there_to_ask(monkeypatch):
     assert "multiplied by" not in cold.explanation
 
 
+def test_the_default_takes_a_single_row_and_refuses_too_few_ratings():
+    row = pd.DataFrame({"user": [1], "item": [2], "stars": [3.0]})
+    for seed in (0, 3):  # by which the row is held out, or is not
+        cold = jaxrec.ColdStart(data.Schema(), seed=seed).fit(row)
+        assert "no task, the data being too small" in cold.explanation and len(cold.recommender.seen) == 1
+    few = pd.concat([row] * 4, ignore_index=True).assign(stars=[1.0, 2.0, 3.0, 4.0])
+    with refuses(ValueError, "a tenth of the rows, and of 4 that is none. Give more rows"):
+        jaxrec.ColdStart(data.Schema(target="stars")).fit(few)
+
+
 def test_popularity_orders_what_a_method_scores_alike(parts):
     ease = train.fit_ease(parts.train)
     both, popular = coldstart.or_popular(ease, parts.train), coldstart.popularity(parts.train)

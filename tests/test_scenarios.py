@@ -408,6 +408,12 @@ def test_where_nothing_is_known_item_to_item_methods_are_popularity(asked, plant
         assert not found[0][2].users("ndcg@10").equals(other[2].users("ndcg@10"))
 
 
+def test_too_few_rows_to_hold_known_users_out_are_refused():
+    rows = pd.DataFrame({"user": range(30), "item": [number % 3 for number in range(30)]})
+    with refuses(ValueError, "0 pairs can be held out, and at least 2 are needed.*more than one interaction each"):
+        scenarios.new_user(data.Frames(rows, None, None, data.Schema()), metric="ndcg@2")
+
+
 def test_features_that_two_domains_do_not_read_stop_nothing(asked, planted):
     source, target = planted.source, planted.target
     constant = target._replace(users=target.users.assign(age=30.0))

@@ -156,6 +156,11 @@ class ColdStart:
         return ranking.recommend(self.recommender, *args, **options)
 
     def _fit_target(self, interactions: pd.DataFrame, users: pd.DataFrame | None, items: pd.DataFrame | None) -> None:
+        if round(_HELD_OUT * len(interactions)) < 1:
+            raise ValueError(
+                f"The number of epochs is chosen on a tenth of the rows, and of {len(interactions)} that is none. Give "
+                "more rows, or train for a number of epochs of your own: jaxrec.fit(model, dataset, epochs=...)."
+            )
         parts = split_random(interactions, validation=_HELD_OUT, test=0.0, seed=self._seed)
         whole = encode(Parts(interactions, None, None), self._schema, users=users, items=items).train
         found = encode_part(parts, whole.encoder, users=users, items=items)
@@ -253,7 +258,8 @@ class _Search:
                     name = f"new users, {' and '.join(map(str, numbers))} interactions"
                     tasks.append(_Task(name, rest, warm, tuple(rows[place < number] for number in numbers)))
                     break
-        return train, [task for task in tasks if task.rows[user].nunique() >= _LEAST]
+        tasks = [task for task in tasks if task.rows[user].nunique() >= _LEAST]
+        return train if tasks else interactions, tasks  # where nothing is asked, nothing need be held out
 
     def _value(self, recommender: Recommender, task: _Task) -> float:
         return float(np.mean([self._ranked(recommender, task, known) for known in task.revealed or (None,)]))

@@ -72,6 +72,12 @@ def some_apart(rows: pd.DataFrame, schema: Schema, *, share: float, seed: int) -
     train, apart = split_pairs(rows, schema, share=share, seed=seed)
     for column in (schema.user, schema.item):
         apart = apart[apart[column].isin(train[column])]
+    pairs = len(apart[[schema.user, schema.item]].drop_duplicates())
+    if pairs < 2:
+        raise ValueError(
+            f"Of known users and items {pairs} pairs can be held out, and at least 2 are needed: a user and an item "
+            "must keep another row in training. Give users more than one interaction each, with items of others."
+        )
     return rows[~rows.index.isin(apart.index)], apart
 
 
