@@ -63,7 +63,7 @@ def test_a_long_history_of_little_noise_is_folded_in_to_the_end():
     folded = coldstart.fold_in_values(
         np.zeros((1, dim), np.float32), prior, touched[None], np.ones((1, 500), np.float32), values[None], noise=1e-3
     )
-    root, x = np.float64(prior.root), np.float64(touched)
+    root, x = np.asarray(prior.root, np.float64), np.asarray(touched, np.float64)
     exact = root @ np.linalg.solve(root @ x.T @ x @ root / 1e-3 + np.eye(dim), root @ x.T @ values / 1e-3)
     assert np.linalg.norm(folded[0] - exact) < 5e-4 * np.linalg.norm(exact)
     often = np.repeat(touched[:1], 1000, axis=0)[None]  # one item, again and again

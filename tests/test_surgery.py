@@ -132,7 +132,7 @@ def shelves():
     """A factorization of films whose vectors are linear in their content, and a target in which half are new."""
     rng = np.random.default_rng(0)
     items = pd.DataFrame({"item": range(40), "year": rng.normal(size=40), "genres": rng.choice(["a", "b", "a|b"], 40)})
-    items.loc[39, "year"] = 0.0
+    items.loc[39, "year"] = np.nan
     items["genres"] = items["genres"].where(items["item"] < 39, "")
 
     def part(chosen):

@@ -120,11 +120,6 @@ class Schema:
                     f"features. Name the column of {side} ids, or say {side}_features=()."
                 )
         one_of(self.target_scale, (None, *get_args(Scale)), "target_scale")
-        if self.target is None and self.target_scale is not None:
-            raise ValueError(
-                f"target_scale={self.target_scale!r} scales a target and the schema names none. Name its column with "
-                "target=, or say target_scale=None."
-            )
         for feature in self.context:
             if not isinstance(feature, Numeric | Vector):
                 raise TypeError(
