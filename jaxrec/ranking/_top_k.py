@@ -43,22 +43,29 @@ def top_k(
       >>> top_k(jnp.array([[1.0, 3.0, 3.0]]), k=2).position.tolist()
       [[1, 2]]
     """
+    scores = _comparable(scores)
+    return _listed(scores if exclude is None else jnp.where(exclude, -jnp.inf, scores), k)
+
+
+def _comparable(scores: jax.Array) -> jax.Array:
+    """In float32, where minus infinity is left to what is never listed and 0 has no sign."""
+    scores = jnp.maximum(scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    return jnp.where(scores == 0, 0.0, scores)
+
+
+def _listed(scores: jax.Array, k: int) -> TopK:
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(
             f"Expected k in 1 .. {scores.shape[1]} (the number of candidates), got {k}. Lists cannot be longer than "
             "the catalogue."
         )
-    scores = jnp.maximum(scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    scores = jnp.where(scores == 0, 0.0, scores)
-    if exclude is not None:
-        scores = jnp.where(exclude, -jnp.inf, scores)
     best, position = best_of_each(scores, k)
     return TopK(best, jnp.where(best == -jnp.inf, -1, position))
 
 
 def best_of_each(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """``lax.top_k``, which on CPU looks at one number after the other: there few are left to look at."""
-    if scores.shape[1] < max(_MANY, 2 * GROUP * k):
+    if scores.shape[1] < max(_MANY, 8 * GROUP * k):
         return _plain(scores, k=k)
     by_groups, plain = functools.partial(_best_by_groups, k=k), functools.partial(_plain, k=k)
     return jax.lax.platform_dependent(scores, cpu=by_groups, default=plain)
@@ -119,10 +126,12 @@ def select(
       exclude: pairs never listed.
       k: length of the lists, static.
     """
-    gone = jnp.zeros(scores.shape, bool).at[exclude.row, exclude.column].set(True, mode="drop") | ~live[None, :]
     # Of floats in their total order the NaN without a sign comes first, so that looking at the best of each user is
     # enough; one with a sign would come last.
-    top = top_k(jnp.where(jnp.isnan(scores), jnp.nan, scores), k=k, exclude=gone)
+    scores = _comparable(jnp.where(jnp.isnan(scores), jnp.nan, scores))
+    scores = jnp.where(live[None, :], scores, -jnp.inf)
+    # Written last: what is computed before is then not computed again for each of its readers.
+    top = _listed(scores.at[exclude.row, exclude.column].set(-jnp.inf, mode="drop"), k)
     return Block(top, jnp.isnan(top.score).any())
 
 
