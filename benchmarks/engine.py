@@ -22,7 +22,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="*", default=list(TASKS), choices=list(TASKS))
     arguments.add_argument("--full", action="store_true")
-    arguments.add_argument("--turns", type=int, default=2, help="how often each package has a turn")
+    arguments.add_argument("--turns", type=int, default=3, help="how often each package has a turn")
     arguments.add_argument("--out", default="engine.json")
     arguments.add_argument("--package", help="measure one package in this process")
     arguments.add_argument("--rows", help="file to write its rows to")
@@ -55,7 +55,7 @@ PACKAGES = {
     "T2": ("jaxrec", "torch"),
     "T3": ("jaxrec", "torch"),
     "T4": ("jaxrec", "torch"),
-    "T5": ("jaxrec", "torch", "optax"),
+    "T5": ("jaxrec", "torch", "optax", "jax"),
     "T6": ("jaxrec", "implicit", "faiss", "torch", "numpy"),
     "T7": ("jaxrec", "torch", "sklearn"),
     "T8": ("jaxrec", "implicit"),

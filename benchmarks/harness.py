@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+THREADS = len(os.sched_getaffinity(0))
+"""What every system may use."""
 Run = Callable[[], float]
 """Does one unit of work (an epoch, a block of queries) and returns how many units of the task that was."""
 
@@ -67,6 +70,7 @@ def measure(
             start = time.perf_counter()
             units[name] = run()
             times[name].append(time.perf_counter() - start)
+    peak = peak_mib()  # before anything is evaluated
     for row in rows:
         name = row["system"]
         seconds = statistics.median(times[name])
@@ -78,7 +82,7 @@ def measure(
         if work:
             limit = min(LIMITS[key] / work[key] for key in work if work[key])
             row["attained"] = round(rate / limit, 3)
-        row["rss_mib"] = peak_mib()
+        row["rss_mib"] = peak
         print(f"{task} {case:34} {name:28} {rate:14,.0f} {unit}/s  {row['quality'] or ''}", flush=True)
     return [{**stamp(), **row} for row in rows]
 
@@ -90,12 +94,15 @@ def peak_mib() -> int:
 
 
 def limits() -> dict[str, float]:
-    """What the machine reaches: bytes/s of a large copy by one thread, flops/s of a large product by all."""
+    """What the machine reaches by all threads: bytes/s of a large copy, flops/s of a large product."""
     there, here = np.ones(2**25), np.zeros(2**25)  # written once before, or page faults would be timed
+    parts = [np.array_split(array, THREADS) for array in (here, there)]
     left = jnp.ones((2048, 2048), jnp.float32)
     product = jax.jit(lambda x: x @ x)
+    with ThreadPoolExecutor(THREADS) as pool:
+        copy = _best(lambda: list(pool.map(np.copyto, *parts)))
     return {
-        "bytes": 2 * here.nbytes / _best(lambda: np.copyto(here, there)),
+        "bytes": 2 * here.nbytes / copy,
         "flops": 2 * 2048**3 / _best(lambda: product(left).block_until_ready()),
     }
 
@@ -125,32 +132,34 @@ def rounds(script: str, task: str, packages: tuple[str, ...], *arguments: str, n
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "rows.json"
                 command = [sys.executable, script, "--only", task, "--package", package, "--rows", str(out), *arguments]
-                blas = 2 if task == "T6" or package in ("numpy", "sklearn") else 1
-                subprocess.run(command, check=True, env=environment(blas=blas))
+                blas = THREADS if task == "T6" or package in ("numpy", "sklearn") else 1
+                subprocess.run(command, check=True, env=environment(folder, blas=blas))
                 for row in json.loads(out.read_text()):
                     found.setdefault((row["case"], row["system"]), []).append(row)
-    merged = []
-    for rows in found.values():
-        middle = {
-            name: statistics.median(row[name] for row in rows) for name in ("value", "ms", "compile_s", "rss_mib")
-        }
-        if "attained" in rows[0]:
-            middle["attained"] = statistics.median(row["attained"] for row in rows)
-        merged.append(rows[0] | middle)
-    return merged
+    return [_merged(rows) for rows in found.values()]
 
 
-def environment(*, blas: int = 1) -> dict[str, str]:
+def _merged(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the turns; the rate is that of the median time, or whoever is more disturbed would gain by it."""
+    row = dict(turns[0])
+    for name in ("ms", "compile_s", "rss_mib", "quality", "attained"):
+        if row.get(name) is not None:
+            row[name] = statistics.median(turn[name] for turn in turns)
+    units = turns[0]["value"] * turns[0]["ms"]
+    return row | {"value": units / row["ms"], "turns_ms": [round(turn["ms"], 3) for turn in turns]}
+
+
+def environment(folder: str, *, blas: int = 1) -> dict[str, str]:
     """Of a process that measures a system: implicit asks for one BLAS thread where it trains, and has threads of its
-    own; what has none takes two."""
-    return os.environ | {"OPENBLAS_NUM_THREADS": str(blas)}
+    own; what has none takes all. What torch compiles is kept in ``folder``, or an earlier turn would spare it that."""
+    return os.environ | {"OPENBLAS_NUM_THREADS": str(blas), "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
 def stamp() -> dict[str, Any]:
     """Where and with what a figure was made."""
     return {
         "device": jax.devices()[0].device_kind if jax.default_backend() != "cpu" else _processor(),
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": THREADS,
         "commit": commit(),
         "jax": jax.__version__,
         "seed": 0,

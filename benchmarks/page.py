@@ -1,9 +1,8 @@
-"""Writes the tables of README.md and the plots beside it from the rows in results/.
+"""Writes the tables of README.md, the plots beside it and results/engine_earlier.md from the rows in results/.
 
 python benchmarks/page.py
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,8 @@ import matplotlib.pyplot as plt
 Row = dict[str, Any]
 _PAGE = Path(__file__).parent / "README.md"
 _OURS, _THEIRS = "tab:orange", "tab:gray"
+_SCHEMES = "own", "shared", "shuffled", "in order", "solver"
+"""What a system's name ends with where the systems of a case do not all do the same work."""
 
 
 def main() -> None:
@@ -29,22 +30,36 @@ def main() -> None:
             raise SystemExit(
                 f"README.md has no place for {task}: expected a line '<!-- {task} -->' and '<!-- end -->'."
             )
-        here, columns = [row for row in rows if row["task"] == task], _TIMES if task == "T10" else _RATES
-        groups: dict[str, list[Row]] = {}
-        for row in here:
-            groups.setdefault(f"*{row['device']}, {row['threads']} threads*", []).append(row)
-        blocks = [f"{device}\n\n{_table(group, columns)}" for device, group in groups.items()]
-        text = "\n\n".join(blocks)
+        text = _by_device([row for row in rows if row["task"] == task])
         page = mark.sub(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)
     _PAGE.write_text(page)
+    earlier, text = _rows("engine_earlier.json"), [_EARLIER]
+    for task in sorted({row["task"] for row in earlier}, key=_natural):
+        text += [f"## {task}", _by_device([row for row in earlier if row["task"] == task])]
+    (harness.RESULTS / "engine_earlier.md").write_text("\n\n".join(text) + "\n")
     _throughput([row for row in rows if row["task"] not in ("T5", "T10")])
     _steps(_of_one_device([row for row in rows if row["task"] == "T5"]))
     _seconds([row for row in rows if row["task"] == "T10"])
 
 
+_EARLIER = """# Earlier rows of T1 to T11
+
+Of other machines, by earlier commits of jaxrec (a row of `engine_earlier.json` names its own) and of these benchmarks:
+two turns mostly, the *limit* of a copy by one thread, T1 one epoch a run, T3's rival with the users' half of the first
+layer once per pair, T9's NumPy evaluator on one core, T10 without implicit's least squares beside the best by BPR."""
+
+
+def _by_device(rows: list[Row]) -> str:
+    """A table for each machine."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"*{row['device']}, {row['threads']} threads*", []).append(row)
+    columns = _TIMES if rows[0]["task"] == "T10" else _RATES
+    return "\n\n".join(f"{device}\n\n{_table(group, columns)}" for device, group in groups.items())
+
+
 def _rows(name: str) -> list[Row]:
-    path = harness.RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else []
+    return harness.saved(harness.RESULTS / name)
 
 
 def _unit(row: Row) -> str:
@@ -58,6 +73,7 @@ _WHO: dict[str, Callable[[Row], str]] = {
 _RATES = _WHO | {
     "per second": lambda row: f"{row['value']:,.0f} {_unit(row)}",
     "ms": lambda row: f"{row['ms']:,.2f}",
+    "turns": lambda row: " to ".join(f"{end(row['turns_ms']):,.2f}" for end in (min, max) if "turns_ms" in row),
     "first run, s more": lambda row: f"{row['compile_s']:.2f}",
     "quality": lambda row: "" if row["quality"] is None else f"{row['quality']:.4f}",
     "peak MiB": lambda row: f"{row['rss_mib']:,}",
@@ -66,6 +82,7 @@ _RATES = _WHO | {
 _TIMES = _WHO | {
     "seconds": lambda row: f"{row['value']:.2f}",
     "the first time": lambda row: f"{row['first_s']:.2f}",
+    "compiled before": lambda row: f"{row['kept_s']:.2f}" if row.get("kept_epochs") == row["epochs"] else "",
     "import": lambda row: f"{row['import_s']:.2f}",
     "NDCG@10 then": lambda row: f"{row['quality']:.4f}",
     "its best": lambda row: f"{row['best']:.4f}",
@@ -102,12 +119,17 @@ def _of_one_device(rows: list[Row]) -> list[Row]:
 
 
 def _throughput(rows: list[Row]) -> None:
-    """Every system against the fastest rival of its case on its device."""
-    cases = list(dict.fromkeys((row["task"], row["case"], row["device"]) for row in rows))
+    """Every system against the fastest rival that does the same work in its case on its device."""
+
+    def of(row: Row) -> tuple[str, str, str, str]:
+        scheme = next((scheme for scheme in _SCHEMES if row["system"].endswith(scheme)), "")
+        return row["task"], row["case"], scheme, row["device"]
+
+    cases = list(dict.fromkeys(of(row) for row in rows))
     cases.sort(key=lambda found: int(found[0][1:]))
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(cases) + 1.2))
     for place, key in enumerate(cases):
-        chosen = [row for row in rows if (row["task"], row["case"], row["device"]) == key]
+        chosen = [row for row in rows if of(row) == key]
         best = max((row["value"] for row in chosen if not _ours(row)), default=chosen[0]["value"])
         for row in chosen:
             axes.plot(row["value"] / best, -place, "o", color=_OURS if _ours(row) else _THEIRS)
@@ -115,7 +137,9 @@ def _throughput(rows: list[Row]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("throughput, best rival = 1 (orange: jaxrec)")
     axes.set_yticks(
-        [-place for place in range(len(cases))], [f"{task} {case[:52]}" for task, case, _ in cases], fontsize=7
+        [-place for place in range(len(cases))],
+        [f"{task} {case[:44]} {scheme}" for task, case, scheme, _ in cases],
+        fontsize=7,
     )
     _save(figure, "throughput.png")
 

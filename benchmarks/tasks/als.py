@@ -78,7 +78,7 @@ def _implicit_als(dataset: data.Dataset, scores: Scores, alpha: float, l2: float
             alpha=alpha,
             regularization=l2,
             iterations=_EPOCHS,
-            num_threads=2,
+            num_threads=harness.THREADS,
             random_state=0,
             use_gpu=False,
         )

@@ -54,8 +54,9 @@ def trainer(
     size: int = BATCH,
     scale: float = 1.0,
     units: float = 1.0,
+    passes: int = 1,
 ) -> harness.Run:
-    """An epoch of ``model``; sampling and shuffling are part of it.
+    """``passes`` epochs of ``model``; sampling and shuffling are part of them.
 
     ``scale`` shrinks the initial parameters, ``units`` says how many units of work an example is.
     """
@@ -75,10 +76,11 @@ def trainer(
     box, epochs = [state], data.prepared(batches, sys.maxsize)
 
     def run() -> float:
-        for chunk, steps in next(epochs):
-            box[0], _ = epoch(box[0], chunk, features, steps)
+        for _ in range(passes):
+            for chunk, steps in next(epochs):
+                box[0], _ = epoch(box[0], chunk, features, steps)
         jax.block_until_ready(box[0].params)
-        return units * len(dataset)
+        return passes * units * len(dataset)
 
     def recommender() -> train.Recommender:
         params = jax.tree.map(jnp.copy, box[0].params)

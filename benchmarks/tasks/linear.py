@@ -113,7 +113,7 @@ def _torch_epoch(kind: str, x: np.ndarray, y: np.ndarray, found: Scores, *, shuf
     """A layer, a loss and an optimiser."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(harness.THREADS)
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
     layer = torch.nn.Linear(_WIDTH, 1)
     torch.nn.init.zeros_(layer.weight)
@@ -141,7 +141,7 @@ def _torch_by_hand(kind: str, x: np.ndarray, y: np.ndarray, found: Scores, *, sh
     """The gradient written out, nothing recorded: what a fused kernel of torch could reach."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(harness.THREADS)
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
     weights, bias = torch.zeros(_WIDTH), torch.zeros(())
     used = len(x) // BATCH * BATCH
