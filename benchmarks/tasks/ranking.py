@@ -24,7 +24,7 @@ def top_k(full: bool) -> list[dict[str, Any]]:
         systems = {
             "jaxrec": functools.partial(_jaxrec_search, queries, items, k),
             "implicit": functools.partial(_implicit_search, queries, items, k, harness.THREADS),
-            "implicit, BLAS on one": functools.partial(_implicit_search, queries, items, k, 1),
+            "implicit BLAS on one": functools.partial(_implicit_search, queries, items, k, 1),
             "faiss": functools.partial(_faiss_search, queries, items, k),
             "torch": functools.partial(_torch_search, queries, items, k),
             "numpy": functools.partial(_numpy_search, queries, items, k),
@@ -113,9 +113,7 @@ def evaluation(full: bool) -> list[dict[str, Any]]:
     systems = {
         "jaxrec": functools.partial(_jaxrec_evaluate, found, parts, model, params),
         "numpy": functools.partial(_numpy_evaluate, "numpy", found, parts, user, item),
-        "numpy, blocks by threads": functools.partial(
-            _numpy_evaluate, "numpy, blocks by threads", found, parts, user, item
-        ),
+        "numpy by threads": functools.partial(_numpy_evaluate, "numpy by threads", found, parts, user, item),
         "implicit": functools.partial(_implicit_evaluate, found, parts, user, item),
     }
     quality = {name: functools.partial(found.__getitem__, name) for name in systems}
