@@ -77,7 +77,7 @@ class Schema:
 
     Raises:
       ValueError: two features of one side have the same name, or one's name has a '/'; features are named of a side
-        whose ids are not, or a ``target_scale`` without a target.
+        whose ids are not, or ``target_scale`` is no scale.
 
     Examples:
       >>> Schema(user="user_id", item="movie_id", item_features=(Labels("genres", "|"),)).item
