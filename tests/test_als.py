@@ -28,7 +28,7 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn, threads):
     weight = rng.uniform(0.5, 2.0, len(user)).astype(np.float32)
     others = rng.normal(size=(items, dim)).astype(np.float32)
     others[0] = 0.0
-    parts = _als._parts(_als._plan(user, item, users, weight=weight, cells=128), threads)
+    parts = _als._cut(_als._plan(user, item, users, weight=weight, cells=128), threads)
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
     prior = rng.normal(size=(users, dim)).astype(np.float32) if drawn else None
@@ -230,6 +230,21 @@ def test_rows_longer_than_a_block_make_the_block_longer():
     plan = _als._plan(row, other, 5, weight=np.ones(100, np.float32), cells=16)
     assert plan.other.shape[0] == 1 and float(plan.weight.sum()) == 100.0
     assert plan.row[0, 0] == 3 and plan.count[0, 0] == 100.0 and (np.asarray(plan.row)[0, 1:] == 5).all()
+
+
+def test_what_one_side_compiles_serves_the_other_where_their_blocks_are_of_one_shape(monkeypatch):
+    pairs = np.random.default_rng(3).integers(0, [60, 45], (4_000, 2))
+    frame = pd.DataFrame(pairs, columns=["user", "item"]).drop_duplicates()
+    rows = data.encode(data.split_random(frame, validation=0.1, test=0.1, seed=0), data.Schema()).train
+    monkeypatch.setattr(_als, "_NUMBERS", 3 * 256)  # a block is 8 chunks of 32
+    found, compiled = [], []
+    for padded in (_als._PADDED, 0):
+        monkeypatch.setattr(_als, "_PADDED", padded)
+        before = _als._solved._cache_size()
+        found.append(train.fit_als(rows, dim=3, epochs=2).params)
+        compiled.append(_als._solved._cache_size() - before)
+    assert compiled == [1, 2]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *found)
 
 
 def test_it_is_better_than_popularity_and_the_same_twice(parts, world):

@@ -16,7 +16,7 @@ from jaxrec._exact import exact
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
-from jaxrec._types import Array, Folding, ImplicitSquares, Params
+from jaxrec._types import Array, Features, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
 from jaxrec.data._counting import counted, grouped
 from jaxrec.models import MatrixFactorization
@@ -29,6 +29,7 @@ from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
 _AT_ONCE, _GATHERED = 16, 2**29  # most threads, and numbers that they gather where one row alone fills blocks
+_PADDED = 2**22  # most numbers by which a table is lengthened so that what one side compiles serves both
 _LOOKED_AT, _LEAST_SCORE = 4096, 1e-6  # vectors that have only begun to grow have some 1e-4
 
 
@@ -158,17 +159,20 @@ def fit_als(
     user, item = (
         np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )
+    heights = {"user": model.user_rows, "item": model.item_rows}
+    if mesh is None and not content and abs(model.user_rows - model.item_rows) * dim <= _PADDED:
+        heights = dict.fromkeys(heights, max(heights.values()))
     if params is None:
-        tables = _drawn(model, np.flatnonzero(counted(item)), seed)
+        tables = _drawn(heights, np.flatnonzero(counted(item)), dim, seed)
     else:
-        tables = {side: _trained(params[side]["embedding"], number) for side, number in known.items()}
+        tables = {side: _trained(params[side]["embedding"], known[side], height=heights[side]) for side in heights}
     weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
     lay_out = functools.partial(_plan, weight=weight, cells=max(_NUMBERS // dim, 64))
-    found = _threads.spread(lay_out, [user, item], [item, user], [model.user_rows, model.item_rows], threads=2)
-    plans = dict(zip(("user", "item"), found, strict=True))
+    found = _threads.spread(lay_out, [user, item], [item, user], list(heights.values()), threads=2)
     if mesh is None:
-        plans = {side: _parts(plan, _at_once(plan, dim)) for side, plan in plans.items()}
+        plans = dict(zip(heights, _parts(found, dim), strict=True))
     else:
+        plans = dict(zip(heights, found, strict=True))
         plans = {side: _filled(plan, _sharded.rounded(len(plan.row), mesh)) for side, plan in plans.items()}
         plans = _sharded.placed(plans, _sharded.by_rows(mesh))
         tables = _sharded.placed(tables, _sharded.everywhere(mesh))
@@ -203,7 +207,7 @@ def fit_als(
                 priors.refit(side, tables[side].addressable_data(0))
         here = {side: table.addressable_data(0) for side, table in tables.items()}
         if priors is None:
-            params = _ending(model, {side: {"embedding": table} for side, table in here.items()}, features)
+            params = _ending(model, here, features)
         else:
             params = priors.params(here)
         jax.block_until_ready(params)
@@ -240,24 +244,30 @@ def _warn_if_nothing_is_left(score: float, known: dict[str, int], options: tuple
         )
 
 
-def _drawn(model: MatrixFactorization, items: np.ndarray, seed: int) -> dict[str, jax.Array]:
+def _drawn(heights: dict[str, int], items: np.ndarray, dim: int, seed: int) -> dict[str, jax.Array]:
     """Tables to begin with: small random vectors of the items that somebody touched, and zeros.
 
     Drawn by NumPy: compiling this took a fifth of a first run on MovieLens 1M.
     """
-    table = np.zeros((model.item_rows, model.dim), np.float32)
-    table[items] = 0.1 * model.dim**-0.5 * np.random.default_rng(seed).standard_normal((len(items), model.dim))
-    return {"user": jnp.asarray(np.zeros((model.user_rows, model.dim), np.float32)), "item": jnp.asarray(table)}
+    tables = {side: np.zeros((height, dim), np.float32) for side, height in heights.items()}
+    vectors = np.random.default_rng(seed).standard_normal((len(items), dim))
+    tables["item"][items] = 0.1 * dim**-0.5 * vectors
+    return jax.device_put(tables)
 
 
-@jax.jit
-def _trained(table: jax.Array, known: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="height")
+def _trained(table: jax.Array, known: jax.Array, *, height: int) -> jax.Array:
     """With zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
     used = jnp.arange(table.shape[0])
-    return jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
+    known_rows = jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
+    return jnp.pad(known_rows, ((0, height - len(table)), (0, 0)))
 
 
-_ending = jax.jit(with_unknown_rows, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _ending(model: MatrixFactorization, tables: dict[str, jax.Array], features: Features) -> Params:
+    heights = {"user": model.user_rows, "item": model.item_rows}
+    params = {side: {"embedding": table[: heights[side]]} for side, table in tables.items()}
+    return with_unknown_rows(model, params, features)
 
 
 def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, cells: int) -> _Plan:
@@ -308,11 +318,20 @@ def _at_once(plan: _Plan, dim: int) -> int:
     return max(min(_threads.useful(_AT_ONCE), _GATHERED // (plan.other[0].size * dim)), 1)
 
 
-def _parts(plan: _Plan, number: int) -> list[_Plan]:
-    """Cut into at most ``number`` parts of as many blocks each, none of them empty blocks alone."""
+def _parts(plans: list[_Plan], dim: int) -> list[list[_Plan]]:
+    """Each plan cut for so many threads, and filled up where that makes both sides' parts of one shape."""
+    parts = [_cut(plan, _at_once(plan, dim)) for plan in plans]
+    if len({plan.other.shape[1:] for plan in plans}) == 1:
+        most = max(len(part.row) for cut in parts for part in cut)
+        parts = [[_filled(part, most) for part in cut] for cut in parts]
+    return jax.device_put(parts)  # ``jnp.asarray`` compiles a copy for every shape
+
+
+def _cut(plan: _Plan, number: int) -> list[_Plan]:
+    """At most ``number`` parts of as many blocks each, none of them empty blocks alone."""
     size = -(-len(plan.row) // number)
     parts = [_Plan(*(array[start : start + size] for array in plan)) for start in range(0, len(plan.row), size)]
-    return [jax.tree.map(jnp.asarray, _filled(part, size)) for part in parts]
+    return [_filled(part, size) for part in parts]
 
 
 class _Task(NamedTuple):
@@ -375,36 +394,38 @@ def _sweep_shards(
 def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[jax.Array, "blocks chunks dim"]:
     """The vector of every slot, from a few steps of conjugate gradients that begin at its row of ``table``."""
     others, gram, num_others, options, prior = task
+    tiny = jnp.finfo(jnp.float32).tiny
 
-    def block(_: None, part: _Plan) -> tuple[None, jax.Array]:
+    def block(number: jax.Array, solved: jax.Array) -> jax.Array:
+        at = functools.partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False, allow_negative_indices=False)
+        part = jax.tree.map(at, plan)
         vectors = rows_at(others, part.other)
         scale = options["l2"] * (part.count + options["unobserved"] * num_others) ** options["exponent"]
 
         def by_slot(chunks: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(chunks, part.slot, num_segments=len(part.slot), indices_are_sorted=False)
 
-        def image_of(x: jax.Array, sought: jax.Array | float) -> jax.Array:
-            """The normal equations' matrix times ``x``, less the right side for a sought score."""
-            missing = (jnp.einsum("cld,cd->cl", vectors, x[part.slot]) - sought) * part.weight
-            return by_slot(jnp.einsum("cld,cl->cd", vectors, missing)) + x @ gram + scale[:, None] * x
-
-        row = jnp.minimum(part.row, len(table) - 1)  # empty slots, whose row is past the end, are not written back
-        start = rows_at(table, row)
-        residual = -image_of(start, 1.0)
-        if prior is not None:
-            residual = residual + scale[:, None] * rows_at(prior, row)
-
-        def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def step(number: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            """One step; the first goes from zero to the start and leaves its residual: compiled apart it costs more."""
             x, residual, direction, square = state
-            image = image_of(direction, 0.0)
-            along = square / jnp.maximum((direction * image).sum(axis=1), jnp.finfo(jnp.float32).tiny)
+            first = number == 0
+            sought = jnp.where(first, 1.0, 0.0).astype(jnp.float32)
+            # The normal equations' matrix times the direction, less their right side for a sought score.
+            missing = (jnp.einsum("cld,cd->cl", vectors, direction[part.slot]) - sought) * part.weight
+            image = by_slot(jnp.einsum("cld,cl->cd", vectors, missing)) + direction @ gram + scale[:, None] * direction
+            along = jnp.where(first, 1.0, square / jnp.maximum((direction * image).sum(axis=1), tiny))
             x = x + along[:, None] * direction
             residual = residual - along[:, None] * image
             new = jnp.square(residual).sum(axis=1)
-            turn = new / jnp.maximum(square, jnp.finfo(jnp.float32).tiny)
+            turn = jnp.where(first, 0.0, new / jnp.maximum(square, tiny))
             return x, residual, residual + turn[:, None] * direction, new
 
-        state = (start, residual, residual, jnp.square(residual).sum(axis=1))
-        return None, jax.lax.fori_loop(0, steps, step, state)[0]
+        start = table.at[part.row].get(mode="clip")  # empty slots, whose row is past the end, are not written back
+        nothing = jnp.zeros_like(start)
+        drawn = nothing if prior is None else scale[:, None] * jnp.asarray(prior).at[part.row].get(mode="clip")
+        state = (nothing, drawn, start, nothing[:, 0])
+        return solved.at[number].set(jax.lax.fori_loop(0, 1 + steps, step, state)[0])
 
-    return jax.lax.scan(block, None, plan)[1]
+    used = (plan.row[:, 0] < len(table)).sum()  # what fills a plan up stands at its end
+    nothing = jnp.zeros_like(plan.count)[..., None]  # on a mesh of the plan's type, which a bare zero has not
+    return jax.lax.fori_loop(0, used, block, jnp.broadcast_to(nothing, (*plan.row.shape, table.shape[1])))
