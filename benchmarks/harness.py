@@ -212,9 +212,13 @@ def saved(path: Path) -> Any:
 
 
 def save(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON, whole or not at all; a list of rows with a row on each line."""
+    if isinstance(content, list):
+        text = "[\n" + ",\n".join(json.dumps(row, default=float) for row in content) + "\n]"
+    else:
+        text = json.dumps(content, indent=1, default=float)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    temporary.write_text(text + "\n")
     temporary.replace(path)
 
 
