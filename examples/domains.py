@@ -1,7 +1,8 @@
 """Pairs of a rich source and a poor target domain: generated, or from a folder of real data.
 
 Real data is never part of the project; a folder's name says which definition it gets. MovieLens and goodbooks are read
-as they are downloaded, or from Parquet tables; the Amazon pairs are two Parquet tables. docs/demo.md lists the columns.
+as they are downloaded, or from Parquet tables; the Amazon pairs are two Parquet tables. docs/demo.md and
+benchmarks/README.md list the columns.
 """
 
 from pathlib import Path
@@ -59,7 +60,7 @@ def movies(folder: Path) -> Pair:
         interactions, users, items = (table.astype({key: "int64" for key in _IDS if key in table}) for table in tables)
     else:
         interactions, users, items, _ = data.read_movielens(folder)
-        interactions = interactions[["user_id", "movie_id"]]
+        interactions = interactions.sort_values("timestamp", kind="stable")[["user_id", "movie_id"]]
     assert items is not None
     if users is not None:
         users = users.astype({"age": str, "occupation": str})
