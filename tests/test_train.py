@@ -521,8 +521,9 @@ def test_more_steps_than_batches_are_refused():
     state = train.init_state(
         model, model.init(jax.random.key(0)), optimizer, batch_of(), FEATURES, key=jax.random.key(1)
     )
-    with pytest.raises(ValueError, match="num_steps in 0 .. 5"):
-        train.train_epoch(state, stack_of(5), FEATURES, 8, model=model, loss=BPR, optimizer=optimizer)
+    for number in (8, np.int64(8), -1):
+        with refuses(ValueError, f"num_steps in 0 .. 5, the number of stacked batches, got {number}"):
+            train.train_epoch(state, stack_of(5), FEATURES, number, model=model, loss=BPR, optimizer=optimizer)
 
 
 def test_parameters_of_another_model_are_refused(parts, factorization):

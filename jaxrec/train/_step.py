@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int32
 
@@ -297,7 +298,7 @@ def train_epoch(
       The state after the last good step, and how it went.
     """
     most = jax.tree.leaves(batches)[0].shape[0]
-    if isinstance(num_steps, int) and not 0 <= num_steps <= most:
+    if isinstance(num_steps, int | np.integer) and not 0 <= num_steps <= most:
         raise ValueError(f"Expected num_steps in 0 .. {most}, the number of stacked batches, got {num_steps}.")
     limit = jnp.minimum(jnp.asarray(most if num_steps is None else num_steps, jnp.int32), most)
     # What no step changes stays out of the loop's carry.
