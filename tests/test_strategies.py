@@ -585,3 +585,28 @@ def test_importance_is_aligned_with_the_targets_rows(source, target):
     assert known.any() and drift["held"] < 0.5 * drift["free"]
     fresh = held.recommender.model.init(jax.random.split(jax.random.key(0))[0])
     assert (held.recommender.params["item"]["embedding"][1:] != fresh["item"]["embedding"][1:]).any()
+
+
+def test_what_training_is_given_is_not_consumed(parts, source, target):
+    """A step donates its state, in which these values lie; later phases need them again, and so may the caller."""
+    recommender, ours = source
+    importance = transfer.fisher(recommender, ours.train, examples=64)
+    options: dict[str, Any] = {"optimizer": WEIGHED, "epochs": 2, "batch_size": 256}
+    transfer.adapt(recommender, target.train, importance=importance, freeze="copied", unfreeze={2: "*"}, **options)
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    ones = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0)))
+    mask = jnp.zeros(model.user_rows, bool).at[1:4].set(True)
+    given: dict[str, Any] = {
+        "hyperparams": {"importance": ones, "strength": jnp.float32(0.1)},
+        "frozen_rows": {"user/embedding": mask, "user/bias": mask},
+    }
+    first = jaxrec.fit(model, parts.train, loss="bpr", **given, **options)
+    second, compiled = counted(lambda: jaxrec.fit(model, parts.train, loss="bpr", **given, **options))
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    assert compiled == [] and not any(leaf.is_deleted() for leaf in jax.tree.leaves((importance, given)))
+    state = train.init_state(
+        model, model.init(jax.random.key(0)), optim.row_sparse(WEIGHED), batch_of(),
+        FEATURES, key=jax.random.key(0), frozen_rows=given["frozen_rows"],
+    )  # fmt: skip
+    donated = jax.tree.leaves((state.params, state.frozen_rows, state.opt_state))
+    assert len({id(leaf) for leaf in donated}) == len(donated)

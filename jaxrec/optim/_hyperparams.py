@@ -35,7 +35,7 @@ def with_hyperparams(opt_state: Any, values: Mapping[str, Any]) -> Any:
     Args:
       opt_state: for example ``TrainState.opt_state``.
       values: scalars by name as in ``hyperparams``; a name without its pattern means those of all patterns.
-        ``"importance"`` is a tree of arrays like the parameters, for ``optim.ewc``.
+        ``"importance"`` is a tree of arrays like the parameters, for ``optim.ewc``. They are copied, not consumed.
 
     Raises:
       ValueError: there is no hyper-parameter of that name, it follows a schedule, or shapes differ.
@@ -90,7 +90,7 @@ def _like(leaf: jax.Array, value: Any, name: str) -> jax.Array:
                 f"The optimiser was made with an integer for {name}, which cannot become {value}. Make it with a "
                 "float, such as 0.0 for 0."
             )
-    value = jnp.asarray(value, leaf.dtype)
+    value = jnp.array(value, leaf.dtype)  # a copy, for whoever trains donates the state
     if value.shape != leaf.shape:
         raise ValueError(f"Expected for {name} the shape {leaf.shape}, got {value.shape}.")
     # Committing what was not would compile anew; on a mesh everything is.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Link, Params
+from jaxrec._types import Array, Link, Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._counting import counted
 from jaxrec.data._prepared import Chunks, EpochSource
@@ -85,7 +85,7 @@ def fit(
     patience: int | None = 5,
     params: Params | None = None,
     freeze: _tree.Patterns = (),
-    frozen_rows: dict[str, np.ndarray] | None = None,
+    frozen_rows: Mapping[str, Array] | None = None,
     unfreeze: Mapping[int, _tree.Patterns] | None = None,
     hyperparams: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[Progress], bool | None]] = (),
@@ -119,7 +119,7 @@ def fit(
       patience: stop after so many epochs without improvement; None for never.
       params: where to start from; by default ``model.init``. They are copied, not consumed.
       freeze: patterns of parameters that do not move, such as ``"item/*"``.
-      frozen_rows: by table path, a bool mask of rows that do not move.
+      frozen_rows: by table path, a bool mask of rows that do not move. They are copied too.
       unfreeze: by epoch (from 1), patterns of leaves that are trained from then on: what ``freeze`` names of them, or
         else their ``frozen_rows``. What was trained before goes on with its optimiser's state, see ``train.refreeze``.
         A step is compiled once for each phase. Patience counts from the start of each phase, and running out of it ends
@@ -170,7 +170,7 @@ def fit(
 
     def started(epoch: int, state: TrainState | None) -> TrainState:
         given = (frozen_rows or {}).items()
-        masks = {path: jnp.asarray(mask) for path, mask in given if phases.holds_rows(path, epoch)}
+        masks = {path: jnp.array(mask, bool) for path, mask in given if phases.holds_rows(path, epoch)}
         options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
         if state is None:
             start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)

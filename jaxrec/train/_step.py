@@ -70,7 +70,8 @@ def init_state(
 
     Args:
       model: whose parameters these are.
-      params: the whole tree. Its arrays become part of the state, so a donating step consumes them.
+      params: the whole tree. Its arrays become part of the state, so a donating step consumes them, like those of
+        ``frozen_rows`` and ``key``.
       optimizer: from ``optim.row_sparse`` or ``optim.dense``.
       batch: an example of what will be trained on; only shapes count.
       features: likewise.
@@ -117,8 +118,9 @@ def init_state(
         frozen_rows, slots = _placed(mesh, frozen_rows, cut, flat=True), _placed(mesh, slots, cut, flat=True)
         key, step = _sharded.placed((key, step), _sharded.everywhere(mesh))
     # Some transformations keep the parameters themselves, and one buffer cannot be donated twice.
-    trainable, opt_state = unshared((trainable, optimizer.init(trainable, tables, mesh)))
-    return TrainState(trainable, frozen, opt_state, frozen_rows, slots, key, step)
+    opt_state = optimizer.init(trainable, tables, mesh)
+    trainable, frozen, masks, opt_state = unshared((trainable, frozen, frozen_rows, opt_state))
+    return TrainState(trainable, frozen, opt_state, masks, slots, key, step)
 
 
 def _lookup_paths(model: Model, params: Params, batch: Batch, features: Features) -> set[str]:
