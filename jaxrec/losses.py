@@ -41,10 +41,13 @@ def mse(
     Args:
       predictions: any float dtype; the sum runs in float32.
       targets: in the same unit.
-      weight: non-negative; the mean is ``sum(weight * loss) / sum(weight)``.
+      weight: of each prediction, non-negative; the mean is ``sum(weight * loss) / sum(weight)``.
 
     Returns:
       float32 scalar >= 0; 0 for an empty batch or zero weights.
+
+    Raises:
+      ValueError: shapes differ. They are not broadcast.
 
     Examples:
       >>> print(f"{mse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])):.1f}")
@@ -64,10 +67,13 @@ def sigmoid_cross_entropy(
     Args:
       logits: real scores; any size is safe.
       targets: probabilities in [0, 1].
-      weight: non-negative.
+      weight: of each logit, non-negative.
 
     Returns:
       float32 scalar in nats; 0 for an empty batch or zero weights.
+
+    Raises:
+      ValueError: shapes differ. They are not broadcast.
 
     Examples:
       >>> print(f"{sigmoid_cross_entropy(jnp.array([0.0]), jnp.array([1.0])):.4f}")
@@ -464,6 +470,11 @@ def _mean(losses: jax.Array, weight: Array | None) -> jax.Array:
     if weight is None:
         return losses.sum() / max(losses.size, 1)
     weight = _float32(weight)
+    if weight.shape != losses.shape:
+        raise ValueError(
+            f"Expected a weight for each of the losses, of shape {losses.shape}, got {weight.shape}, which would "
+            "broadcast. Give them that shape, as by weight[:, None], or compare scores[:, 0] with plain targets."
+        )
     # A row without weight is padding: whatever it scored, inf included, must not reach the sum.
     total = (weight * jnp.where(weight > 0, losses, 0.0)).sum()
     return total / jnp.where(weight.sum() > 0, weight.sum(), 1.0)

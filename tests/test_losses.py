@@ -237,6 +237,15 @@ def test_shapes_that_would_broadcast_are_refused(loss):
         loss(jnp.ones(3), jnp.ones((3, 1)))
 
 
+@pytest.mark.parametrize("loss", [losses.mse, losses.sigmoid_cross_entropy])
+def test_weights_that_would_broadcast_are_refused(loss):
+    scores, targets = SCORES[:, :1], jnp.ones((5, 1))
+    for weight in (WEIGHT, WEIGHT[:1], 2.0):
+        with refuses(ValueError, r"for each .* of shape \(5, 1\), got \(.* as by weight\[:, None\], or compare"):
+            loss(scores, targets, weight=weight)
+    assert loss(scores, targets, weight=WEIGHT[:, None]) == loss(scores[:, 0], targets[:, 0], weight=WEIGHT)
+
+
 def test_reversing_changes_the_gradient_alone():
     x = jnp.asarray([0.1, -2.0, 3.0])
 
