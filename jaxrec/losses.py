@@ -462,7 +462,7 @@ def _need_negatives(scores: Array) -> None:
     if scores.shape[1] < 2:
         raise ValueError(
             f"Expected the positive and at least one negative per row, got {scores.shape[1]} column(s). Sample "
-            "negatives: fit(..., negatives=1)."
+            "negatives: fit(..., negatives=data.Negatives(num=1))."
         )
 
 

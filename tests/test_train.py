@@ -612,6 +612,9 @@ def test_classes_and_other_objects_are_refused(parts, world):
         models.TwoTower.for_data(parts)
     with refuses(TypeError, "Expected a Dataset for train, got DataFrame. Split the frame and encode it first"):
         jaxrec.fit(models.MatrixFactorization.for_data(parts.train), world.target.interactions)
+    for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options)):
+        with refuses(TypeError, r"Expected data.Negatives for negatives, got 1. .* negatives=data.Negatives\(num=1\)"):
+            verb(models.MatrixFactorization.for_data(parts.train), parts.train, loss="bpr", negatives=1)
 
 
 def test_memory_does_not_grow_over_fifty_epochs(parts):

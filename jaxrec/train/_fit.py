@@ -111,7 +111,7 @@ def fit(
         autoencoder, with 0.01 for ``Linear`` and models without tables.
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full-batch gradient descent.
-      negatives: by default what the loss needs.
+      negatives: how they are drawn; by default what a loss that is named needs, and none for a function.
       validation: held-out interactions of the same encoder.
       metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
         default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target and the loss is not one
@@ -136,6 +136,7 @@ def fit(
 
     Raises:
       ValueError: an option does not fit the data, a pattern matches nothing, everything is frozen.
+      TypeError: an argument is of another kind.
       Diverged: loss or gradient is not finite; the exception carries the last good parameters.
     """
     if isinstance(model, type):
@@ -376,6 +377,11 @@ def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) ->
 
 
 def chosen_negatives(train: Dataset, loss: str | None, negatives: Negatives | None) -> Negatives | None:
+    if negatives is not None and not isinstance(negatives, Negatives):
+        raise TypeError(
+            f"Expected data.Negatives for negatives, got {negatives!r}. Say how they are drawn, for example "
+            "negatives=data.Negatives(num=1)."
+        )
     pointwise = loss in losses.POINTWISE
     if train.item is None:
         if negatives is not None or (loss is not None and not pointwise):

@@ -113,7 +113,7 @@ def sweep(
       optimizer: with hyper-parameters that may be set, as ``optax.inject_hyperparams(optax.adam)(learning_rate=0.1)``.
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full batches.
-      negatives: by default what the loss needs.
+      negatives: as for ``fit``.
       validation: held-out interactions, or those of each fold.
       metric: what to judge on, and which epoch's parameters to keep.
       patience: a run stops after so many looks at the metric without improvement; None for never.
