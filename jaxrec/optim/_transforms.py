@@ -16,7 +16,8 @@ def per_path(transformations: Mapping[str, optax.GradientTransformation]) -> opt
 
     Args:
       transformations: by pattern, as in ``{"item/*": optax.adam(1e-4), "*": optax.adam(1e-3)}``. A leaf takes the
-        first pattern that covers its path.
+        first pattern that covers its path. One that covers none is no error, since which leaves are trained differs
+        between models and phases: a misspelt pattern does nothing, and its leaves take a later one.
 
     Raises:
       ValueError: a pattern comes after ``"*"``, which leaves it nothing, or begins with ``"!"``; or, when the state is
