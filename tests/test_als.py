@@ -340,12 +340,20 @@ def test_a_regularisation_that_leaves_nothing_is_named(parts):
 
 
 def test_who_has_no_interactions_has_no_vector(parts):
+    """Neither anew nor from given parameters, where those of others would count as unobserved pairs."""
     rows = parts.train
-    some = rows.subset(np.flatnonzero((rows.user != rows.user[0]) & (rows.item != rows.item[0])))
-    params = train.fit_als(some, dim=4, epochs=2).params
-    for side, index in (("user", rows.user[0]), ("item", rows.item[0])):
-        vector = params[side]["embedding"][getattr(rows.features, f"{side}_row")[index]]
-        np.testing.assert_array_equal(vector, 0.0)
+    there = (rows.user != rows.user[0]) & (rows.item != rows.item[0])
+    before = train.fit_als(rows, dim=4, epochs=2).params
+    for start in (None, before):
+        some, weighing = (
+            train.fit_als(each, dim=4, epochs=2, params=start).params
+            for each in (rows.subset(there), dataclasses.replace(rows, weight=there.astype(np.float32)))
+        )
+        for side, index in (("user", rows.user[0]), ("item", rows.item[0])):
+            row = getattr(rows.features, f"{side}_row")[index]
+            for params in (some, weighing):
+                np.testing.assert_array_equal(params[side]["embedding"][row], 0.0)
+            np.testing.assert_allclose(weighing[side]["embedding"], some[side]["embedding"], rtol=1e-4, atol=1e-5)
 
 
 def test_one_more_interaction_does_not_undo_what_training_knows_of_a_user(parts, with_content, tmp_path):

@@ -105,8 +105,8 @@ def fit_als(
       metric: as for ``fit``.
       patience: as for ``fit``.
       params: of a ``MatrixFactorization`` without biases of this size, to start from; by default items at
-        small random vectors, and users, who are solved for first, at zero. Whoever has no interactions has the vector
-        zero.
+        small random vectors, and users, who are solved for first, at zero. Whoever has no interactions here, or none
+        that weighs anything, has the vector zero, whatever was given.
       content: whether to fit regressions on the features of users and items.
       content_l2: regularisation of :math:`W`, beside squared errors that count 1 per entity on average. Tenths suit
         labels and text; vectors of another domain (``transfer.carry``) want 30 to 3,000.
@@ -162,11 +162,12 @@ def fit_als(
     heights = {"user": model.user_rows, "item": model.item_rows}
     if mesh is None and not content and abs(model.user_rows - model.item_rows) * dim <= _PADDED:
         heights = dict.fromkeys(heights, max(heights.values()))
-    if params is None:
-        tables = _drawn(heights, np.flatnonzero(counted(item)), dim, seed)
-    else:
-        tables = {side: _trained(params[side]["embedding"], known[side], height=heights[side]) for side in heights}
     weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
+    met = {side: counted(row[weight > 0], heights[side]) > 0 for side, row in (("user", user), ("item", item))}
+    if params is None:
+        tables = _drawn(heights, np.flatnonzero(met["item"]), dim, seed)
+    else:
+        tables = {side: _begun(params[side]["embedding"], met[side]) for side in heights}
     lay_out = functools.partial(_plan, weight=weight, cells=max(_NUMBERS // dim, 64))
     found = _threads.spread(lay_out, [user, item], [item, user], list(heights.values()), threads=2)
     if mesh is None:
@@ -255,12 +256,10 @@ def _drawn(heights: dict[str, int], items: np.ndarray, dim: int, seed: int) -> d
     return jax.device_put(tables)
 
 
-@functools.partial(jax.jit, static_argnames="height")
-def _trained(table: jax.Array, known: jax.Array, *, height: int) -> jax.Array:
-    """With zeros for the unknown and the spare capacity, which would count as unobserved pairs."""
-    used = jnp.arange(table.shape[0])
-    known_rows = jnp.where(((used > 0) & (used <= known))[:, None], table, 0.0)
-    return jnp.pad(known_rows, ((0, height - len(table)), (0, 0)))
+@jax.jit
+def _begun(table: Array, met: Array) -> jax.Array:
+    """As high as ``met``, with zeros for all without interactions, who would count as unobserved pairs and stay."""
+    return jnp.where(met[:, None], jnp.pad(table, ((0, len(met) - len(table)), (0, 0))), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
