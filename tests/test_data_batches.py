@@ -388,3 +388,56 @@ def test_rows_without_users_have_negatives_of_their_own(parts):
 def test_no_rows_make_no_batches(parts, batch_size):
     with pytest.raises(ValueError, match="The dataset is empty. Expected at least one row"):
         data.Batches(parts.train.subset(np.arange(0)), batch_size=batch_size, negatives=None, history=0, seed=0)
+
+
+def thinned(dataset):
+    """Of which every third row weighs nothing, and all rows of the first user; and the numbers of the others."""
+    weight = np.where((np.arange(len(dataset)) % 3 == 0) | (dataset.user == dataset.user[0]), 0.0, 2.0)
+    return dataclasses.replace(dataset, weight=weight.astype(np.float32)), np.flatnonzero(weight)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"negatives": data.Negatives(in_batch=True, shared=3), "batch_size": 32},
+        {"negatives": data.Negatives(num=2, sampling="popularity"), "batch_size": None},
+        {"negatives": data.Negatives(catalogue=True), "batch_size": 32},
+    ],
+)
+def test_rows_that_weigh_nothing_are_no_examples_and_their_items_no_negatives(parts, how):
+    dataset, rows = thinned(parts.train)
+    ours, theirs = (data.Batches(each, history=0, seed=0, **how) for each in (dataset, dataset.subset(rows)))
+    assert ours.steps == theirs.steps
+    for (stack, steps), (expected, _) in zip(ours.epoch(1), theirs.epoch(1), strict=True):
+        assert (stack.weight.sum(axis=1) > 0).sum() == steps
+        for values, wanted in zip(stack, expected, strict=True):
+            np.testing.assert_array_equal(values, wanted)
+    nothing = dataclasses.replace(dataset, weight=np.zeros(len(dataset), np.float32))
+    with pytest.raises(ValueError, match=f"All of the {len(dataset)} rows weigh 0, so there is nothing to learn from"):
+        data.Batches(nothing, history=0, seed=0, **how)
+
+
+@pytest.mark.parametrize("kind", ["subset", "before"])
+def test_histories_hold_rows_that_weigh_nothing(parts, kind):
+    dataset, rows = thinned(parts.train)
+    options = {"batch_size": None, "negatives": None, "seed": 0, "histories": kind, "history": 200}
+    found, whole = (data.Batches(each, **options).example() for each in (dataset, parts.train))
+    np.testing.assert_array_equal(found.item[:, 0], dataset.item[rows])
+    pairs = set(zip(dataset.user[dataset.weight == 0], dataset.item[dataset.weight == 0], strict=True))
+    assert any((user, item) in pairs for user, items in zip(found.user, found.history, strict=True) for item in items)
+    if kind == "before":
+        np.testing.assert_array_equal(found.history, whole.history[rows])
+
+
+def test_sequences_hold_rows_that_weigh_nothing_as_history_alone(parts):
+    dataset, rows = thinned(parts.train)
+    options = {"negatives": data.Negatives(num=2), "history": 4, "seed": 0, "histories": "sequences"}
+    found, read = [], set()
+    for stack, steps in data.Batches(dataset, batch_size=64, **options).epoch(1):
+        weight = stack.weight[:steps].reshape(-1, 5)
+        user, item = stack.user[:steps].reshape(-1), stack.item[:steps].reshape(-1, 5, 3)
+        assert not item[weight == 0].any() and ((weight > 0).any(axis=1) == (user > 0)).all()
+        found += list(zip(np.repeat(user, 5)[weight.reshape(-1) > 0], item[weight > 0][:, 0], strict=True))
+        read |= set(zip(np.repeat(user, 4), stack.history[:steps].reshape(-1), strict=True))
+    assert sorted(found) == sorted(zip(dataset.user[rows], dataset.item[rows], strict=True))
+    assert read & set(zip(dataset.user[dataset.weight == 0], dataset.item[dataset.weight == 0], strict=True))

@@ -263,3 +263,24 @@ def test_folders_that_were_changed_are_refused(folder, tmp_path):
         data.open_dataset(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="window >= 1"):
         data.open_dataset(tmp_path / "rows", window=0)
+
+
+@pytest.mark.parametrize("window", [64, 10_000])
+def test_rows_that_weigh_nothing_are_left_out_of_a_stream(tmp_path, monkeypatch, window):
+    monkeypatch.setattr(data._batches, "_BLOCK", 16)
+    monkeypatch.setattr(data._batches, "_CHUNK", 32 * 16)
+    frame = ratings().assign(weight=(np.arange(600) % 3 > 0) * 1.0)
+    streamed = data.encode_to_disk(lambda: [frame], SCHEMA, tmp_path / "rows", window=window)
+    options = {"batch_size": 10, "negatives": data.Negatives(num=1), "history": 3, "histories": "before", "seed": 0}
+    ours, memory = (data.Batches(each, **options) for each in (streamed, in_memory(frame)))
+    found = []
+    for stack, steps in ours.epoch(1):
+        assert stack.weight[:steps].all() and not stack.weight[steps:].any()
+        found += list(zip(stack.user[:steps].ravel(), stack.item[:steps, :, 0].ravel(), strict=True))
+    kept = streamed.weight > 0
+    assert sorted(found) == sorted(zip(streamed.user[kept], streamed.item[kept], strict=True))
+    assert len(found) == 10 * ours.steps == 400
+    if window > 600:
+        for (stack, _), (expected, _) in zip(ours.epoch(1), memory.epoch(1), strict=True):
+            for values, wanted in zip(stack, expected, strict=True):
+                np.testing.assert_array_equal(values, wanted)

@@ -360,6 +360,19 @@ def test_weights_count_as_repetitions(rated_parts):
         np.testing.assert_allclose(leaf, leaves_of(theirs)[path], atol=1e-5, err_msg=path)
 
 
+def test_rows_that_weigh_nothing_move_nothing_and_are_known_all_the_same(parts):
+    weight = (np.arange(len(parts.train)) % 3 > 0).astype(np.float32)
+    weighed = dataclasses.replace(parts.train, weight=weight)
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 64}
+    for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options).recommenders[0]):
+        ours, theirs = (verb(model, rows, **options) for rows in (weighed, weighed.subset(weight > 0)))
+        jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+        assert len(ours.seen) == len(parts.train)
+    with pytest.raises(ValueError, match="rows weigh 0, so there is nothing to learn from"):
+        jaxrec.fit(model, dataclasses.replace(weighed, weight=0 * weight), **options)
+
+
 def test_the_last_batch_is_padded_not_dropped(rated_parts):
     model = models.Linear.for_data(rated_parts.train)
     rows = rated_parts.train.subset(np.arange(10))

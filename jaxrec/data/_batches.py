@@ -1,5 +1,6 @@
 """Batches on the host: shuffled, padded, with negatives and histories, a chunk of steps at a time."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -36,7 +37,9 @@ class Batches:
     the batches that memory gives.
 
     Args:
-      dataset: rows to train on. Unknown users and items are an error: nothing could be learned of them.
+      dataset: rows to train on. Unknown users and items are an error: nothing could be learned of them. Rows of weight
+        0 are left out: they are no examples, and their items no negatives. Histories hold them all the same, as they
+        do when a recommender serves these users.
       batch_size: examples per step; None for all rows in one step, in their own order.
       negatives: how to draw them; None for none.
       history: length of the histories to add, 0 for none. They take 8 bytes of memory a row, and more while they are
@@ -76,7 +79,7 @@ class Batches:
                     f"{int((index == 0).sum())} of {len(index)} rows have {name} that the encoder does not know. Fit "
                     "the encoder on the frame that is trained on, or extend it."
                 )
-        self._data = dataset
+        self._data, self._rows = dataset, _weighing(dataset)
         self._negatives = negatives or Negatives()
         self._history = history
         self._seed = seed
@@ -89,7 +92,7 @@ class Batches:
         self._width = 1 if self._stretches is None else history + 1
         if self._users is not None:
             self._check_users()
-        units = self._units(len(dataset))
+        units = self._units(self._num_rows)
         cost = self._width if self._users is None else max(len(dataset) // units, 1)
         self._size = units if batch_size is None else max(1, min(batch_size // cost, units))
         self._filled = -(-self._size // multiple_of) * multiple_of
@@ -97,10 +100,15 @@ class Batches:
         # A power of two, so that data sets of similar size share one compiled loop.
         columns = 0
         if dataset.item is not None:
-            self._sampler = Sampler(dataset, self._negatives, self._size * self._width)
+            self._sampler = Sampler(dataset, self._negatives, self._size * self._width, self._rows)
             columns = len(self._sampler.catalogue) if self._negatives.catalogue else 0
         most = _CHUNK // (self._size * self._width * self._bytes(columns) + 4 * columns)
         self._per_chunk = 1 << (max(1, min(self.steps, most)) - 1).bit_length()
+
+    @property
+    def _num_rows(self) -> int:
+        """That are examples."""
+        return len(self._data) if self._rows is None else len(self._rows)
 
     @property
     def _by_rows(self) -> bool:
@@ -148,7 +156,7 @@ class Batches:
 
     def _windows(self, rng: np.random.Generator) -> list[_Pieces]:
         """What to read for each window: whole chunks, but for the last."""
-        rows, chunk = len(self._data), self._per_chunk * self._size
+        rows, chunk = self._num_rows, self._per_chunk * self._size
         window = rows if self._data.window is None else -(-self._data.window // chunk) * chunk
         if window >= rows or not self._shuffle or not self._by_rows:
             return [[(0, rows)]]
@@ -166,9 +174,18 @@ class Batches:
             windows.append(list(zip(left.tolist(), right.tolist(), strict=True)))
         return windows
 
+    @functools.cached_property
+    def _in_memory(self) -> _Window:
+        if self._rows is None or not self._by_rows:
+            return _Window(self._data, None)
+        return _Window(self._data.subset(self._rows), self._rows)
+
     def _read(self, pieces: _Pieces) -> _Window:
         if self._data.window is None or not self._by_rows:
-            return _Window(self._data, None)
+            return self._in_memory
+        if self._rows is not None:
+            number = np.concatenate([self._rows[start:stop] for start, stop in pieces])
+            return _Window(self._data.subset(number), number)
         wide = np.int32 if len(self._data) < 2**31 else np.int64
         number = np.concatenate([np.arange(*piece, dtype=wide) for piece in pieces]) if self._history else None
         return _Window(self._data.loaded(pieces), number)
@@ -220,6 +237,7 @@ class Batches:
             history[: len(units)] = found
             batch = batch._replace(history=stacked(history))
         if kept is not None:
+            kept &= weight[: len(rows)] > 0
             weight[: len(rows)][~kept], positive[: len(rows)][~kept] = 0, 0
             batch = batch._replace(weight=stacked(weight))
         if negatives.in_batch:
@@ -228,6 +246,8 @@ class Batches:
         item[:, 0] = positive
         if negatives.num:
             item[: len(rows), 1:] = self._sampler.own(rng, len(rows), None if user is None else user[: len(rows)])
+            if kept is not None:
+                item[: len(rows)][~kept] = 0
         batch = batch._replace(item=stacked(item))
         shared = self._sampler.draw(rng, (steps, negatives.shared)) if negatives.shared else None
         if negatives.sampling == "popularity" and (negatives.num or negatives.shared):
@@ -269,3 +289,16 @@ class Batches:
             shared_negatives=columns,
             log_q=self._sampler.log_in_batch[columns][:, None, :],
         )
+
+
+def _weighing(dataset: Dataset) -> np.ndarray | None:
+    """Numbers of the rows that weigh something; None where all do."""
+    if dataset.weight is None or dataset.weight.all():
+        return None
+    rows = np.flatnonzero(dataset.weight)
+    if not len(rows):
+        raise ValueError(
+            f"All of the {len(dataset)} rows weigh 0, so there is nothing to learn from. Expected at least one weight "
+            "above 0."
+        )
+    return rows

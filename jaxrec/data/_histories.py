@@ -22,6 +22,7 @@ class Histories:
         if dataset.user is None or dataset.item is None:
             raise ValueError("Histories need users. Name the user column in the schema.")
         self._item, self._random, self._length = dataset.item, kind == "subset", length
+        self._weight = dataset.weight
         self._of_user = counted(dataset.user)
         self._first = np.cumsum(self._of_user) - self._of_user
         # Rows grouped by user: in order, or in a random one, so that a run of neighbours is a random subset.
@@ -69,7 +70,7 @@ class Histories:
         """Each user's rows cut from the latest backwards; a stretch begins with the row that ends the one before.
 
         Returns where each begins among the grouped rows, how many rows follow its first, and whether its first row is
-        the user's first.
+        the user's first. One whose examples all weigh nothing is left out.
         """
         count = self._of_user
         pieces = np.where(count > 0, np.maximum(-(-(count - 1) // self._length), 1), 0)
@@ -77,7 +78,12 @@ class Histories:
         piece = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         last = count[user] - 1 - piece * self._length
         place = np.maximum(last - self._length, 0)
-        return self._first[user] + place, last - place, place == 0
+        begin, length, whole = self._first[user] + place, last - place, place == 0
+        if self._weight is not None:
+            before = np.concatenate([[0], np.cumsum(self._weight[self._grouped] > 0)])
+            some = before[begin + length + 1] > before[begin + ~whole]
+            begin, length, whole = begin[some], length[some], whole[some]
+        return begin, length, whole
 
     @property
     def num_stretches(self) -> int:

@@ -27,7 +27,7 @@ class Negatives:
         column has the probability of the mixture, ``(batch * count / rows + shared * drawn) / (batch + shared)``,
         wherever it came from.
       power: exponent of the count, finite; of ``"popularity"`` alone.
-      reject_seen: draw own negatives again until none is a training positive of the user.
+      reject_seen: draw own negatives again until none is an item of the user's training rows, whatever these weigh.
 
     References:
       Yang et al., Mixed negative sampling for learning two-tower neural networks in recommendations, WWW 2020 (the
@@ -71,14 +71,16 @@ class Sampler:
       dataset: rows to train on.
       negatives: what to draw.
       batch_size: of the mixture that in-batch and shared negatives make.
+      rows: numbers of those that are examples, whose items are drawn; all by default.
     """
 
-    def __init__(self, dataset: Dataset, negatives: Negatives, batch_size: int) -> None:
+    def __init__(self, dataset: Dataset, negatives: Negatives, batch_size: int, rows: np.ndarray | None = None) -> None:
         assert dataset.item is not None
         self._data, self._how = dataset, negatives
-        count = counted(dataset.item)
+        item = dataset.item if rows is None else dataset.item[rows]
+        count = counted(item, int(dataset.item.max()) + 1)
         self._pool = np.flatnonzero(count).astype(np.int32)
-        share = np.maximum(count, 1) / len(dataset)
+        share = np.maximum(count, 1) / len(item)
         weight = np.zeros(len(count))
         weight[self._pool] = 1.0 if negatives.sampling == "uniform" else count[self._pool] ** float(negatives.power)
         weight /= weight.sum()
@@ -90,7 +92,7 @@ class Sampler:
             self._keep, other = alias_table(weight[self._pool])
             self._other = self._pool[other]
         if negatives.reject_seen:
-            self._need_negatives(dataset.item)
+            self._need_negatives(dataset.item, count > 0)
 
     @property
     def catalogue(self) -> np.ndarray:
@@ -126,13 +128,13 @@ class Sampler:
                 place = place[seen.contains(user[place // self._how.num], again)]
         return drawn
 
-    def _need_negatives(self, item: np.ndarray) -> None:
+    def _need_negatives(self, item: np.ndarray, drawn: np.ndarray) -> None:
         user = self._data.user
         if user is None:
             raise ValueError("reject_seen needs users. Name the user column in the schema.")
-        # Rows and pool are those of one dataset, so a user with as many items as the pool has no negative at all.
+        # A user with as many items of the pool as there are has no negative at all.
         busy = counted(user) >= len(self._pool)
-        row = np.flatnonzero(busy[user])
+        row = np.flatnonzero(busy[user] & drawn[item])
         pairs = distinct(user[row].astype(np.int64) * len(self.log_q) + item[row])
         if (counted(pairs // len(self.log_q)) >= len(self._pool)).any():
             raise ValueError("A user has touched every trained item, so reject_seen leaves no negative to draw.")

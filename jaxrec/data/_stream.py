@@ -90,8 +90,9 @@ def open_dataset(folder: str | Path, *, window: int = WINDOW) -> Dataset:
     *What needs memory for every row all the same*: rows that are not in the order of their time are sorted (over 20
     bytes a row): sort the source, or leave time out of the schema. Validation, ``recommend`` and ``write_artefact``
     group rows by user to leave out what was seen (8 bytes). ``save`` copies one column at a time, and a recommender
-    that ``load`` returns has them in memory. A model with a history takes 8 bytes, and about 40 while fit prepares;
-    ``reject_seen`` 12, and more while it sorts, where users times items exceed 2^28.
+    that ``load`` returns has them in memory. Where some rows weigh 0 the others take 8 bytes. A model with a history
+    takes 8 bytes, and about 40 while fit prepares; ``reject_seen`` 12, and more while it sorts, where users times items
+    exceed 2^28.
 
     Args:
       folder: that ``encode_to_disk`` wrote.

@@ -101,7 +101,8 @@ def fit(
 
     Args:
       model: for example ``TwoTower.for_data(train)``.
-      train: from ``data.encode``; every user and item in it must be known to its encoder.
+      train: from ``data.encode``; every user and item in it must be known to its encoder. Rows of weight 0
+        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same.
       loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
         ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``. By default ``"mse"``
         (``"sigmoid_cross_entropy"`` for a model with a sigmoid link) where there is a target, else

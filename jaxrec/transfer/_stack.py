@@ -26,8 +26,9 @@ def stack(
     Args:
       domains: by name, without '/'. Their schemas are the same, and so are the ids of shared users.
       side: whose ids belong to one domain; ``"user"`` where items are shared and users are not.
-      weight: by domain, non-negative: what its examples weigh in a loss (times the weight that they have). Without it
-        there are no weights but the schema's own.
+      weight: by domain, non-negative: what its examples weigh in a loss (times the weight that they have). At 0
+        they are no examples; histories and what users have seen hold them still. Without it there are no weights but
+        the schema's own.
 
     Returns:
       Frames whose schema has one more feature of that side, the category ``"domain"``, which ``models.SharedSpecific``
