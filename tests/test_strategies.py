@@ -339,6 +339,27 @@ def test_schedules_that_cannot_be_are_refused(parts, unfreeze, message):
         jaxrec.fit(model, parts.train, epochs=2, freeze="*", unfreeze=unfreeze)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": optax.lamb(0.1)}, "cannot train the table .* by rows"),
+        (
+            {"frozen_rows": {"user/embedding": np.zeros(3, bool)}},
+            "masks of rows of trainable tables .* shape \\(3,",
+        ),
+        (
+            {"optimizer": optim.ewc(1.0), "hyperparams": {"importance": {"bias": np.ones((), np.float32)}}},
+            "importance lacks 'user/embedding'",
+        ),
+    ],
+)
+def test_what_a_later_phase_cannot_do_is_refused_before_the_first(parts, monkeypatch, options, message):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    monkeypatch.setattr("jaxrec.train._fit.run_epochs", None)
+    with pytest.raises(ValueError, match=message):
+        jaxrec.fit(model, parts.train, freeze="*/*", unfreeze={9: "user/embedding"}, epochs=9, **options)
+
+
 def test_patience_counts_anew_in_each_phase_and_ends_training_in_the_last(parts):
     falling = iter(range(0, -100, -1))
     options: dict[str, Any] = {"unfreeze": UNFREEZE, "freeze": FROZEN, "epochs": 9, "patience": 1}

@@ -300,6 +300,21 @@ def test_a_metric_that_cannot_be_is_refused_before_training(parts, monkeypatch):
             jaxrec.fit(model, parts.train, validation=parts.validation, metric=metric)
 
 
+def test_a_validation_part_that_cannot_be_is_refused_before_training(parts, world, monkeypatch):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    monkeypatch.setattr("jaxrec.train._fit.run_epochs", None)
+    held_out = parts.validation
+    for validation, message in (
+        (held_out.subset(np.arange(0)), "The validation part is empty"),
+        (dataclasses.replace(held_out, user=0 * held_out.user), "users that the encoder does not know"),
+        (encoded(world.source).train, "users were numbered by another encoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jaxrec.fit(model, parts.train, validation=validation)
+        with pytest.raises(ValueError, match=message):
+            train.fit_als(parts.train, dim=2, validation=validation)
+
+
 def test_parameters_are_copied_only_where_somebody_looks(parts, monkeypatch):
     model, made, original = models.MatrixFactorization.for_data(parts.train, dim=4), [], _fit.finished
     monkeypatch.setattr(_fit, "finished", lambda *args, **options: made.append(options) or original(*args, **options))

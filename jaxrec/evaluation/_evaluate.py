@@ -232,7 +232,8 @@ def _own(encoder: Encoder, test: Dataset, candidates: pd.DataFrame) -> Interacti
     return _distinct(Dataset(encoder, both.user[wanted], both.item[wanted]))[0]
 
 
-def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
+def check_ranked(test: Dataset) -> None:
+    """Raises where nobody could be ranked for."""
     if test.user is None or test.item is None:
         raise ValueError("Ranking needs users and items. Name both columns in the schema, or use task='rating'.")
     if not len(test):
@@ -242,6 +243,10 @@ def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
             f"{int((test.user == 0).sum())} test rows have users that the encoder does not know, so they cannot be "
             "told apart. Pass the test part as a frame, or encode all parts together with data.encode."
         )
+
+
+def _relevant(test: Dataset, relevant_from: float | None) -> Dataset:
+    check_ranked(test)
     if relevant_from is None:
         return test
     if test.target is None:

@@ -193,7 +193,7 @@ def fit_als(
         len(train.interactions),
         folding=Folding(fold_user or ImplicitSquares(unobserved, l2, exponent), fold_item or Folding.item),
     )
-    judge, score = Judge(validation, metric, patience), 1.0
+    judge, score = Judge(validation, metric, patience, encoder=train.encoder), 1.0
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()

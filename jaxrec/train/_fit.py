@@ -1,6 +1,7 @@
 """The verb ``fit``: batches in, a recommender out, with validation, early stopping and a guard against NaN."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +114,7 @@ def fit(
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full-batch gradient descent.
       negatives: how they are drawn; by default what a loss that is named needs, and none for a function.
-      validation: held-out interactions of the same encoder.
+      validation: held-out interactions of the same encoder, whose users are all known to it where lists are ranked.
       metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
         default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target and the loss is not one
         of ranking), or a function of the recommender, higher being better. The best epoch's parameters are returned.
@@ -165,10 +166,12 @@ def fit(
         multiple_of=1 if mesh is None else mesh.size,
     )
     check_rows(model, train)
+    judge = Judge(validation, metric, patience, encoder=train.encoder, link=link)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
     key_init, key_train = jax.random.split(jax.random.key(seed))
     phases = Phases(model, freeze, frozen_rows or {}, unfreeze, epochs)
+    example = batches.example()
 
     def started(epoch: int, state: TrainState | None) -> TrainState:
         given = (frozen_rows or {}).items()
@@ -176,11 +179,13 @@ def fit(
         options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
         if state is None:
             start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
-            state = init_state(model, start, optimizer, batches.example(), features, key=key_train, **options)
+            state = init_state(model, start, optimizer, example, features, key=key_train, **options)
         else:
-            state = refreeze(state, model, optimizer, batches.example(), features, **options)
+            state = refreeze(state, model, optimizer, example, features, **options)
         return state._replace(opt_state=_set(state.opt_state, hyperparams, model, mesh))
 
+    for epoch in phases.later:  # what would be refused after many epochs is refused now
+        jax.eval_shape(functools.partial(started, epoch, None))
     return run_epochs(
         blank,
         started(1, None),
@@ -190,7 +195,7 @@ def fit(
         loss=loss_function,
         optimizer=optimizer,
         epochs=epochs,
-        judge=Judge(validation, metric, patience, link=link),
+        judge=judge,
         callbacks=callbacks,
         progress=progress,
         mesh=mesh,

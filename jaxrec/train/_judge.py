@@ -10,14 +10,18 @@ import numpy as np
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Link, Params
-from jaxrec.data import Dataset
+from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import evaluate
+from jaxrec.evaluation._evaluate import check_ranked
 
 Metric = str | Callable[[Recommender], float]
 
 
 class Judge:
-    """Computes the metric after each epoch and keeps a copy of the best parameters; ``lower``: of a function too."""
+    """Computes the metric after each epoch and keeps a copy of the best parameters; ``lower``: of a function too.
+
+    What could not be evaluated on ``validation`` by recommenders of this ``encoder`` is refused at once.
+    """
 
     def __init__(
         self,
@@ -25,6 +29,7 @@ class Judge:
         metric: Metric | None,
         patience: int | None,
         *,
+        encoder: Encoder | None = None,
         lower: bool = False,
         link: Link = "identity",
     ) -> None:
@@ -35,7 +40,13 @@ class Judge:
         if metric is None and validation is not None:
             metric = default_metric(validation, link)
         if isinstance(metric, str) and validation is not None:
+            if not len(validation):
+                raise ValueError("The validation part is empty. Expected at least one row, or validation=None.")
+            if encoder is not None:
+                encoder.check(validation.encoder)
             check_metric(metric, validation, link)
+            if task_of(metric)[0] == "ranking":
+                check_ranked(validation)
         self._validation, self._metric, self._patience = validation, metric, patience
         self._lower = lower or (isinstance(metric, str) and lower_is_better(metric))
         self._since, self._value = 0, -np.inf

@@ -65,15 +65,16 @@ class Phases:
 
     def begins(self, epoch: int) -> bool:
         """Whether other parameters are trained in this epoch than in the one before."""
-        return epoch > 1 and epoch in self._epochs
+        return epoch in self.later
 
     def more(self, epoch: int) -> bool:
         """Whether another phase follows."""
-        return any(since > epoch for since in self._epochs)
+        return any(since > epoch for since in self.later)
 
     @property
-    def _epochs(self) -> set[int]:
-        return {*self._since.values(), *self._rows_since.values()}
+    def later(self) -> list[int]:
+        """Epochs with which further phases begin."""
+        return sorted({*self._since.values(), *self._rows_since.values()} - {1})
 
 
 def refreeze(

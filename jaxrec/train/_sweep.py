@@ -148,9 +148,12 @@ def sweep(
         )
         for number, each in itertools.product(range(len(trains)), seeds)
     ]  # fmt: skip
-    runs = Runs(
-        sources, values, count, lambda source: Judge(held_out[source // len(seeds)], metric, patience, link=link)
-    )
+
+    def judge(source: int) -> Judge:
+        fold = source // len(seeds)
+        return Judge(held_out[fold], metric, patience, encoder=trains[fold].encoder, link=link)
+
+    runs = Runs(sources, values, count, judge)
 
     def epoch(*arguments: Any) -> Any:
         return run_epoch(*arguments, model=model, loss=loss_function, optimizer=optimizer)
