@@ -115,6 +115,18 @@ def test_a_run_that_diverges_leaves_the_others_alone(line):
         _ = frozen.best_setting
 
 
+def test_a_run_whose_validation_scores_become_nan_leaves_the_others_alone(parts):
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    options: dict[str, Any] = {**OPTIONS, "optimizer": SGD, "batch_size": None, "epochs": 1}
+    options["validation"] = parts.validation
+    swept = train.sweep(model, parts.train, [{"learning_rate": 1e25}, {"learning_rate": 0.1}], **options)
+    assert swept.table["diverged"].tolist() == [True, False]
+    assert np.isnan(swept.table["ndcg@10"][0]) and swept.best_setting == {"learning_rate": 0.1}
+    same(swept.best, jaxrec.fit(model, parts.train, hyperparams={"learning_rate": 0.1}, **options))
+    with pytest.raises(train.Diverged, match="validated score became infinite or NaN in every run"):
+        train.sweep(model, parts.train, [{"learning_rate": 1e25}], **options)
+
+
 def test_the_worse_half_is_dropped_at_each_rung_and_the_rest_trained_as_if_alone(line):
     model = models.Linear.for_data(line.train)
     options: dict[str, Any] = {"optimizer": SGD, "batch_size": 16, "validation": line.validation, "patience": None}

@@ -645,6 +645,43 @@ def test_classes_and_other_objects_are_refused(parts, world):
             verb(models.MatrixFactorization.for_data(parts.train), parts.train, loss="bpr", negatives=1)
 
 
+def not_a_number(recommender):
+    return float("nan")
+
+
+def leap(step):
+    """A rate whose second step is finite and makes vectors beyond 1e19, whose products are not."""
+    return jnp.where(step < 1, 0.1, 1e25)
+
+
+def test_scores_that_become_nan_end_training_with_the_best_parameters(parts, rated_parts):
+    for split, loss, message in ((parts, "bpr", "A score is NaN"), (rated_parts, "mse", "predictions are NaN")):
+        model = models.MatrixFactorization.for_data(split.train, dim=4)
+        options: dict[str, Any] = {"loss": loss, "batch_size": None, "optimizer": optax.sgd(leap)}
+        options["validation"] = split.validation
+        good = jaxrec.fit(model, split.train, epochs=1, **options)
+        with pytest.raises(train.Diverged, match=f"{message}.* stopped after epoch 2, .* best one before") as caught:
+            jaxrec.fit(model, split.train, epochs=5, **options)
+        jax.tree.map(np.testing.assert_array_equal, caught.value.recommender.params, good.params)
+        assert len(caught.value.recommender.log) == 1
+    with pytest.raises(train.Diverged, match="The metric 'not_a_number' is NaN") as caught:
+        jaxrec.fit(model, rated_parts.train, metric=not_a_number, epochs=2)
+    assert all(np.isfinite(leaf).all() for leaf in leaves_of(caught.value.recommender).values())
+
+
+def test_parameters_that_are_not_finite_are_not_returned(parts):
+    def loss(scores, batch):
+        return 1e6 * losses.bpr(scores, weight=batch.weight)
+
+    model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    options: dict[str, Any] = {"optimizer": optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), "batch_size": None}
+    with pytest.raises(train.Diverged, match="A parameter is infinite or NaN after the last step"):
+        jaxrec.fit(
+            model, parts.train, loss=loss, negatives=data.Negatives(num=1), epochs=1,
+            hyperparams={"learning_rate": 3e38}, **options,
+        )  # fmt: skip
+
+
 def test_memory_does_not_grow_over_fifty_epochs(parts):
     held = []
 

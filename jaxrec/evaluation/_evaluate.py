@@ -18,7 +18,7 @@ from jaxrec.data._counting import distinct
 from jaxrec.evaluation._intervals import bootstrap_bounds
 from jaxrec.evaluation._own import own_lists
 from jaxrec.evaluation._report import Report
-from jaxrec.evaluation._rows import evaluate_rows
+from jaxrec.evaluation._rows import NaNScore, evaluate_rows
 from jaxrec.evaluation._top_k_metrics import NAMES, from_hits
 from jaxrec.ranking._lists import best_lists, columns
 from jaxrec.ranking._recommend import candidate_items, known_items, row_scores
@@ -294,7 +294,7 @@ def _ranked(
         pairs = Interactions(own.user[left], own.item[left], own.num_users, own.num_items)
         items, nan = own_lists(subject.of_pairs, pairs, users, longest)
     if nan:
-        raise ValueError("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
+        raise NaNScore("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
     hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
     return _Lists(users, items, hits, relevant, left_out, live)
 

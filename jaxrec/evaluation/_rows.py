@@ -18,6 +18,10 @@ NAMES = (*_ERRORS, *OF_PROBABILITIES)
 _DRAWS = 200  # most, of a figure that is no mean and takes a pass over all rows for each
 
 
+class NaNScore(ValueError):
+    """A score is NaN. Whoever trains takes it for a sign that training has diverged."""
+
+
 def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
     """The row-wise half of ``evaluate``."""
     if test.target is None:
@@ -31,7 +35,7 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
         )
     predictions = predict(recommender, test)
     if np.isnan(predictions).any():
-        raise ValueError(
+        raise NaNScore(
             f"{int(np.isnan(predictions).sum())} of {len(test)} predictions are NaN, so there is no error to measure. "
             "Look for NaN in the parameters or features."
         )

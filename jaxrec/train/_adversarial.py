@@ -17,7 +17,7 @@ from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._histories import Kind
 from jaxrec.models import Model
 from jaxrec.optim import Optimizer
-from jaxrec.train._fit import Diverged, check_rows
+from jaxrec.train._fit import Diverged, check_rows, look
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._step import all_finite, batch_at, check_params, unshared
 
@@ -199,7 +199,7 @@ def play(
         mean = np.concatenate([np.asarray(info.losses)[: int(info.steps)] for info in infos]).mean(axis=0)
         named = {f"{player}_loss": float(value) for player, value in zip(PLAYERS, mean, strict=True)}
         row = {"epoch": epoch, **named, "seconds": time.perf_counter() - start}
-        stop = judge.look(recommender, row)
+        stop = look(judge, recommender, row)
         log.append(row)
         if stop:
             break

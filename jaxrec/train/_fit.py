@@ -20,11 +20,12 @@ from jaxrec._types import Array, Link, Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._counting import counted
 from jaxrec.data._prepared import Chunks, EpochSource
+from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Linear, Model
 from jaxrec.models._base import with_unknown_rows
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._phases import Phases, refreeze
-from jaxrec.train._step import EpochInfo, TrainState, init_state, train_epoch
+from jaxrec.train._step import EpochInfo, TrainState, all_finite, init_state, train_epoch
 
 # Chosen on validation parts of generated worlds, MovieLens 100K and 1M (docs/design.md): without decay, models with
 # embeddings are past their best after a few epochs. Biases do not decay, or ratings would be pulled to zero; nor does
@@ -54,6 +55,8 @@ _DEFAULT_NEGATIVES = {
 _OF_RANKING = [losses.on_batch(name) for name in _DEFAULT_NEGATIVES if name not in losses.POINTWISE]
 
 _epoch = jax.jit(train_epoch, static_argnames=("model", "loss", "optimizer", "mesh"), donate_argnums=(0,))
+_finite = jax.jit(lambda params: all_finite(jnp.float32(0.0), params))
+_REMEDY = "Try a smaller learning rate, optax.clip_by_global_norm, or look for extreme values in features and targets."
 
 
 class Progress(NamedTuple):
@@ -65,7 +68,10 @@ class Progress(NamedTuple):
 
 
 class Diverged(FloatingPointError):
-    """Loss or gradient became infinite or NaN. ``recommender`` has the parameters of the last good step."""
+    """A loss or gradient became infinite or NaN, or a validated score or a parameter is.
+
+    ``recommender`` has the parameters of the last good step; where a score is NaN, of the best epoch before.
+    """
 
     def __init__(self, message: str, recommender: Recommender) -> None:
         super().__init__(message)
@@ -139,7 +145,8 @@ def fit(
     Raises:
       ValueError: an option does not fit the data, a pattern matches nothing, everything is frozen.
       TypeError: an argument is of another kind.
-      Diverged: loss or gradient is not finite; the exception carries the last good parameters.
+      Diverged: loss or gradient is not finite, and the exception carries the last good parameters; or a validated score
+        or, where nothing is validated, a parameter is not.
     """
     if isinstance(model, type):
         raise TypeError(
@@ -240,8 +247,7 @@ def run_epochs(
                 what = f"The loss became {failed}" if not np.isfinite(failed) else "A gradient became infinite or NaN"
                 raise Diverged(
                     f"{what} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
-                    "and this exception's `recommender` has the parameters before that step. Try a smaller learning "
-                    "rate, optax.clip_by_global_norm, or look for extreme values in features and targets.",
+                    f"and this exception's `recommender` has the parameters before that step. {_REMEDY}",
                     blank.replace(params=finished(blank, state, mesh), log=tuple(log)),
                 )
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
@@ -249,15 +255,36 @@ def run_epochs(
                 log.append(row)
                 continue
             recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
-            stop = judge.look(recommender, row) and not (phases is not None and phases.more(epoch))
+            stop = look(judge, recommender, row) and not (phases is not None and phases.more(epoch))
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
             told = [callback(Progress(epoch, row, recommender)) for callback in callbacks]
             del recommender
             if stop or any(told):
                 break
+    diverged = judge.best is None and not _finite(state.params)
     final = finished(blank, state, mesh, in_place=True) if judge.best is None else judge.best
-    return blank.replace(params=final, log=tuple(log))
+    recommender = blank.replace(params=final, log=tuple(log))
+    if diverged:
+        raise Diverged(
+            "A parameter is infinite or NaN after the last step. This exception's `recommender` has the parameters as "
+            f"they are. {_REMEDY}",
+            recommender,
+        )
+    return recommender
+
+
+def look(judge: Judge, recommender: Recommender, row: dict[str, Any]) -> bool:
+    """``judge.look``, where a NaN means that training has diverged."""
+    try:
+        return judge.look(recommender, row)
+    except NaNScore as error:
+        best = recommender if judge.best is None else recommender.replace(params=judge.best)
+        raise Diverged(
+            f"{error} Training stopped after epoch {row['epoch']}, and this exception's `recommender` has the "
+            f"parameters of the best one before, or of this one if there is none. {_REMEDY}",
+            best,
+        ) from error
 
 
 def _set(opt_state: Any, values: Mapping[str, Any] | None, model: Model, mesh: Mesh | None) -> Any:

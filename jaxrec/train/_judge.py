@@ -13,6 +13,7 @@ from jaxrec._types import Link, Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import evaluate
 from jaxrec.evaluation._evaluate import check_ranked
+from jaxrec.evaluation._rows import NaNScore
 
 Metric = str | Callable[[Recommender], float]
 
@@ -77,13 +78,19 @@ class Judge:
         return self._lower
 
     def look(self, recommender: Recommender, row: dict[str, Any]) -> bool:
-        """Writes the metric into the history's row; True if it is time to stop."""
+        """Writes the metric into the history's row; True if it is time to stop.
+
+        Raises:
+          NaNScore: a score is NaN, or a metric that is a function.
+        """
         name = self.name
         if name is None:
             return False
         row[name] = value = self._compute(recommender)
         if np.isnan(value):
-            raise ValueError(f"The metric {name!r} is NaN on the validation part, so there is nothing to stop on.")
+            # A figure of the report is NaN where no user has a relevant item, which is not the parameters' fault.
+            kind = NaNScore if callable(self._metric) else ValueError
+            raise kind(f"The metric {name!r} is NaN, so there is nothing to stop on.")
         signed = -value if self._lower else value
         if signed > self._value:
             self._value, self._since = signed, 0

@@ -14,6 +14,7 @@ from jaxrec import _tree, losses, optim
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
+from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Model
 from jaxrec.train._fit import Diverged, check_rows, finished
 from jaxrec.train._judge import Judge
@@ -101,14 +102,18 @@ class Runs:
             self.logs[source][self._kept[place]].append({"epoch": number, "loss": loss, "seconds": seconds})
         self.diverged[:, self._kept] |= ended
         self._moving[:, self._kept] &= ~ended
+        self._need_one()
+        return True
+
+    def _need_one(self) -> None:
+        """Raises if no run is left that has not diverged."""
         if self.diverged.all():
             raise Diverged(
-                "A loss or gradient became infinite or NaN in every run. This exception's `recommender` has the first "
-                "one's parameters before that step. Try smaller learning rates, or look for extreme values in features "
-                "and targets.",
-                self._recommender(0, 0),
+                "A loss, a gradient or a validated score became infinite or NaN in every run. This exception's "
+                "`recommender` has the first one's parameters before that. Try smaller learning rates, or look for "
+                "extreme values in features and targets.",
+                self.kept(0, 0),
             )
-        return True
 
     def look(self) -> None:
         """Computes the metric of the runs that moved."""
@@ -117,8 +122,12 @@ class Runs:
             judge = self.judges[source][setting]
             if judge.name is None:
                 return
-            stop = judge.look(self._recommender(source, setting), self.logs[source][setting][-1])
+            try:
+                stop = judge.look(self._recommender(source, setting), self.logs[source][setting][-1])
+            except NaNScore:
+                stop = self.diverged[source, setting] = True
             self._moving[source, setting] = not stop
+        self._need_one()
 
     def halve(self) -> None:
         """Only the better half of the settings goes on, at least one."""

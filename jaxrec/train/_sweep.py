@@ -129,7 +129,8 @@ def sweep(
 
     Raises:
       ValueError: settings, folds or rungs do not fit together, or as for ``fit``.
-      Diverged: loss or gradient became infinite or NaN in all runs. Some that do are told in the table.
+      Diverged: a loss, gradient or validated score became infinite or NaN in all runs. Some that do are told in the
+        table.
 
     References:
       Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016, for
