@@ -1,6 +1,8 @@
 """Losses: weighted means over a batch, pure functions of arrays.
 
 ``fit`` takes one by name or any function ``(scores, batch) -> scalar``; ``on_batch`` gives the named ones in that form.
+Such a function has to weigh rows by ``batch.weight``, which is 0 for examples that only fill a batch up. Weights have
+the shape of the losses that they belong to.
 """
 
 from collections.abc import Callable

@@ -337,14 +337,34 @@ def test_callbacks_see_every_epoch_and_may_end_training(parts):
     assert [(number, rows) for number, _, rows in seen] == [(1, 1), (2, 2)] and len(recommender.log) == 2
 
 
+def test_a_loss_that_would_train_on_padding_is_told_of(parts):
+    def unweighed(scores, batch):
+        return jnp.square(scores[:, 0] - 1.0).mean()
+
+    def weighed(scores, batch):
+        return losses.mse(scores[:, 0], jnp.ones_like(scores[:, 0]), weight=batch.weight)
+
+    model = models.MatrixFactorization.for_data(parts.train, dim=2)
+    rows = parts.train.subset(np.arange(64))
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 64, "optimizer": optax.sgd(0.1)}
+    own = dataclasses.replace(rows, weight=np.ones(64, np.float32))
+    for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options)):
+        for dataset in (parts.train, own):
+            with pytest.warns(UserWarning, match="looks at scores and not at batch.weight, .* as in losses.bpr"):
+                verb(model, dataset, loss=unweighed, **options)
+        verb(model, rows, loss=unweighed, **options)  # a single batch, which nothing fills up
+    for loss in (weighed, jax.jit(weighed), losses.on_batch("mse")):
+        jaxrec.fit(model, parts.train, loss=loss, **options)
+
+
 def test_the_guard_names_the_step_and_keeps_the_last_good_parameters(parts):
     model = models.MatrixFactorization.for_data(parts.train, dim=4)
     weight = np.ones(len(parts.train), np.float32)
     broken = dataclasses.replace(parts.train, weight=weight)
 
     def explodes(scores, batch):
-        # The 20th step on this data, by its number of examples seen through the weights.
-        return jnp.where(scores.mean() > 1.5, jnp.inf, -scores.mean())
+        mean = (batch.weight * scores.mean(axis=1)).sum() / batch.weight.sum()
+        return jnp.where(mean > 1.5, jnp.inf, -mean)
 
     with pytest.raises(train.Diverged, match=r"became inf in step \d+ \(epoch \d+\).*before that step") as caught:
         jaxrec.fit(model, broken, loss=explodes, optimizer=optax.sgd(10.0), epochs=200, batch_size=64,
@@ -614,7 +634,8 @@ def test_rows_that_could_learn_nothing_are_refused(parts, factorization):
 
 def test_a_gradient_that_is_not_finite_is_named(parts):
     def loss(scores, batch):
-        return 0.0 * jnp.sqrt(jnp.abs(scores - jax.lax.stop_gradient(scores))).sum()
+        steep = jnp.sqrt(jnp.abs(scores - jax.lax.stop_gradient(scores)))
+        return 0.0 * (batch.weight[:, None] * steep).sum()
 
     model = models.MatrixFactorization.for_data(parts.train, dim=2)
     with pytest.raises(train.Diverged, match="A gradient became infinite or NaN in step 1 "):

@@ -111,6 +111,12 @@ class Batches:
         return len(self._data) if self._rows is None else len(self._rows)
 
     @property
+    def weighed(self) -> bool:
+        """Whether some examples weigh more than others, such as those of weight 0 that fill a batch up."""
+        full = self._size == self._filled and self._units(self._num_rows) % self._size == 0
+        return self._data.weight is not None or self._stretches is not None or not full
+
+    @property
     def _by_rows(self) -> bool:
         """Whether what is shuffled are rows, which a window holds; stretches and users look theirs up anywhere."""
         return self._stretches is None and self._users is None

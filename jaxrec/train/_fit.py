@@ -4,6 +4,7 @@ import contextlib
 import functools
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxrec import _sharded, _tree, losses, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
-from jaxrec._types import Array, Link, Params
+from jaxrec._types import Array, Batch, Features, Link, Params
 from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._counting import counted
 from jaxrec.data._prepared import Chunks, EpochSource
@@ -111,7 +112,8 @@ def fit(
       train: from ``data.encode``; every user and item in it must be known to its encoder. Rows of weight 0
         are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same.
       loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
-        ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``. By default ``"mse"``
+        ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``, which has to weigh
+        rows by ``batch.weight``: 0 marks examples that only fill a batch up. By default ``"mse"``
         (``"sigmoid_cross_entropy"`` for a model with a sigmoid link) where there is a target, else
         ``"in_batch_softmax"`` (``"softmax"`` for a model whose examples are users).
       optimizer: from ``jaxrec.optim``, or an optax transformation, which is made row-sparse. By default AdamW with a
@@ -147,6 +149,9 @@ def fit(
       TypeError: an argument is of another kind.
       Diverged: loss or gradient is not finite, and the exception carries the last good parameters; or a validated score
         or, where nothing is validated, a parameter is not.
+
+    Warns:
+      UserWarning: the loss is a function of scores that does not look at ``batch.weight``, and weights differ.
     """
     if isinstance(model, type):
         raise TypeError(
@@ -179,6 +184,8 @@ def fit(
     key_init, key_train = jax.random.split(jax.random.key(seed))
     phases = Phases(model, freeze, frozen_rows or {}, unfreeze, epochs)
     example = batches.example()
+    if name is None and batches.weighed:
+        warn_unless_weighed(loss_function, model, example, features)
 
     def started(epoch: int, state: TrainState | None) -> TrainState:
         given = (frozen_rows or {}).items()
@@ -344,6 +351,25 @@ def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTr
             model = inner
         return _DEFAULT_OPTIMIZER if model.tables and not isinstance(model, Linear) else _DEFAULT_OF_REGRESSIONS
     return optimizer if isinstance(optimizer, optim.Optimizer) else optim.row_sparse(optimizer)
+
+
+def warn_unless_weighed(loss: losses.Loss, model: Model, batch: Batch, features: Features) -> None:
+    """A loss of scores alone would also train on the examples that fill a batch up, in silence."""
+
+    def of(weight: jax.Array, scores: jax.Array, batch: Batch) -> jax.Array:
+        return loss(scores, batch._replace(weight=weight))
+
+    scores = jax.eval_shape(model.apply, _tree.shapes(model), batch, features)
+    traced = jax.make_jaxpr(of)(batch.weight, scores, batch._replace(weight=None)).jaxpr
+    weighs, reads = (any(each is read for eqn in traced.eqns for read in eqn.invars) for each in traced.invars[:2])
+    if reads and not weighs:  # one without scores leaves all to the model's penalty
+        warnings.warn(
+            "The loss looks at scores and not at batch.weight, so that it also counts the examples that fill batches "
+            "up, whose weight is 0, and that the rows' own weights change nothing. Weigh each row by it, as in "
+            "losses.bpr(scores, weight=batch.weight).",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_rows(model: Model, train: Dataset) -> None:

@@ -218,7 +218,8 @@ def train_step(
       batch: examples.
       features: arrays by entity.
       model: static under ``jit``, like ``loss`` and ``optimizer``.
-      loss: function ``(scores, batch) -> scalar``, for example from ``losses.on_batch``.
+      loss: function ``(scores, batch) -> scalar``, for example from ``losses.on_batch``. It has to weigh rows by
+        ``batch.weight``, which is 0 for those that only fill the batch up.
       optimizer: the one that ``init_state`` was given.
       mesh: likewise; static under ``jit``. The batch is cut by examples, features lie on every device, and of the
         tables only the touched rows and their gradients travel. Up to rounding the result is that of one device.

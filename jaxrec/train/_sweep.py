@@ -15,7 +15,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Negatives, Parts
 from jaxrec.models import Model
-from jaxrec.train._fit import chosen_loss, chosen_negatives, chosen_optimizer
+from jaxrec.train._fit import chosen_loss, chosen_negatives, chosen_optimizer, warn_unless_weighed
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._runs import Runs, run_epoch, source_of
 
@@ -132,6 +132,9 @@ def sweep(
       Diverged: a loss, gradient or validated score became infinite or NaN in all runs. Some that do are told in the
         table.
 
+    Warns:
+      UserWarning: as for ``fit``.
+
     References:
       Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016, for
       successive halving (by epochs).
@@ -149,6 +152,10 @@ def sweep(
         )
         for number, each in itertools.product(range(len(trains)), seeds)
     ]  # fmt: skip
+
+    weighed = next((source for source in sources if source.batches.weighed), None)
+    if name is None and weighed is not None:
+        warn_unless_weighed(loss_function, model, weighed.batches.example(), weighed.blank.features)
 
     def judge(source: int) -> Judge:
         fold = source // len(seeds)
