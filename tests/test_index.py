@@ -83,6 +83,17 @@ def test_excluded_and_dead_items_are_not_found(vectors):
     np.testing.assert_array_equal(others.position[0, :3], index.search(users[:1], k=3).position[0])
 
 
+@pytest.mark.parametrize("filler", [-1, -2, -(2**31), 3000, 2**31 - 1])
+def test_any_number_that_is_no_position_fills_up_exclusions(vectors, filler):
+    """Below -1 it was the last positions of the user before."""
+    users, items = vectors
+    items = np.concatenate([items[:-1], 3 * users[:1]])  # the last item is the first user's best
+    index, exclude = ranking.Index(items), np.full((2, 3), filler, np.int32)
+    found = index.search(users[:2], k=5, exclude=jnp.asarray(exclude))
+    np.testing.assert_array_equal(found.position, index.search(users[:2], k=5).position)
+    assert found.position[0, 0] == 2999
+
+
 def test_lists_are_as_long_as_exact_ones(vectors):
     users, items = vectors
     index = ranking.Index(items[:30], live=np.arange(30) < 25)

@@ -130,7 +130,8 @@ class Index:
         if not np.isfinite(asked).all():
             raise ValueError("A user vector is not finite, so no item has a rank. Look for NaN in the parameters.")
         given = np.full((len(asked), 1), -1) if exclude is None else np.asarray(exclude)
-        given = -np.sort(-np.where(given < len(self.items), given, -1), axis=1)  # those that are positions come first
+        given = np.where((given >= 0) & (given < len(self.items)), given, -1)
+        given = -np.sort(-given, axis=1)  # those that are positions come first
         count = (given >= 0).sum(axis=1)
         walked = count <= _WALKED
         fewer = given[:, : max(int(count[walked].max(initial=0)), 1)]
