@@ -368,6 +368,8 @@ def test_rows_that_are_in_order_are_not_copied(parts):
         ({"in_batch": True, "num": 1, "shared": 3}, "Further ones for the whole batch are shared="),
         ({"sampling": "clever"}, "'uniform', 'popularity', got 'clever'"),
         ({"reject_seen": True}, "give num >= 1"),
+        ({"in_batch": True, "sampling": "popularity", "power": 0.5}, "leave it out, or draw some with shared="),
+        ({"sampling": "popularity"}, "leave it out, or draw some with num= or shared="),
         ({"num": 1, "power": 0.5}, "power=0.5 is of sampling='popularity'"),
         ({"num": 1, "sampling": "popularity", "power": np.nan}, "finite power, got nan"),
     ],

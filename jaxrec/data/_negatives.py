@@ -60,6 +60,12 @@ class Negatives:
             raise ValueError(f"power={self.power} is of sampling='popularity', and sampling is uniform.")
         if self.catalogue and self.sampling != "uniform":
             raise ValueError("Negatives(catalogue=True) draws nothing: leave sampling out.")
+        if self.sampling != "uniform" and not (self.num or self.shared):
+            given = "in_batch=True" if self.in_batch else "num=0, shared=0"
+            raise ValueError(
+                f"Negatives({given}) draws nothing, so sampling={self.sampling!r} would change nothing: leave it out, "
+                f"or draw some with {'' if self.in_batch else 'num= or '}shared=."
+            )
         if self.reject_seen and not self.num:
             raise ValueError("reject_seen applies to own negatives: give num >= 1.")
 
