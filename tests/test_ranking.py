@@ -413,6 +413,22 @@ def test_searching_by_groups_is_sorting_everything(num, k, levels):
     np.testing.assert_array_equal(top.position, expected.position)
 
 
+@pytest.mark.parametrize("users", [5, 40])
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")])
+def test_narrow_vectors_have_scores_in_full(users, dtypes):
+    """Of items nearly alike, whose scores a narrow type could not tell apart."""
+    rng = np.random.default_rng(0)
+    shape = jnp.ones((users, 64)), 1.0 + 0.02 * rng.normal(size=(3000, 64))
+    vectors = [jnp.asarray(values, dtype) for values, dtype in zip(shape, dtypes, strict=True)]
+    wide = [values.astype(jnp.float32) for values in vectors]
+    found, expected = ranking.search(*vectors, k=20), ranking.search(*wide, k=20)
+    assert found.score.dtype == jnp.float32 and len(np.unique(expected.score[0])) > len(
+        np.unique(expected.score[0].astype(dtypes[1]))
+    )
+    np.testing.assert_array_equal(found.position, expected.position)
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-6)
+
+
 def test_searching_finds_scores_that_are_not_numbers():
     items = np.ones((2048, 2), np.float32)
     items[77] = np.nan

@@ -271,6 +271,15 @@ def test_search_on_a_mesh_finds_the_same_lists(mesh, users, items, k):
     assert (np.asarray(one.position[:, -1]) == -1).any() == (items == 9)
 
 
+def test_search_on_a_mesh_scores_narrow_vectors_in_full(mesh):
+    rng = np.random.default_rng(0)
+    users, items = (jnp.asarray(1.0 + 0.02 * rng.normal(size=(rows, 16)), jnp.bfloat16) for rows in (5, 3000))
+    narrow = ranking.search(users, items, k=10, mesh=mesh)
+    expected = ranking.search(users.astype(jnp.float32), items.astype(jnp.float32), k=10)
+    np.testing.assert_array_equal(narrow.position, expected.position)
+    np.testing.assert_allclose(narrow.score, expected.score, rtol=1e-6)
+
+
 def test_search_on_a_mesh_holds_a_share_of_the_items(mesh):
     items, live = _search._filled(jnp.ones((100_000, 4)), jnp.ones(100_000, bool), mesh)
     assert {shard.data.shape for shard in items.addressable_shards} == {(14_336, 4)}

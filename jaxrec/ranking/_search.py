@@ -118,8 +118,8 @@ def search(
     of those groups.
 
     Args:
-      users: vectors.
-      items: vectors. Their number should be a multiple of 2,048 (on each device of a mesh); if it is not, a padded
+      users: vectors of any float dtype; products and their sums are in float32.
+      items: likewise. Their number should be a multiple of 2,048 (on each device of a mesh); if it is not, a padded
         copy is made in every call.
       k: length of the lists, static.
       live: False for items that are never listed, such as padding.
@@ -202,7 +202,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     size = min(_BLOCK, len(items))
 
     def best_of(items: jax.Array, live: jax.Array) -> jax.Array:
-        scores = items @ users.T
+        scores = jnp.matmul(items, users.T, preferred_element_type=jnp.float32)  # narrow ones stay as they are
         scores = jnp.where(scores == 0, 0.0, scores)  # -0 ranks as 0
         return jnp.where(live[:, None], scores, -jnp.inf).reshape(-1, GROUP, len(users)).max(axis=1)
 
@@ -221,7 +221,7 @@ def _search(users: jax.Array, items: jax.Array, live: jax.Array, exclude: jax.Ar
     # In order of position, so that of equal scores the lower position comes first.
     member = jnp.arange(GROUP, dtype=jnp.int32)[None, None, :]
     position = (jnp.sort(groups, axis=1)[:, :, None] * GROUP + member).reshape(len(users), -1)
-    scores = jnp.einsum("ud,ucd->uc", users, items[position])
+    scores = jnp.einsum("ud,ucd->uc", users, items[position], preferred_element_type=jnp.float32)
     gone = ~live[position] | among(position, exclude)
     top = top_k(scores, k=k, exclude=gone)
     place = jnp.take_along_axis(position, jnp.maximum(top.position, 0), axis=1)
