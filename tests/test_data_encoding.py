@@ -339,12 +339,36 @@ def test_categories_of_another_type_are_unknown_and_whole_floats_are_integers():
         assert grown.features.user_codes["job"][4, 0] == code
 
 
-@pytest.mark.parametrize("feature", [data.Numeric("a", None), data.Numeric("a", "log1p"), data.Vector("a")])
+@pytest.mark.parametrize(
+    "feature", [data.Numeric("a"), data.Numeric("a", None), data.Vector("a"), data.Vector("a", "rms")]
+)
 def test_constant_features_are_refused_whatever_their_scale(feature):
     users = pd.DataFrame({"user": [1, 2], "a": [[1.0, 2.0]] * 2 if isinstance(feature, data.Vector) else [1.0, 1.0]})
     train = pd.DataFrame({"user": [1, 2], "item": [1, 2]})
-    with pytest.raises(ValueError, match="'a' is constant"):
+    with pytest.raises(ValueError, match="'a' is constant .* Leave it out of the schema; if it should vary"):
         data.Encoder.fit(train, data.Schema(user_features=(feature,)), users=users)
+
+
+@pytest.mark.parametrize(
+    ("values", "option", "message"),
+    [
+        ([1.0, 1.0, np.nan], "scale", "feature 'x' is constant"),  # whether there is one says something
+        ([[1.0, 2.0], [1.0, 3.0], None], "scale", "Number 0 of the vectors 'x' is constant"),
+        ([5.0, 5.0, 5.0], "target_scale", "target 'x' is constant"),
+    ],
+)
+def test_what_is_said_of_a_scale_that_cannot_be_helps(values, option, message):
+    frame = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1], "x": values})
+
+    def fit(**options):
+        if option == "target_scale":
+            return data.Encoder.fit(frame, data.Schema(target="x", **options))
+        kind = data.Vector if "vectors" in message else data.Numeric
+        return data.Encoder.fit(frame, data.Schema(user_features=(kind("x", **options),)), users=frame[["user", "x"]])
+
+    with pytest.raises(ValueError, match=f"{message} .*[^_]{option}=.*None"):
+        fit(**{option: "zscore"})
+    fit(**{option: None})
 
 
 def test_objects_that_carry_the_right_one_are_named(parts, world):

@@ -78,7 +78,7 @@ class Encoder:
 
         Raises:
           ValueError: a column is missing, a frame is empty, a number is not finite, a weight is negative, an id
-            repeats in ``users`` or ``items``, a feature is constant.
+            repeats in ``users`` or ``items``, a feature is constant, or a target that is to be scaled.
           TypeError: ids of mixed types.
         """
         need_columns(train, schema.columns(), "training interactions")
@@ -122,6 +122,12 @@ class Encoder:
             target = None if like is None else like.target
             if target is None or target.scale != schema.target_scale:
                 values = finite(train, schema.target, "target")[:, None]
+                if values.min() == values.max():
+                    raise ValueError(
+                        f"The target {schema.target!r} is constant ({values[0, 0]:g}) in the training part, so it "
+                        "cannot be scaled. Give target_scale=None or, if every row just says that somebody chose "
+                        "something, leave the target out of the schema to train on implicit feedback."
+                    )
                 target = Scaler.fit(values, schema.target_scale, schema.target)
         return cls(
             schema=schema,

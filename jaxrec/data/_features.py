@@ -31,10 +31,10 @@ class FittedFeature:
         """Statistics of the rows of ``frame``, which are the training part's; ``varies`` says that they must differ."""
         if isinstance(feature, Numeric | Vector):
             values = _numbers_of(feature, frame, width=None)
-            scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
             same = len(values) > 1 and (values == values[:1]).all()  # some numbers of a vector may be the same for all
             if varies and same:
                 raise ValueError(_constant(feature.column, f"{values[0, 0]:g}" if values.shape[1] == 1 else "a vector"))
+            scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
             return cls(feature, values.shape[1], scaler=scaler)
         labels = _labels_of(feature, frame)
         vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])

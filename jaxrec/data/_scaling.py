@@ -46,14 +46,17 @@ class Scaler:
         """
         if scale in ("rms", "unit") and values.shape[1] == 1:
             raise ValueError(f"The scale {scale!r} is for vectors and {name!r} is one number. Use 'zscore'.")
-        for column in values.T:
+        for at, column in enumerate(values.T):
             known = column[~np.isnan(column)]
             if not len(known):
                 raise ValueError(f"The feature {name!r} has no value in the training part. Leave it out of the schema.")
             if scale not in ("rms", "unit") and known.min() == known.max():
+                what, remedy = f"The feature {name!r}", "Leave it out of the schema, or give it scale=None."
+                if values.shape[1] > 1:
+                    what = f"Number {at} of the vectors {name!r}"
+                    remedy = "Give the vectors scale='rms' or None, or take the number out of them."
                 raise ValueError(
-                    f"The feature {name!r} is constant ({known[0]:g}) in the training part, so it cannot be scaled and "
-                    "tells a model nothing. Leave it out of the schema, or give it scale=None."
+                    f"{what} is constant ({known[0]:g}) in the training part, so it cannot be scaled. {remedy}"
                 )
         if scale == "log1p":
             _need_above_minus_one(values, name)
