@@ -339,6 +339,30 @@ def test_categories_of_another_type_are_unknown_and_whole_floats_are_integers():
         assert grown.features.user_codes["job"][4, 0] == code
 
 
+@pytest.mark.parametrize("years", [[1999.0, 2000.0, np.nan], [1999.0, 2000.0, 2000.5]])
+def test_what_a_number_means_does_not_depend_on_its_neighbours(years):
+    schema = data.Schema(user_features=(data.Categorical("year"),))
+    train = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1]})
+    encoder = data.Encoder.fit(train, schema, users=pd.DataFrame({"user": [1, 2, 3], "year": years}))
+    for others in ([2000.0, 1999.0], [2000, 1999], [1999.5, 1999.0], ["x", 1999.0], [None, 1999.0]):
+        users = pd.DataFrame({"user": [8, 9], "year": pd.Series(others, dtype=object)})
+        assert encoder.extend(users=users).features.user_codes["year"][5, 0] == 1
+    target = pd.DataFrame({"user": [1, 2, 3], "year": [1999.0, 2003.0, 0.5]})
+    like = data.Encoder.fit(train, schema, users=target, like=encoder)
+    ids = like.user_features[0].vocabulary.ids.tolist()
+    assert ids[:2] == [1999, 2000] and 2003 in ids and {type(each) for each in ids} <= {int, float}
+    assert like.features.user_codes["year"][2, 0] == ids.index(2003) + 1
+
+
+def test_floats_that_go_with_others_may_be_whole():
+    vocabulary = data.Vocabulary.fit([1999.0, 2000.5])
+    assert vocabulary.encode([1999.0]).tolist() == [1] and vocabulary.encode(pd.Series([7.0])).tolist() == [0]
+    assert vocabulary.extend([7.0]).ids.tolist() == [1999.0, 2000.5, 7.0]
+    for refused in (data.Vocabulary.fit, data.Vocabulary.fit([1, 2]).encode):
+        with pytest.raises(TypeError, match="got floats such as 1999.0"):
+            refused([1999.0])
+
+
 @pytest.mark.parametrize(
     "feature", [data.Numeric("a"), data.Numeric("a", None), data.Vector("a"), data.Vector("a", "rms")]
 )

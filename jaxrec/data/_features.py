@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
-from jaxrec.data._vocabulary import Vocabulary
+from jaxrec.data._vocabulary import Vocabulary, of_floats
 
 _CODES = 2**30  # most numbers of one feature's codes, 4 GiB
 
@@ -68,7 +68,7 @@ class FittedFeature:
         if self.vocabulary is None:
             return self
         labels = _labels_of(self.feature, frame)
-        flat = [label for of_one in labels for label in of_one]
+        flat = _alike(self.vocabulary, [label for of_one in labels for label in of_one])
         vocabulary = self.vocabulary.extend([label for label in flat if _kind_fits(self.vocabulary, label)])
         return dataclasses.replace(self, vocabulary=vocabulary, width=max([self.width, *map(len, labels)]))
 
@@ -88,12 +88,20 @@ class FittedFeature:
 
 def _known(vocabulary: Vocabulary, labels: list[Any]) -> np.ndarray:
     """Codes of labels; one of another type than training saw is as unknown as any other new one."""
-    if vocabulary.kind == "other" and isinstance(vocabulary.ids[0], float):
-        labels = [float(label) if isinstance(label, int) else label for label in labels]
+    labels = _alike(vocabulary, labels)
     fits = np.array([_kind_fits(vocabulary, label) for label in labels], bool)
     codes = np.zeros(len(labels), np.int32)
     codes[fits] = vocabulary.encode([label for label, fit in zip(labels, fits, strict=True) if fit])
     return codes
+
+
+def _alike(vocabulary: Vocabulary, labels: list[Any]) -> list[Any]:
+    """Numbers as the vocabulary has them: what else is in their frame says whether they came as integers or floats."""
+    if vocabulary.kind == "int":
+        return [int(label) if isinstance(label, float) and label.is_integer() else label for label in labels]
+    if of_floats(vocabulary):
+        return [float(label) if isinstance(label, int) else label for label in labels]
+    return labels
 
 
 def _kind_fits(vocabulary: Vocabulary, label: Any) -> bool:

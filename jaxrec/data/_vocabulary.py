@@ -54,7 +54,7 @@ class Vocabulary:
 
     def extend(self, values: Iterable[Any]) -> "Vocabulary":
         """This vocabulary with the unknown ones among ``values`` appended in ascending order."""
-        kind, array = _typed(values)
+        kind, array = _typed(values, floats=of_floats(self))
         if kind is None:
             return self
         if not len(self):
@@ -71,7 +71,7 @@ class Vocabulary:
         Raises:
           TypeError: the values are of another type than the vocabulary's, so none could ever match.
         """
-        kind, array = _typed(values)
+        kind, array = _typed(values, floats=of_floats(self))
         if kind is None:
             return np.zeros(0, np.int32)
         if not len(self):
@@ -118,8 +118,16 @@ class Vocabulary:
             )
 
 
-def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
-    """The values as an array of one type: int64 or uint64, or objects. The kind of no values is None."""
+def of_floats(vocabulary: Vocabulary) -> bool:
+    """Whether ids are floats, of which some values may all be whole."""
+    return vocabulary.kind == "other" and len(vocabulary) > 0 and isinstance(vocabulary.ids[0], float)
+
+
+def _typed(values: Iterable[Any], *, floats: bool = False) -> tuple[Kind | None, np.ndarray]:
+    """The values as an array of one type: int64 or uint64, or objects. The kind of no values is None.
+
+    Floats that are all whole were integers, unless they go with ``floats``.
+    """
     if isinstance(values, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         if pd.isna(values).any():
             raise ValueError(f"{int(pd.isna(values).sum())} ids are missing (None or NaN). Drop them with data.clean.")
@@ -151,7 +159,7 @@ def _typed(values: Iterable[Any]) -> tuple[Kind | None, np.ndarray]:
         return "int", np.array([int(value) for value in array], dtype=np.uint64 if high >= 2**63 else np.int64)
     if only is float and any(value != value for value in array) or only is type(None):
         raise ValueError("Some ids are missing (None or NaN). Drop them with data.clean.")
-    if only is float and all(value.is_integer() for value in array):
+    if only is float and not floats and all(value.is_integer() for value in array):
         check_exact(pd.Series(array.astype(np.float64), name="the column"))
         raise TypeError(
             f"Expected ids that are integers or strings, got floats such as {array[0]!r}: integers become floats where "
