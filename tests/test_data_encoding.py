@@ -44,6 +44,47 @@ def test_ids_of_any_type_go_to_rows_and_back_in_ascending_order(values, kind):
     assert sorted(vocabulary.ids.tolist()) == vocabulary.ids.tolist()
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (list(np.array(["b", "a"])), "str"),
+        ([np.str_("b"), "a"], "str"),
+        (pd.Series(list(np.array(["b", "a"])), dtype=object), "str"),
+        (list(np.array([2, 1])), "int"),
+        ([np.float32(1.5), 0.5], "other"),
+        (list(np.array([True, False])), "other"),
+        ([np.bytes_(b"b"), b"a"], "other"),
+        ([np.datetime64("2020-01-02"), np.datetime64("2020-01-01")], "other"),
+    ],
+)
+def test_elements_of_numpy_arrays_are_pythons_own(values, kind):
+    vocabulary = data.Vocabulary.fit(values)
+    given = [each.item() if isinstance(each, np.generic) else each for each in values]
+    assert vocabulary.kind == kind and vocabulary.encode(values).tolist() == vocabulary.encode(given).tolist() == [2, 1]
+    longer = data.Vocabulary.fit(values[1:]).extend(values)
+    for each in (vocabulary, longer):
+        assert {type(raw) for raw in each.ids.tolist()} == {type(raw) for raw in given}
+
+
+def test_elements_of_numpy_arrays_that_cannot_be_ids_are_refused_too():
+    for value, message in ((np.nan, "ids are missing"), (1.0, "got floats such as 1.0")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            data.Vocabulary.fit([np.float64(value)])
+
+
+@pytest.mark.parametrize("kind", [np.str_, np.bool_, np.float32])
+def test_labels_may_be_elements_of_numpy_arrays(kind):
+    tags = [kind(each) for each in ("ab" if kind is np.str_ else (0, 1) if kind is np.bool_ else (0.5, 1.5))]
+    items = pd.DataFrame(
+        {"item": [1, 2], "tags": [np.array(tags), list(tags[1:])], "one": pd.Series(tags, dtype=object)}
+    )
+    schema = data.Schema(item_features=(data.Labels("tags"), data.Categorical("one")))
+    features = data.Encoder.fit(pd.DataFrame({"user": [1, 2], "item": [1, 2]}), schema, items=items).item_features
+    for each in features:
+        assert [type(label) for label in each.vocabulary.ids] == [type(tags[0].item())] * 2
+        assert each.encode(items).tolist() == ([[1, 2], [2, 0]] if each.name == "tags" else [[1], [2]])
+
+
 def test_unknown_ids_become_zero():
     vocabulary = data.Vocabulary.fit([1, 2, BIG])
     assert vocabulary.encode([BIG, BIG + 1, -1, 2]).tolist() == [3, 0, 0, 2]

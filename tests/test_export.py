@@ -91,6 +91,12 @@ def test_raw_ids_of_every_kind_survive(kind, tmp_path):
     assert {type(each) for each in loaded.encoder.users.ids.tolist()} == {type(each) for each in series.tolist()}
 
 
+def test_ids_that_were_elements_of_an_array_can_be_saved(factorization, tmp_path):
+    grown = jaxrec.coldstart.add(factorization, items=[np.array(["a premiere"])[0]])
+    jaxrec.save(grown, tmp_path / "file")
+    assert jaxrec.load(tmp_path / "file").encoder == grown.encoder
+
+
 def test_ids_that_need_pickle_are_refused(tmp_path):
     frame = pd.DataFrame({"user": pd.Series([complex(1, 2)], dtype=object), "item": [1]})
     recommender = jaxrec.coldstart.popularity(data.encode(data.Parts(frame, None, None), data.Schema()).train)

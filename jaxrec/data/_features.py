@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
-from jaxrec.data._vocabulary import Vocabulary, of_floats
+from jaxrec.data._vocabulary import Vocabulary, of_floats, plain
 
 _CODES = 2**30  # most numbers of one feature's codes, 4 GiB
 
@@ -106,7 +106,7 @@ def _alike(vocabulary: Vocabulary, labels: list[Any]) -> list[Any]:
 
 def _kind_fits(vocabulary: Vocabulary, label: Any) -> bool:
     if vocabulary.kind == "int":
-        return isinstance(label, int | np.integer) and not isinstance(label, bool | np.bool_)
+        return isinstance(label, int) and not isinstance(label, bool)
     return isinstance(label, str) if vocabulary.kind == "str" else isinstance(label, type(vocabulary.ids[0]))
 
 
@@ -176,7 +176,7 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
 
 def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
     """Each row's labels without repetition; a missing value has none."""
-    cells = frame[feature.column].tolist()
+    cells = [plain(cell) for cell in frame[feature.column].tolist()]
     if isinstance(feature, Categorical):
         whole = all(
             isinstance(cell, float) and (cell != cell or cell.is_integer()) or is_missing(cell) for cell in cells
@@ -197,7 +197,7 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
                 )
             split.append(list(dict.fromkeys(part.strip() for part in cell.split(feature.separator) if part.strip())))
         else:
-            split.append(list(dict.fromkeys(cell)))
+            split.append(list(dict.fromkeys(map(plain, cell))))
     return split
 
 

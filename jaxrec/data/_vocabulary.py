@@ -118,6 +118,11 @@ class Vocabulary:
             )
 
 
+def plain(value: Any) -> Any:
+    """A NumPy scalar, such as an element of an array of strings, as the Python value that it stands for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def of_floats(vocabulary: Vocabulary) -> bool:
     """Whether ids are floats, of which some values may all be whole."""
     return vocabulary.kind == "other" and len(vocabulary) > 0 and isinstance(vocabulary.ids[0], float)
@@ -137,17 +142,18 @@ def _typed(values: Iterable[Any], *, floats: bool = False) -> tuple[Kind | None,
     elif isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         array = values
     else:
-        listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
-        array = np.empty(len(listed), dtype=object)
-        array[:] = listed
+        array = _objects(values.tolist() if isinstance(values, np.ndarray) else list(values))
     if not len(array):
         return None, array
     if array.dtype.kind in "iu":
         wide = np.uint64 if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max else np.int64
         return "int", array.astype(wide, copy=False)
-    if pd.api.types.infer_dtype(array, skipna=False) == "string":  # soon said, and what most ids are
+    types = set(map(type, array))
+    if any(issubclass(each, np.generic) for each in types):  # which no file holds
+        array = _objects([plain(value) for value in array])
+        types = set(map(type, array))
+    if all(issubclass(each, str) for each in types):
         return "str", array
-    types = {int if issubclass(type(value), np.integer) else type(value) for value in array}
     if len(types) > 1:
         names = ", ".join(sorted(kind.__name__ for kind in types))
         raise TypeError(f"Expected ids of one type, got a mixture of {names}. Convert the column, for example to str.")
@@ -195,7 +201,11 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 def _distinct(kind: Kind, array: np.ndarray) -> np.ndarray:
     if kind == "int":
         return distinct(array)
-    ordered = sorted(pd.unique(array)) if kind == "str" else sorted(set(array))
-    ids = np.empty(len(ordered), dtype=object)
-    ids[:] = ordered
-    return ids
+    return _objects(sorted(pd.unique(array)) if kind == "str" else sorted(set(array)))
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """One element for each value, whatever it is made of."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
