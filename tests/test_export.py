@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from cases import LinenScorer, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import _values, data, export, models
+from jaxrec import _tree, _values, data, export, models
 from jaxrec.export import _files, _pack
 
 
@@ -494,6 +495,17 @@ def test_an_artefact_refuses_ids_that_could_never_match(artefact, factorization)
             served.recommend([user], **options)
     several = factorization.encoder.items.ids[:2]
     assert served.recommend([-1], touched=np.array([several])) == served.recommend([-1], touched=[several.tolist()])
+
+
+def test_an_artefact_refuses_scores_that_are_nan(parts, tmp_path):
+    sound = trained("history", parts.train)  # where users are folded in, NaN is found before
+    table = sound.params["item"]["embedding"].at[2].set(-np.nan)  # it would rank last
+    broken = dataclasses.replace(sound, params=_tree.replace(sound.params, {"item/embedding": table}))
+    export.write_artefact(broken, tmp_path / "artefact", k=3)
+    served, users = export.load_artefact(tmp_path / "artefact"), sound.encoder.users.ids[:3].tolist()
+    for recommend in (functools.partial(jaxrec.recommend, broken), served.recommend):
+        with pytest.raises(ValueError, match="A score is NaN"):
+            recommend(users, k=3)
 
 
 def test_an_artefact_refuses_targets_that_the_process_would(world, tmp_path):

@@ -71,6 +71,7 @@ class Functions:
     def recommend(self, arrays: Arrays, inputs: Inputs) -> dict[str, jax.Array]:
         live = arrays["live"]
         scores = self._scores.of_all(arrays["model"], self._prepared(inputs), Features(**arrays["features"]))
+        scores = jnp.where(jnp.isnan(scores), jnp.nan, scores)  # one with a sign would come last and not be seen
         row = jnp.arange(scores.shape[0], dtype=jnp.int32)[:, None]
         gone = jnp.zeros(scores.shape, bool).at[row, inputs["exclude"]].set(True, mode="drop") | ~live[None, :]
         top = top_k(scores, k=self.k, exclude=gone)

@@ -104,6 +104,8 @@ class Artefact:
             gone = [sorted(none | (set(items) if exclude_seen else set())) for items in part["items"]]
             inputs["exclude"] = _grid(gone, np.int32)
             found = self._call("recommend", inputs)
+            if np.isnan(found["score"][: len(gone)]).any():
+                raise ValueError("A score is NaN, so it has no rank. Look for NaN in the model that was exported.")
             lists += [
                 [(self._items[i - 1], float(s)) for i, s in zip(row, scores, strict=True) if i > 0]
                 for row, scores in zip(found["item"][:, :k], found["score"][:, :k], strict=True)
