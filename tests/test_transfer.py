@@ -14,6 +14,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, coldstart, data, models, train, transfer
+from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,33 @@ def test_patterns_and_a_frozen_value_steer_adapt(source, target):
         assert bool((ours == theirs).all()) == stayed
     whole = transfer.adapt(source, target.train, freeze="*")
     assert whole.recommender.log == () and len(jaxrec.recommend(whole.recommender, k=3))
+
+
+@pytest.mark.parametrize(("side", "other"), [("user", "item"), ("item", "user")])
+def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other):
+    pairs = pd.DataFrame([(user, item) for user in range(8) for item in range(8)], columns=["user", "item"])
+    frames = {name: pd.DataFrame({name: range(8)}) for name in ("user", "item")}
+    few = pairs[(pairs["user"] < 5) & (pairs["item"] < 5)]
+    ours, theirs = (
+        data.encode(data.Parts(rows, None, None), data.Schema(), users=frames["user"], items=frames["item"]).train
+        for rows in (pairs, few)
+    )
+    known = jaxrec.fit(models.MatrixFactorization.for_data(ours, dim=3), ours, epochs=1)
+    found = transfer.adapt(known, theirs, patterns=f"{other}/*", epochs=1).recommender
+    index = {name: found.encoder.vocabulary(name).encode([7])[0] for name in ("user", "item")}
+    row = {name: np.asarray(getattr(found.encoder.features, f"{name}_row")) for name in ("user", "item")}
+    assert row[side][index[side]] == 0 < row[other][index[other]]
+    of_side = user_vectors if side == "user" else item_vectors
+    unknown, cold = np.asarray(of_side(found, np.array([0, index[side]], np.int32)))
+    np.testing.assert_array_equal(cold, unknown)
+    table, trained = np.asarray(found.params[side]["embedding"]), row[side][row[side] > 0]
+    assert len(trained) == 5
+    np.testing.assert_allclose(table[0], table[trained].mean(axis=0), atol=1e-6)
+    copied = transfer.adapt(known, theirs, patterns=f"{other}/embedding", freeze="*").recommender
+    np.testing.assert_array_equal(
+        copied.params[other]["embedding"][row[other][index[other]]],
+        known.params[other]["embedding"][getattr(known.encoder.features, f"{other}_row")[index[other]]],
+    )
 
 
 def test_the_target_keeps_the_sources_options(source, target):

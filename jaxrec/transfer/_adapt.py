@@ -14,13 +14,14 @@ from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
+from jaxrec.data._counting import counted
 from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.models._shared_specific import DOMAIN
 from jaxrec.train import fit
 from jaxrec.train._fit import check_rows
 from jaxrec.transfer._adapters import Adapters, Bottleneck, LowRank
-from jaxrec.transfer._align import Alignment, align, rows_are_of, together
+from jaxrec.transfer._align import Alignment, Rows, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
 from jaxrec.transfer._freeze import Frozen, freeze, freeze_copied
 from jaxrec.transfer._rows import Unmatched, fill
@@ -66,7 +67,8 @@ def adapt(
     """A recommender for the target domain that starts from what the source learned.
 
     Aligns the two vocabularies by raw id, copies the parameter tree by path and row, freezes a part and trains the rest
-    on the target. A user or item that is cold in the target and known in the source keeps what the source knows.
+    on the target. A user or item that is cold in the target and known in the source keeps what the source knows, if its
+    row is among what is copied, and else has the row of the unknown.
 
     Args:
       source: from ``fit`` on the source domain; or several by name.
@@ -121,6 +123,7 @@ def adapt(
         raise ValueError("importance= belongs to the parameters of one source. Adapt from that one, or leave it out.")
     if importance is not None and adapters is not None:
         raise ValueError("importance= weighs parameters that adapters leave as they are. Leave one of the two out.")
+    before = train.encoder
     train = dataclasses.replace(train, encoder=next(iter(alignments.values())).encoder)
     target = resized(first.model if model is None else model, train)
     by_name = {name: alignment.for_model(target) for name, alignment in alignments.items()}
@@ -134,6 +137,7 @@ def adapt(
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
     for name, each in sources.items():
         _check_inputs(each.encoder, train.encoder, report, target, name if several else None)
+    train = _without_empty_rows(train, before, target, report, rows)
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None:
@@ -250,6 +254,25 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
             f"{given} in the alignment and {sizes} in the data, or their rows differ. Make it by "
             "align(source.encoder, train.encoder)."
         )
+
+
+def _without_empty_rows(
+    train: Dataset, before: Encoder, model: Model, report: CopyReport, rows: Mapping[str, Rows]
+) -> Dataset:
+    """Whoever was aligned, but copied into no table and is not trained on, has the unknown's row again: one of their
+    own would stay as it was drawn."""
+    features = {}
+    for side, index in (("user", train.user), ("item", train.item)):
+        name = f"{side}_row"
+        row, own = (getattr(encoder.features, name) for encoder in (train.encoder, before))
+        copied = [np.asarray(rows[path].target) for path in report.paths("rows copied") if model.tables[path] == side]
+        kept = (own > 0) | np.isin(row, np.concatenate([*copied, np.zeros(0, np.int32)]))
+        if index is not None:
+            kept |= counted(index, len(row)) > 0
+        features[name] = np.where(kept, row, 0)
+    return dataclasses.replace(
+        train, encoder=dataclasses.replace(train.encoder, features=train.features._replace(**features))
+    )
 
 
 def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: Model, name: str | None) -> None:
