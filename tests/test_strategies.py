@@ -574,6 +574,18 @@ def test_a_row_looked_up_twice_in_an_example_counts_once(parts):
         transfer.fisher(recommender, parts.train, examples=0)
 
 
+def test_fisher_draws_rows_and_reads_the_whole_dataset_with_them(parts):
+    """A row alone has neither a history nor other items to be compared with."""
+    model = models.SequenceTransformer.for_data(parts.train, dim=4, layers=1, history=4, code_dim=2)
+    one = transfer.fisher(untrained(model, parts), parts.train, examples=1)
+    kernels = [leaf for path, leaf in _tree.flatten(one).items() if path.startswith("blocks/")]
+    assert kernels and all(np.asarray(leaf).any() for leaf in kernels)
+    plain = untrained(models.MatrixFactorization.for_data(parts.train, dim=3), parts)
+    assert 2 < np.asarray(transfer.fisher(plain, parts.train, examples=1)["item"]["bias"]).any(axis=1).sum() <= 17
+    users = np.asarray(transfer.fisher(plain, parts.train, examples=70)["user"]["embedding"]).any(axis=1).sum()
+    assert 35 < users <= 70 < len(np.unique(parts.train.user))  # the second batch of 64 is a part of one
+
+
 def test_fisher_reads_a_set_of_items_whatever_the_examples_of_training(parts):
     """Training by users says nothing of an order, so histories are a part of the others, not those before."""
     options: dict[str, Any] = {"dim": 4, "latent": 2, "history": 4}

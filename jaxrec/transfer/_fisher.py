@@ -1,6 +1,8 @@
 """How much each parameter matters to the source: the diagonal of the Fisher information."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +26,8 @@ def fisher(
 
     Squares of the gradients of single examples at the labels in the data: mean squared error or, for a sigmoid link,
     cross-entropy where there is a target; without one, and after a loss of ranking, the softmax of the positive among
-    negatives drawn uniformly. Rows of tables that no example touched have 0. Weights of the dataset do not count, but
-    for rows of weight 0.
+    negatives drawn uniformly. Histories and negatives are of the whole dataset whichever rows are drawn. Rows of tables
+    that no example touched have 0. Weights of the dataset do not count, but for rows of weight 0.
 
     Args:
       recommender: trained on the source.
@@ -58,10 +60,10 @@ def fisher(
             "recommender that fit trains."
         )
     pointwise = dataset.item is None or (dataset.target is not None and recommender.link != "rank")
-    rows = np.random.default_rng(seed).permutation(len(dataset))[:examples]
+    examples = min(examples, len(dataset))
     batches = Batches(
-        dataset.subset(np.sort(rows)),
-        batch_size=min(64, len(rows)),
+        dataclasses.replace(dataset, window=None),  # an epoch's order is a permutation of all rows
+        batch_size=min(64, examples),
         negatives=None if pointwise else Negatives(num=negatives),
         history=getattr(model, "history", 0),
         seed=seed,
@@ -69,9 +71,23 @@ def fisher(
     )
     name = "sampled_softmax" if not pointwise else "sigmoid_cross_entropy" if recommender.link == "sigmoid" else "mse"
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), recommender.params)
-    for chunk, _ in batches.epoch(1):
+    for chunk in _first(examples, batches.epoch(1)):
         total = _added(total, recommender.params, chunk, recommender.features, model=model, loss=losses.on_batch(name))
-    return jax.tree.map(lambda leaf: leaf / len(rows), total)
+    return jax.tree.map(lambda leaf: leaf / examples, total)
+
+
+def _first(examples: int, chunks: Iterator[tuple[Batch, int]]) -> Iterator[Batch]:
+    """Stacked batches with so many examples; what is behind them in the last batch weighs 0."""
+    while examples > 0:
+        chunk, _ = next(chunks)
+        assert chunk.weight is not None
+        steps = -(-examples // chunk.weight.shape[1])
+        chunk = Batch(*(None if values is None else values[:steps] for values in chunk))
+        assert chunk.weight is not None
+        size = chunk.weight.size
+        counts = np.arange(size).reshape(chunk.weight.shape) < examples
+        yield chunk._replace(weight=chunk.weight * counts)
+        examples -= size
 
 
 @functools.partial(jax.jit, static_argnames=("model", "loss"), donate_argnums=0)
