@@ -476,6 +476,8 @@ def test_probabilities_go_on_as_probabilities(rated_world):
         ({"strategy": {"adapters": "rank4"}}, TypeError, "Expected a LowRank or Bottleneck for adapters, got str"),
         ({"strategy": {"params": {}}}, TypeError, "adapt sets params= of fit itself. .* patterns="),
         ({"strategy": {"frozen_rows": {}}}, TypeError, "adapt sets frozen_rows= of fit itself. .* freeze="),
+        ({"unmatched": "unknown"}, TypeError, "transferred model alone.*give compare.*strategy={'unmatched': ...}"),
+        ({"unfreeze": {2: "*"}}, TypeError, "transferred model alone.*give compare.*strategy={'unfreeze': ...}"),
     ],
 )
 def test_compare_refuses_before_it_trains(source, target, monkeypatch, options, error, message):
@@ -503,6 +505,36 @@ def test_losses_whose_scores_mean_different_things_are_not_compared(rated_world)
     both = {"rated": source, "liked": jaxrec.fit(source.model, liked, epochs=1)}
     with refuses(ValueError, "mean different things \\(orders, targets\\)"):
         transfer.adapt(both, theirs.train)
+
+
+@pytest.mark.parametrize(
+    ("link", "loss", "message"),
+    [
+        ("rank", None, "loss of ranking, whose scores are no targets.*such as loss='bpr'"),
+        ("rank", "mse", "'rmse' compares predictions with targets, and the loss is one of ranking"),
+        ("liked", None, "'rmse' compares predictions with targets, and the loss is one of ranking"),
+    ],
+)
+def test_frozen_scores_that_only_order_are_not_compared_with_targets(rated_world, monkeypatch, link, loss, message):
+    theirs = encoded(rated_world.target)
+    given = theirs.train
+    if link == "liked":
+        given = dataclasses.replace(
+            given,
+            encoder=dataclasses.replace(given.encoder, schema=dataclasses.replace(given.encoder.schema, target=None)),
+            target=None,
+        )
+    model = models.MatrixFactorization.for_data(given, dim=2)
+    source = jaxrec.fit(model, given, loss="bpr", epochs=1)
+
+    @functools.wraps(jaxrec.fit)
+    def never(*_, **__):
+        raise AssertionError("trained")
+
+    for module in (transfer._adapt, transfer._compare):
+        monkeypatch.setattr(module, "fit", never)
+    with refuses(ValueError, message):
+        transfer.compare(source, theirs.train, theirs.test, freeze="*", loss=loss)
 
 
 def test_a_frozen_copy_folds_in_as_its_source(parts):

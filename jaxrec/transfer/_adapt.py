@@ -174,11 +174,7 @@ def adapt(
         folding = None if several else first.folding
         ready = Recommender(target, params, train.encoder, seen, len(seen), link=link, folding=folding)
         return Adapted(ready, *told)
-    if first.link == "rank" and train.target is not None and options.get("loss") is None:
-        raise ValueError(
-            "The source was trained by a loss of ranking, whose scores are no targets, and by default targets are "
-            "fitted by squared error. Say which loss to go on with, such as loss='bpr'."
-        )
+    need_loss(first, train, options)
     fitted = fit(
         target, train, params=params, freeze=frozen.leaves, frozen_rows=dict(frozen.rows), seed=seed, **options
     )
@@ -190,6 +186,15 @@ def with_loss(source: Recommender, train: Dataset, options: dict[str, Any]) -> d
     if source.link == "sigmoid" and train.target is not None and options.get("loss") is None:
         return {**options, "loss": "sigmoid_cross_entropy"}
     return options
+
+
+def need_loss(source: Recommender, train: Dataset, options: Mapping[str, Any]) -> None:
+    """Raises where the default loss would take scores that only order items for targets."""
+    if source.link == "rank" and train.target is not None and options.get("loss") is None:
+        raise ValueError(
+            "The source was trained by a loss of ranking, whose scores are no targets, and by default targets are "
+            "fitted by squared error. Say which loss to go on with, such as loss='bpr'."
+        )
 
 
 def sources_by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str, Recommender]:

@@ -1,6 +1,7 @@
 """Transfer against training from scratch: a verdict."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.train import fit
 from jaxrec.train._fit import chosen_loss
-from jaxrec.transfer._adapt import Adapted, adapt, sources_by_name, with_loss
+from jaxrec.transfer._adapt import Adapted, adapt, need_loss, sources_by_name, with_loss
 from jaxrec.transfer._align import Alignment
 from jaxrec.transfer._freeze import Frozen
 
@@ -118,12 +119,20 @@ def compare(
       with. Where lower is better the difference is turned round, so that positive always means that transfer is ahead.
 
     Raises:
-      ValueError: as ``adapt``, or the test part leaves nobody to measure on.
+      ValueError: as ``adapt``, the metric is none of scores that the loss gives (or, where all is frozen, of those of
+        the source), or the test part leaves nobody to measure on.
+      TypeError: an option is of the transferred model alone, and was not given in ``strategy``, or the reverse.
 
     Warns:
       NegativeTransfer: transfer hurt.
     """
     expect(test, Dataset, "test")
+    alone = sorted({*inspect.signature(adapt).parameters, "unfreeze"} & set(options))
+    if alone:
+        raise TypeError(
+            f"{alone[0]} is an option of the transferred model alone, and both were to be trained with it: give "
+            f"compare(..., strategy={{{alone[0]!r}: ...}})."
+        )
     first = next(iter(sources_by_name(source).values()))
     options = with_loss(first, train, options)
     given = {**options, **(strategy or {})}.get("loss"), options.get("loss")
@@ -140,11 +149,12 @@ def compare(
     named = sorted({"model", "alignment", "patterns", "freeze", "seed"} & set(chosen))
     if named:
         raise TypeError(f"{named[0]} is an option of compare itself: give compare(..., {named[0]}=...), not strategy=.")
+    need_loss(first, train, chosen)
     adapted = adapt(
         source, train, model=model, alignment=alignment, patterns=patterns, freeze=freeze, seed=seed, **chosen
     )
-    alone = resized(first.model if model is None else model, train)
-    scratch = fit(alone, train, seed=seed, **options)
+    check_metric(metric, test, adapted.recommender.link, by_user=True)  # all frozen, it says what the source says
+    scratch = fit(resized(first.model if model is None else model, train), train, seed=seed, **options)
     task, ks = task_of(metric)
     reports = {
         what: evaluate(recommender, test, ks=ks, task=task, level=level, seed=seed)
