@@ -440,6 +440,19 @@ def test_kernels_are_not_copied_onto_other_features(world):
     assert transfer.adapt(source, turned, patterns="item/*", epochs=1).copied.paths("copied")
 
 
+def test_kernels_are_not_copied_onto_numbers_of_another_scale(world):
+    def part(feature):
+        schema = data.Schema(user_features=(feature,))
+        frame = world.source.interactions[["user", "item"]]
+        return data.encode(data.Parts(frame, None, None), schema, users=world.source.users).train
+
+    trained, raw = part(data.Numeric("age")), part(data.Numeric("age", scale=None))
+    source = jaxrec.fit(models.TwoTower.for_data(trained, dim=4, hidden=()), trained, epochs=1)
+    with refuses(ValueError, "user feature Numeric.*'zscore'.*the target's is Numeric.*None.*like=source.encoder"):
+        transfer.adapt(source, raw, freeze="*")
+    assert transfer.adapt(source, raw, patterns="item/*", freeze="*").copied.paths("copied")
+
+
 def test_kernels_beside_the_sides_read_features_by_position_too(world):
     items = world.source.items.assign(kind=np.where(np.arange(len(world.source.items)) % 2, "a", "b"))
 

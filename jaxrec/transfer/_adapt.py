@@ -15,6 +15,8 @@ from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.data._counting import counted
+from jaxrec.data._features import FittedFeature
+from jaxrec.data._schema import Categorical, Labels
 from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.models._shared_specific import DOMAIN
@@ -294,13 +296,27 @@ def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: M
         if side == "user" and hasattr(model, "item_dense") and not hasattr(model, "user_dense"):
             continue  # such as a model of sequences, which reads features of items alone
         copied = [path for path in whole if path.startswith(f"{side}/") or path == by_field]
-        ours, theirs = ([each.name for each in encoder.fitted(side)] for encoder in (source, target))
+        fitted = [encoder.fitted(side) for encoder in (source, target)]
+        ours, theirs = ([each.name for each in features] for features in fitted)
         if copied and ours != theirs:
             raise ValueError(
                 f"{copied[0]!r} was learned on the {side} features {', '.join(ours) or 'none'} and the target has "
                 f"{', '.join(theirs) or 'none'}: a copied kernel would read one as another. Name the same features in "
                 "the same order, or choose what to copy with patterns=."
             )
+        for one, other in zip(*fitted, strict=True) if copied else ():
+            if _scale(one) != _scale(other):
+                raise ValueError(
+                    f"{copied[0]!r} was learned on the {side} feature {one.feature} and the target's is "
+                    f"{other.feature}: a copied kernel would read one as the other. Name it in the schema as the "
+                    "source does and encode with data.encode(..., like=source.encoder), or choose what to copy with "
+                    "patterns=."
+                )
+
+
+def _scale(fitted: FittedFeature) -> object:
+    """What a number's size depends on beside the statistics; labels are matched by name, however a cell lists them."""
+    return "codes" if isinstance(fitted.feature, Categorical | Labels) else fitted.feature.scale
 
 
 def _check_domains(source: Encoder, target: Encoder, copied: list[str]) -> None:
