@@ -1,5 +1,7 @@
 """Learning from a teacher's scores."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,25 @@ def test_a_teacher_of_targets(rated_parts):
         return np.square(predicted(student) - predicted(teacher)).mean()
 
     assert off(20.0) < 0.7 * off(0.0)
+
+
+def test_the_scores_of_teacher_and_student_mean_the_same(rated_parts):
+    """The squared difference of a rating and a log-odds would draw to neither."""
+    rated = rated_parts.train
+    liked = dataclasses.replace(rated, target=(rated.target > np.median(rated.target)).astype(np.float32))
+    model = models.MatrixFactorization.for_data(rated, dim=2)
+    options = {"epochs": 1, "progress": False}
+    odds = jaxrec.fit(model, liked, loss="sigmoid_cross_entropy", **options)
+    assert transfer.distill(odds, liked, **options).link == "sigmoid"
+    values, order = (jaxrec.fit(model, rated, loss=loss, **options) for loss in ("mse", "bpr"))
+    for teacher, data, loss, message in (
+        (odds, liked, "mse", "of probabilities and .* 'mse' learns of targets.*loss='sigmoid_cross_entropy'"),
+        (values, liked, "sigmoid_cross_entropy", "of targets and .* learns of probabilities.*loss='mse'"),
+        (order, rated, None, "of orders and .* 'mse' learns of targets.*a loss of ranking, such as loss='bpr'"),
+    ):
+        with refuses(ValueError, message):
+            transfer.distill(teacher, data, loss=loss, **options)
+    assert transfer.distill(order, rated, loss="bpr", **options).link == "rank"
 
 
 def test_what_is_refused(parts, teacher):

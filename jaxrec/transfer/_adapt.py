@@ -170,7 +170,7 @@ def adapt(
     told = next(iter(alignments.values())), report, frozen, alignments if several else {}
     if set(frozen.leaves) == set(_tree.flatten(params)) and not options.get("unfreeze"):
         seen = train.interactions
-        orders = _kind(first) == "orders"
+        orders = kind_of(first) == "orders"
         link = order_of(seen) if orders else first.link
         check_rows(target, train)
         folding = None if several else first.folding
@@ -211,7 +211,7 @@ def sources_by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str
                 f"{f'The source {name!r}' if name else 'The source'} is a mixture, whose gate goes by what was trained "
                 "there. Adapt its parts (source.parts) and mix what comes out."
             )
-    kinds = {_kind(each) for each in sources.values()}
+    kinds = {kind_of(each) for each in sources.values()}
     if len(kinds) > 1:
         raise ValueError(
             f"Scores of the sources mean different things ({', '.join(sorted(kinds))}): they were trained by losses of "
@@ -220,7 +220,7 @@ def sources_by_name(source: Recommender | Mapping[str, Recommender]) -> dict[str
     return sources
 
 
-def _kind(source: Recommender) -> str:
+def kind_of(source: Recommender) -> str:
     """What the scores say."""
     if source.link == "rank" or (source.link == "identity" and source.encoder.schema.target is None):
         return "orders"

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrec import losses
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
@@ -14,6 +15,8 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
+from jaxrec.train._fit import chosen_loss
+from jaxrec.transfer._adapt import kind_of, with_loss
 from jaxrec.transfer._carry import need_no_context, vectors_of
 
 
@@ -44,14 +47,15 @@ def distill(
         the same scale (``data.encode(..., like=)``).
       seed: of the initial parameters and of training.
       options: for ``fit``: loss, negatives, optimizer, epochs, validation, ... ``freeze`` and ``params`` are not among
-        them.
+        them. On targets the loss is by default one that gives what the teacher's scores are, values or log-odds; what
+        the scores of a function of your own mean is not known here.
 
     Returns:
       A recommender of the student alone, with the training's ``history``.
 
     Raises:
-      ValueError: the teacher does not factorise or knows no user or no item of the target, an option is out of range,
-        or the student gives no score for each of a batch's columns.
+      ValueError: the teacher does not factorise or knows no user or no item of the target, its scores are not what
+        a loss of targets gives, an option is out of range, or the student gives no score for each of a batch's columns.
 
     References:
       Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, 2015; of rankings: Tang and Wang, Ranking
@@ -72,6 +76,8 @@ def distill(
     for name in {"freeze", "params"} & set(options):
         raise ValueError(f"distill takes no {name}=: the student starts anew and learns everything. Use adapt or fit.")
     student = resized(teacher.model, train) if model is None else model
+    options = with_loss(teacher, train, options)
+    _check_scores(teacher, student, train, options.get("loss"))
     tables: dict[Side, Array] = {side: _table(teacher, train, side) for side in ("user", "item")}
     taught = Taught(
         student=student,
@@ -85,6 +91,21 @@ def distill(
     fitted = fit(taught, train, params=beside(student.init(key), tables), freeze=f"{TEACHER}/*", seed=seed, **options)
     params = {name: part for name, part in fitted.params.items() if name != TEACHER}
     return fitted.replace(model=student, params=params)
+
+
+def _check_scores(teacher: Recommender, student: Model, train: Dataset, loss: Any) -> None:
+    """Raises where the squared difference of scores would be between a target and something else."""
+    name, _, link = chosen_loss(student, train, loss)
+    if train.target is None or name not in losses.POINTWISE:
+        return
+    given, learned = kind_of(teacher), "probabilities" if link == "sigmoid" else "targets"
+    if given != learned:
+        fitting = {"probabilities": "sigmoid_cross_entropy", "targets": "mse"}.get(given)
+        remedy = f"loss={fitting!r}, with a model of that link" if fitting else "a loss of ranking, such as loss='bpr'"
+        raise ValueError(
+            f"The teacher's scores are of {given} and those that the loss {name!r} learns of {learned}, so the student "
+            f"would be drawn to two numbers at once. Give {remedy}, or another teacher."
+        )
 
 
 def _table(teacher: Recommender, train: Dataset, side: Side) -> np.ndarray:
