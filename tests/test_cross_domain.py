@@ -182,6 +182,16 @@ class TestBridges:
         value, nothing = (jaxrec.evaluate(each, held_out, ks=(5,))["ndcg@5"] for each in (found, target))
         assert value > 1.1 * nothing
 
+    def test_emcdr_is_stopped_on_users_whom_it_maps(self, domains, films, source, target, cold):
+        options = {"kind": "mlp", "hidden": (8,), "epochs": 2, "batch_size": 32}
+        warm = target.encoder.encode(films.interactions.iloc[:30])
+        with refuses(ValueError, "nobody whom the map serves, no user .*a vector of the source.*split_cold_users"):
+            transfer.emcdr(source, target, validation=warm, **options)
+        rows = domains["films"].interactions
+        both = data.encode(data.Parts(films.interactions, rows[rows["user"].isin(cold)], None), films.schema)
+        alone = train.fit_als(both.train, dim=4, epochs=2)
+        assert transfer.emcdr(source, alone, validation=both.validation, **options).history["ndcg@10"].nunique() == 2
+
     def test_the_bridge_of_ptupcdr_depends_on_the_history(self, domains, source, target, cold):
         options = {"epochs": 3, "batch_size": 64, "optimizer": optim.row_sparse(optax.adam(3e-3))}
         found = transfer.ptupcdr(source, target, hidden=(8,), **options)

@@ -518,6 +518,17 @@ def test_options_that_do_not_fit_are_refused(cold, backbone):
         models.BackboneTowers(user_rows=2, item_rows=2, dim=2, user=models.ContentMap()).init(KEY)
 
 
+def test_a_map_is_stopped_on_those_whom_it_serves(cold, backbone):
+    """Whoever was trained is scored with the backbone's vector after every epoch, and the first would be kept."""
+    options: dict[str, Any] = {"kind": "mlp", "hidden": (4,), "code_dim": 2, "batch_size": 256, "optimizer": FAST}
+    warm = cold.validation.subset(cold.train.features.user_row[cold.validation.user] > 0)
+    for validation, side in ((cold.train.subset(np.arange(40)), "item"), (warm, "user")):
+        with refuses(ValueError, f"nobody whom the map serves, no {side} .*data.split_cold_{side}s"):
+            coldstart.map_content(backbone, cold.train, side=side, validation=validation, **options)
+    found = coldstart.map_content(backbone, cold.train, validation=cold.validation, epochs=2, **options)
+    assert found.history["ndcg@10"].nunique() == 2
+
+
 def test_the_penalty_alone_is_what_a_map_learns_from():
     assert float(_mapping.penalty_alone(jnp.ones((2, 2)), batch_of(2))) == 0.0
     assert float(BPR(jnp.ones((2, 2)), batch_of(2))) > 0.0

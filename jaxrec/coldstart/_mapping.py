@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._expect import one_of
+from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.coldstart._backbone import OPTIMIZER, check, distinct, need_features, over, penalty_alone, trained, width_of
@@ -49,7 +49,8 @@ def map_content(
       hidden: widths of the perceptron's hidden layers, by default ``(256,)``.
       code_dim: width of the perceptron's embedding of a category or label, by default 16.
       seed: of the perceptron.
-      options: for ``fit`` of the perceptron: epochs, optimizer, validation, ...
+      options: for ``fit`` of the perceptron: epochs, optimizer, ... ``validation`` has to hold some of the side that
+        were not trained and have content: of others the map says nothing.
 
     Returns:
       A recommender of ``models.BackboneTowers`` with a ``models.ContentMap``. The history has the mean squared error:
@@ -57,7 +58,8 @@ def map_content(
 
     Raises:
       ValueError: the side has no features, no trained entity has content, the backbone does not factorise, does not
-        fit the data or knows users or items that ``train`` does not, or an option belongs to the other kind.
+        fit the data or knows users or items that ``train`` does not, an option belongs to the other kind, or
+        ``validation`` has nobody whom the map serves.
 
     References:
       Gantner et al., Learning attribute-to-feature mappings for cold-start recommendations, ICDM 2010 (the maps that
@@ -82,6 +84,8 @@ def map_content(
         raise ValueError("l2= is the ridge's. Give a perceptron an optimizer= with weight decay instead.")
     head = ContentMap(hidden=(256,) if hidden is None else hidden, code_dim=16 if code_dim is None else code_dim)
     model, params = _with_map(backbone, train, side, head, seed)
+    if options.get("validation") is not None and not callable(options.get("metric")):
+        _need_served(options["validation"], train, model, side)
     training = dataclasses.replace(model, similarity=1.0, link=backbone.link)
     rows = distinct(train, side)
     frozen = tuple(f"{name}/*" for name in params if name != side)
@@ -97,6 +101,23 @@ def _need_nobody_added(backbone: Recommender, train: Dataset) -> None:
         raise ValueError(
             f"The backbone knows {users} users and {items} items that the training part does not, as after "
             "coldstart.add, and they would be lost. Map the backbone from before, and add them to the result."
+        )
+
+
+def _need_served(validation: Dataset, train: Dataset, model: BackboneTowers, side: Side) -> None:
+    """Whoever was trained keeps the backbone's vector, and a metric of them alone is the same after every epoch."""
+    expect(validation, Dataset, "validation")
+    train.encoder.check(validation.encoder)
+    index = validation.user if side == "user" else validation.item
+    assert index is not None
+    index = np.unique(index)
+    row = np.asarray(train.features.user_row if side == "user" else train.features.item_row)
+    cold = jnp.asarray(index[(index > 0) & (row[index] == 0)])
+    if not np.asarray(model.content(side).described(cold, train.features)).any():
+        raise ValueError(
+            f"The validation part has nobody whom the map serves, no {side} without training interactions and with "
+            "content (across domains: a vector of the source), so its metric is the same after every epoch. Split by "
+            f"{side}s (data.split_cold_{side}s), or leave validation= out."
         )
 
 

@@ -40,14 +40,16 @@ def emcdr(
       kind: ``"linear"`` with an intercept, a ridge regression in closed form, or ``"mlp"``, a perceptron.
       l2: of the ridge, on sums over users; by default what generalised cross-validation chooses.
       seed: of the perceptron.
-      options: for the perceptron: ``hidden``, and what ``fit`` takes: epochs, optimizer, ...
+      options: for the perceptron: ``hidden``, and what ``fit`` takes: epochs, optimizer, ... ``validation`` has to hold
+        some users whom the target has not trained and the source knows.
 
     Returns:
       The target's recommender, which knows all users of the source; see ``coldstart.map_content``.
 
     Raises:
       ValueError: a recommender does not factorise, no user was trained in both, the target has rows of users or items
-        without training interactions (as after ``adapt`` or ``blend``), or an option belongs to the other kind.
+        without training interactions (as after ``adapt`` or ``blend``), an option belongs to the other kind, or
+        ``validation`` has nobody whom the map serves.
 
     References:
       Man et al., Cross-domain recommendation: an embedding and mapping approach, IJCAI 2017 (over any factorisations;
