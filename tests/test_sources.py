@@ -299,6 +299,20 @@ class TestRank:
         found = sources.rank({"others": source}, domain(user, 1.0), epochs=1)
         assert found.metric == "rmse" and found.best is None and found.table["verdict"]["others"] == "harmful"
 
+    def test_sources_that_are_tried_by_different_metrics_are_not_compared_by_their_gains(self, rated_world):
+        there, here = (encoded(frames) for frames in (rated_world.source, rated_world.target))
+        model = models.MatrixFactorization.for_data(there, dim=3)
+        options = {"epochs": 2, "batch_size": 512, "progress": False}
+        values, order = (jaxrec.fit(model, there, loss=loss, **options) for loss in ("mse", "bpr"))
+        found = sources.rank({"values": values, "order": order}, here, epochs=1)
+        assert found.metrics == {"values": "rmse", "order": "ndcg@10"} and found.metric == "ndcg@10, rmse"
+        assert (found.table["users"] > 0).all() and found.score.table["weight"]["gain"] == 0.0
+        assert found.notes["order"] == "tried by ndcg@10 and others by rmse: the gains do not compare."
+        text = str(found)
+        assert "in a trial (ndcg@10, " in text and "in a trial (rmse, " in text
+        alone = sources.rank({"order": order}, here, epochs=1)
+        assert alone.metric == "ndcg@10" and not alone.notes
+
     def test_ids_of_another_type_are_noted(self, candidates, films, film_world):
         texts = encoded(with_users(bare(film_world.target), lambda users: users.astype(str)))
         found = sources.rank({"related": candidates["related"]}, texts, dim=8)

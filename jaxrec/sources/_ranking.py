@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec._expect import expect, one_of
+from jaxrec._metrics import default_metric
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset
 from jaxrec.sources._score import Score, uncalibrated
@@ -25,14 +26,16 @@ class Ranking:
       table: a row per source, best first (by verdict, then score), by name: signals, ``low`` and ``high`` of the gain's
         interval, held-out ``users`` (or rows) that it was measured on, ``score`` and ``verdict``.
       score: what the order was made by.
-      metric: of the trials.
+      metric: of the trials; all of them where sources were tried by several.
       notes: by source, what could not be measured and why.
+      metrics: by source, of its trial, if there was one.
     """
 
     table: pd.DataFrame
     score: Score
     metric: str
     notes: Mapping[str, str]
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def best(self) -> str | None:
@@ -45,7 +48,8 @@ class Ranking:
         for name, row in self.table.iterrows():
             gain = f"gain {row.gain:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
             note = f"; {self.notes[str(name)]}" if str(name) in self.notes else ""
-            lines.append(f"{name}: {row.verdict}, {gain} in a trial ({self.metric}, {row.users:.0f} held out){note}")
+            metric = self.metrics.get(str(name), self.metric)
+            lines.append(f"{name}: {row.verdict}, {gain} in a trial ({metric}, {row.users:.0f} held out){note}")
         parts = self.score.parts(self.table)
         if self.best is None:
             first = "No source is worth transferring from: each did harm in its trial. Train on the target alone."
@@ -95,7 +99,9 @@ def rank(
     user's vector; with the source they have the one that theirs in the source is mapped to (``transfer.emcdr``), or,
     with ``strategy="stack"``, what a few epochs on both domains as one matrix give (``transfer.stack``). All sources
     that share users are tried on the same users. Else rows are held out, and a few epochs of ``transfer.adapt`` stand
-    against as many from scratch.
+    against as many from scratch. The metric is ``"ndcg@10"``, or ``"rmse"`` where there is a target and the source was
+    not trained by a loss of ranking. Where sources are tried by both, their gains do not compare, and the default score
+    leaves them out.
 
     A source whose gain has an interval below zero is ``"harmful"``, one whose interval includes zero has ``"no evidence
     of help"``, any other is ``"helpful"``. Helpful ones come first and harmful ones last whatever their scores, which
@@ -149,7 +155,7 @@ def rank(
     trials = Trials(
         candidates, train, strategy=strategy, held_out=held_out, least=least, options=options, level=level, seed=seed
     )
-    rows, notes = [], {}
+    rows, notes, metrics = [], {}, {}
     done, reason = pd.DataFrame(), ""
     try:
         done = reduced(train, seed)
@@ -166,6 +172,7 @@ def rank(
             reasons.append(f"no user is shared: {kinds[0]} ids there and {kinds[1]} ids here can never match.")
         try:
             gain = trials(source)
+            metrics[name] = trials.metric(source)
         except (ValueError, FloatingPointError) as error:  # nothing to carry over, or nobody to hold out: likewise
             gain = Gain()
             reasons.append(f"no trial: {error}")
@@ -173,11 +180,17 @@ def rank(
             notes[name] = " ".join(reasons)
         rows.append({**row, **gain._asdict(), "verdict": _verdict(gain)})
     table = pd.DataFrame(rows, index=pd.Index(list(candidates), name="source"))
-    score = uncalibrated(table) if score is None else score
+    of_all = sorted(set(metrics.values()))
+    if len(of_all) > 1:
+        for name, metric in metrics.items():
+            reason = f"tried by {metric} and others by {' '.join(set(of_all) - {metric})}: the gains do not compare."
+            notes[name] = f"{notes[name]} {reason}" if name in notes else reason
+    if score is None:
+        score = uncalibrated(table.assign(gain=0.0) if len(of_all) > 1 else table)
     table.insert(len(table.columns) - 1, "score", score(table))
     place = table["verdict"].map({HELPFUL: 0, NOTHING: 1, HARMFUL: 2}).to_numpy()
     order = np.lexsort((np.arange(len(table)), -table["score"].to_numpy(), place))
-    return Ranking(table.iloc[order], score, trials.metric, notes)
+    return Ranking(table.iloc[order], score, ", ".join(of_all) or default_metric(train), notes, metrics)
 
 
 def _verdict(gain: Gain) -> str:

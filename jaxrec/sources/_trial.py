@@ -40,7 +40,6 @@ class Trials:
         least: int, options: dict[str, Any], level: float, seed: int,
     ) -> None:  # fmt: skip
         self.strategy, self.level, self.seed, self.options = strategy, level, seed, options
-        self.metric = default_metric(train)
         self.train = train
         self._held_out = held_out
         known = [
@@ -51,6 +50,10 @@ class Trials:
         self._users = shared[(shared > 0) & (count[shared] >= least)]
         self._least = least
         self._alone: tuple[Recommender, Dataset, Report] | None = None
+
+    def metric(self, source: Recommender) -> str:
+        """What a source is tried by. Scores that only order items are gone on with as such, whatever the target."""
+        return default_metric(self.train, source.link)
 
     def __call__(self, source: Recommender) -> Gain:
         """What the source adds.
@@ -68,15 +71,16 @@ class Trials:
         if self._alone is None:
             self._alone = self._without()
         alone, test, report = self._alone
-        options: dict[str, Any] = {"ks": _ks(self.metric), "level": self.level, "seed": self.seed}
+        metric = self.metric(source)
+        options: dict[str, Any] = {"ks": _ks(metric), "level": self.level, "seed": self.seed}
         if self.strategy == "emcdr":
             found = evaluate(emcdr(source, alone), test, **options)
         else:
             kept = alone.trained
             kept = Dataset(alone.encoder, kept.user, kept.item)
             found = evaluate(_stacked(source, kept, seed=self.seed, **self.options), test, seen=kept, **options)
-        paired = found.versus(report, self.metric, level=self.level, seed=self.seed)
-        return _relative(paired.difference, paired.low, paired.high, report[self.metric], paired.users)
+        paired = found.versus(report, metric, level=self.level, seed=self.seed)
+        return _relative(paired.difference, paired.low, paired.high, report[metric], paired.users)
 
     def _without(self) -> tuple[Recommender, Dataset, Report]:
         rng = np.random.default_rng(self.seed)
@@ -91,7 +95,7 @@ class Trials:
         kept = cold(self.train, ~held)
         alone = fit_als(kept, seed=self.seed, **self.options)
         test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
-        report = evaluate(alone, test, ks=_ks(self.metric), level=self.level, seed=self.seed)
+        report = evaluate(alone, test, ks=_ks(self.metric(alone)), level=self.level, seed=self.seed)
         return alone, test, report
 
     def _of_known_users(self, source: Recommender) -> Gain:
@@ -102,14 +106,12 @@ class Trials:
             raise ValueError(f"{len(self.train)} rows of the target are too few to hold some out.")
         kept = cold(self.train, ~held)
         test = dataclasses.replace(self.train.subset(held), encoder=kept.encoder)
-        # Scores that only order items are gone on with as such, whatever the loss was that they came from.
         ordered = source.link == "rank" and self.train.target is not None
-        metric = default_metric(self.train, "rank") if ordered else self.metric
-        loss = "in_batch_softmax" if ordered else None
+        loss = "in_batch_softmax" if ordered else None  # whatever the loss was that the scores came from
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NegativeTransfer)  # the ranking's verdict says so
             found = compare(
-                source, kept, test, metric=metric, loss=loss, level=self.level, seed=self.seed,
+                source, kept, test, metric=self.metric(source), loss=loss, level=self.level, seed=self.seed,
                 epochs=self.options["epochs"], progress=False,
             )  # fmt: skip
         row = found.table.iloc[0]
