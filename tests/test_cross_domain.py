@@ -252,6 +252,28 @@ class TestBridges:
             transfer.emcdr(source, named)
 
 
+@pytest.mark.parametrize(("shared", "message"), [(0, "No user was trained in both"), (1, "Only one user was trained")])
+def test_domains_need_users_in_both(domains, films, source, shared, message):
+    rows = films.interactions
+    of_both = np.intersect1d(rows["user"], domains["books"].interactions["user"])[:shared]
+    apart = films._replace(
+        interactions=rows.assign(user=rows["user"].where(rows["user"].isin(of_both), -rows["user"] - 1))
+    )
+    with refuses(ValueError, f"{message}.*learned on two or more who are in both"):
+        transfer.emcdr(source, train.fit_als(encoded(apart), dim=2, epochs=1))
+    with refuses(ValueError, f"{message}.*learned on two or more who are in both"):
+        transfer.regress(encoded(domains["books"]), encoded(apart))
+
+
+def test_a_source_of_one_number_is_carried(domains, target, cold):
+    thin = train.fit_als(encoded(domains["books"]), dim=1, epochs=2)
+    found = vectors(transfer.emcdr(thin, target), cold)
+    number = np.concatenate([vectors(thin, cold), np.ones((len(cold), 1))], axis=1)
+    line = np.linalg.lstsq(number, found, rcond=None)[0]
+    np.testing.assert_allclose(number @ line, found, atol=1e-5)
+    assert np.abs(line[0]).max() > 1e-3
+
+
 class TestRegression:
     def test_it_is_the_ridge_on_histories(self, domains, films, cold):
         """With as many dimensions as there are items it is the ridge on TF-IDF itself."""
@@ -342,12 +364,17 @@ def test_vectors_do_not_take_the_place_of_ids(films):
         transfer.carry(named)
 
 
-def test_who_reads_the_interaction_has_no_vector_alone(films):
+def test_who_reads_the_interaction_has_no_vector_alone(films, source):
     rows = films.interactions.assign(price=np.arange(len(films.interactions)) % 5 * 1.0)
     schema = data.Schema(context=(data.Numeric("price"),))
     priced = encoded(data.Frames(rows, None, None, schema))
     machine = jaxrec.fit(models.FactorizationMachine.for_data(priced, dim=2), priced, epochs=1, progress=False)
-    for wrong in (lambda: transfer.carry(machine), lambda: transfer.blend([machine], [1.0])):
+    for wrong in (
+        lambda: transfer.carry(machine),
+        lambda: transfer.blend([machine], [1.0]),
+        lambda: transfer.emcdr(source, machine),
+        lambda: transfer.ptupcdr(source, machine),
+    ):
         with refuses(ValueError, "so that a user alone has no vector. Train it without them"):
             wrong()
     ranked = sources.rank({"machine": machine}, encoded(films), dim=4, epochs=1)

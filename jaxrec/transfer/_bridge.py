@@ -47,9 +47,9 @@ def emcdr(
       The target's recommender, which knows all users of the source; see ``coldstart.map_content``.
 
     Raises:
-      ValueError: a recommender does not factorise, no user was trained in both, the target has rows of users or items
-        without training interactions (as after ``adapt`` or ``blend``), an option belongs to the other kind, or
-        ``validation`` has nobody whom the map serves.
+      ValueError: a recommender does not factorise or reads context, fewer than two users were trained in both, the
+        target has rows of users or items without training interactions (as after ``adapt`` or ``blend``), an option
+        belongs to the other kind, or ``validation`` has nobody whom the map serves.
 
     References:
       Man et al., Cross-domain recommendation: an embedding and mapping approach, IJCAI 2017 (over any factorisations;

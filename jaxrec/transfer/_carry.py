@@ -12,6 +12,7 @@ from jaxrec._recommender import Recommender
 from jaxrec.coldstart._backbone import check
 from jaxrec.data import Dataset, Vector
 from jaxrec.data._interactions import Interactions
+from jaxrec.data._schema import VectorScale
 from jaxrec.data._sides import Side, blank, fit_features, write
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
@@ -78,6 +79,16 @@ def need_no_context(recommender: Recommender, what: str) -> None:
         )
 
 
+def need_shared(shared: int, there: int, here: int) -> None:
+    """Raises unless two users or more were trained in both domains; ``there`` and ``here`` are users of each."""
+    if shared < 2:
+        raise ValueError(
+            f"{'Only one' if shared else 'No'} user was trained in both domains: the source has {there} and the target "
+            f"{here}. What leads from one to the other is learned on two or more who are in both. Are the ids of one "
+            "system?"
+        )
+
+
 def vectors_of(recommender: Recommender, index: np.ndarray, side: Side) -> np.ndarray:
     """Float32 vectors of entities, some at a time."""
     of = user_vectors if side == "user" else item_vectors
@@ -90,10 +101,11 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
     """The target that knows the source's users too, and its training part with ``carry`` as the users' only features.
 
     Raises:
-      ValueError: a recommender does not factorise, or no user was trained in both.
+      ValueError: a recommender does not factorise or reads context, or fewer than two users were trained in both.
     """
     frame = carry(source, taste=taste)
     expect(target, Recommender, "target")
+    need_no_context(target, "target")
     theirs, ours = source.encoder, target.encoder
     column = ours.schema.user
     if column is None or ours.schema.item is None:
@@ -107,11 +119,7 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
     target = add(target, users=ids.to_numpy())
     index = target.encoder.users.encode(ids)
     shared = target.trained.user_count[index] > 0
-    if not shared.any():
-        raise ValueError(
-            f"No user was trained in both domains: the source has {len(ids)} and the target "
-            f"{np.count_nonzero(target.trained.user_count)}. A bridge is learned on those who are in both."
-        )
+    need_shared(int(shared.sum()), len(ids), int(np.count_nonzero(target.trained.user_count)))
     rows = target.encoder.features
     extra = [
         len(np.setdiff1d(np.flatnonzero(row), np.flatnonzero(count)))
@@ -123,7 +131,9 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
             "after adapt, blend or regress. Give a target that was trained by itself, and blend the results "
             "(transfer.blend)."
         )
-    specs = tuple(Vector(name, scale="rms") for name in frame.columns if name in (VECTOR, TASTE))
+    # Of one number both scales are the same, and "rms" is for vectors.
+    scale: VectorScale = "rms" if len(frame[VECTOR].iloc[0]) > 1 else "zscore"
+    specs = tuple(Vector(name, scale=scale) for name in frame.columns if name in (VECTOR, TASTE))
     fitted = fit_features(specs, frame[shared], ())
     features = target.encoder.features
     arrays = blank("user", fitted, len(features.user_row))

@@ -11,6 +11,7 @@ from jaxrec._recommender import Recommender, order_of
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset, TfidfSVD
 from jaxrec.models import MatrixFactorization
+from jaxrec.transfer._carry import need_shared
 
 TOUCHED = "touched"
 
@@ -42,7 +43,8 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
       A recommender of a ``MatrixFactorization`` whose users are those of both domains, each with a vector.
 
     Raises:
-      ValueError: no or too few users are shared, a domain has no users or no items, or an option is out of range.
+      ValueError: fewer than two users are shared, or no more than ``dim``, a domain has no users or no items, or an
+        option is out of range.
 
     References:
       Hoerl and Kennard, Ridge regression, Technometrics 12(1), 1970. With a linear kernel of users' histories this is
@@ -63,6 +65,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     count = np.zeros(len(encoder.features.user_row), np.int64)
     count[: touched.num_users] = touched.user_count
     shared = count[index] > 0
+    need_shared(int(shared.sum()), len(frame), int(np.count_nonzero(count)))
     narrower = dim is None
     if dim is None:
         items = {item for touched in frame.loc[shared, TOUCHED] for item in touched}
