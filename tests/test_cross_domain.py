@@ -392,6 +392,24 @@ def test_histories_that_all_have_are_reduced_to_what_they_span(films):
         transfer.regress(there, here, dim=2)
 
 
+def test_histories_are_read_again_only_to_be_reduced_further(films, monkeypatch):
+    here = encoded(films)
+    same = pd.DataFrame({"user": np.repeat(here.encoder.users.ids[:40], 16), "item": np.tile(np.arange(16), 40)})
+    there = encoded(data.Frames(same, None, None, data.Schema()))
+    widths, fit = [], data.TfidfSVD.fit
+
+    def noted(frame, column, *, dim, **options):
+        widths.append(dim)
+        return fit(frame, column, dim=dim, **options)
+
+    monkeypatch.setattr(data.TfidfSVD, "fit", noted)
+    assert transfer.regress(there, here).model.dim == 1 and widths == [8, 1]
+    monkeypatch.setattr("jaxrec.data._features._CODES", 100)
+    with refuses(ValueError, "could not be reduced to 8 numbers: .*would be padded"):
+        transfer.regress(there, here)
+    assert widths == [8, 1, 8]
+
+
 def test_a_stack_is_evaluated_without_weights(domains, films, cold):
     stack = transfer.stack({"books": domains["books"], "films": films}, weight={"books": 0.5, "films": 1.0})
     fitted = train.fit_als(encoded(stack), dim=4, epochs=2)

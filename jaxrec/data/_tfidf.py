@@ -89,9 +89,10 @@ class TfidfSVD:
         kernel, values = _right_singular(rows, len(idf), min(dim + _OVERSAMPLED, int(most)), seed)
         rank = int((values > 1e-7 * values.max(initial=0.0)).sum())
         if rank < dim:
-            raise ValueError(
+            raise TooFewDimensions(
                 f"The labels of {column!r} that {min_items} or more items have span {rank} dimensions and dim={dim} "
-                "were asked for. Ask for fewer, or lower min_items."
+                "were asked for. Ask for fewer, or lower min_items.",
+                rank,
             )
         kernel = kernel[:, :dim]
         sign = np.sign(np.take_along_axis(kernel, np.abs(kernel).argmax(axis=0)[None, :], axis=0))
@@ -127,6 +128,14 @@ class TfidfSVD:
         return f"TfidfSVD({self.labels.name!r}, {np.count_nonzero(self.idf)} labels to {self.dim} numbers)"
 
 
+class TooFewDimensions(ValueError):
+    """Labels span fewer dimensions, ``rank``, than were asked for."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 class _Entries(NamedTuple):
     """Numbers of a sparse matrix other than zero, in ascending order of rows."""
 
@@ -140,10 +149,17 @@ class _Entries(NamedTuple):
 
 
 def _unit_rows(codes: np.ndarray, idf: np.ndarray) -> _Entries:
-    weights = idf[codes]
-    length = np.sqrt((weights * weights).sum(axis=1, keepdims=True))
-    row, place = np.nonzero(weights)
-    return _Entries(row, codes[row, place], (weights / np.where(length > 0, length, 1.0))[row, place])
+    """Rows of length 1, a piece at a time: codes are padded to the longest list, of which weights would be a copy."""
+    step = max(_CHUNK // max(codes.shape[1], 1), 1)
+    pieces = []
+    for start in range(0, len(codes), step):
+        part = codes[start : start + step]
+        weights = idf[part]
+        length = np.sqrt((weights * weights).sum(axis=1, keepdims=True))
+        row, place = np.nonzero(weights)
+        value = (weights / np.where(length > 0, length, 1.0))[row, place]
+        pieces.append(_Entries(start + row, part[row, place], value))
+    return _Entries(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
 
 def _sums(entries: _Entries, dense: np.ndarray, rows: int) -> np.ndarray:

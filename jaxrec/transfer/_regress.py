@@ -10,6 +10,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender, order_of
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset, TfidfSVD
+from jaxrec.data._tfidf import TooFewDimensions
 from jaxrec.models import MatrixFactorization
 from jaxrec.transfer._carry import need_shared
 
@@ -107,13 +108,15 @@ def reduced_to(frame: pd.DataFrame, dim: int, *, narrower: bool, seed: int = 0) 
     """Histories as ``dim`` numbers; where they span fewer and it may be ``narrower``, as a half, a quarter, ...
 
     Raises:
-      ValueError: histories span fewer dimensions.
+      ValueError: histories span fewer dimensions, or cannot be read at all.
     """
     try:
         return TfidfSVD.fit(frame, TOUCHED, dim=dim, min_items=1, seed=seed)
     except ValueError as error:
-        if narrower and dim > 1:
-            return reduced_to(frame, dim // 2, narrower=True, seed=seed)
+        if narrower and dim > 1 and isinstance(error, TooFewDimensions):
+            while dim > max(error.rank, 1):
+                dim //= 2
+            return reduced_to(frame, dim, narrower=True, seed=seed)
         raise ValueError(f"Histories could not be reduced to {dim} numbers: {error}") from None
 
 
