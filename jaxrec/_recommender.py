@@ -14,6 +14,7 @@ from jaxrec import _sharded
 from jaxrec._types import Batch, Features, Folding, Link, Params, Prior
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.models import Mixture, Model
+from jaxrec.models._base import context_width, factorises
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class Recommender:
     @property
     def factorises(self) -> bool:
         """Whether scores are inner products of user and item vectors."""
-        return hasattr(self.model, "user_vectors") and hasattr(self.model, "item_vectors")
+        return factorises(self.model)
 
     @property
     def derived(self) -> bool:
@@ -89,9 +90,7 @@ class Recommender:
     @property
     def reads_context(self) -> bool:
         """Whether a score may depend on the interaction's own columns, so that there is none for a mere pair."""
-        if self.parts:
-            return any(part.reads_context for part in self.parts)
-        return bool(self.encoder.context) and (not self.factorises or bool(getattr(self.model, "context", 0)))
+        return bool(self.encoder.context) and context_width(self.model) != 0
 
     @property
     def pooled_history(self) -> int:

@@ -599,3 +599,27 @@ def test_an_artefact_folds_in_as_in_process(name, world, tmp_path):
     assert [item for item, _ in told] == expected["item"].tolist()
     with pytest.raises(ValueError, match="reads no context"):
         served.score([-7], [listed["item"].iloc[0]], context=[[1.0]])
+
+
+@pytest.mark.parametrize("name", ["neumf", "neighbours", "deep", "mixture"])
+def test_an_artefact_recommends_where_context_is_not_read(name, world, tmp_path):
+    """By models that do not factorise, and so might read anything if they did not say that they read none."""
+    frame = world.target.interactions.iloc[:1500]
+    frame = frame.assign(price=np.arange(len(frame)) % 7)
+    train = data.encode(data.Parts(frame, None, None), data.Schema(context=(data.Numeric("price"),))).train
+    if name == "neighbours":
+        recommender = jaxrec.train.fit_item_knn(train)
+    elif name == "deep":
+        model = models.FactorizationMachine.for_data(train, dim=4, hidden=(4,))
+        recommender = jaxrec.fit(dataclasses.replace(model, context=0), train, loss="bpr", epochs=1)
+    else:
+        recommender = trained("neumf", train)
+    if name == "mixture":
+        recommender = jaxrec.coldstart.mix([recommender, trained("als", train)], [[1.0] * 3, [0.5] * 3])
+    export.write_artefact(recommender, tmp_path / "artefact", k=5)
+    served, user = export.load_artefact(tmp_path / "artefact"), frame["user"].iloc[0]
+    expected = jaxrec.recommend(recommender, [user], k=5)
+    np.testing.assert_allclose([score for _, score in served.recommend([user], k=5)[0]], expected["score"], rtol=1e-4)
+    pairs = expected[["user", "item"]].assign(price=0.0)
+    scores = served.score(pairs["user"], pairs["item"])
+    np.testing.assert_allclose(scores, jaxrec.predict(recommender, pairs), rtol=1e-4, atol=1e-5)

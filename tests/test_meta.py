@@ -574,3 +574,14 @@ def test_what_cannot_be_personalised_is_refused(decisions):
     batch = Batch(user=jnp.ones(1, jnp.int32), item=jnp.ones((1, 1), jnp.int32))
     with refuses(ValueError, "lack the user code 'personal row'"):
         mine.model.apply(mine.params, batch, decisions.features)
+
+
+def test_context_that_the_model_does_not_read_is_no_hindrance(world):
+    frame = world.target.interactions.iloc[:300].assign(price=np.arange(300) % 7)
+    train = data.encode(data.Parts(frame, None, None), data.Schema(context=(data.Numeric("price"),))).train
+    model = models.NeuMF.for_data(train, dim=0, mlp_dim=4, hidden=(4,), link="identity")
+    mine = coldstart.personalise(coldstart.meta_learn(model, train, LAYERS, epochs=1), LAYERS)
+    assert not mine.reads_context and len(jaxrec.recommend(mine, frame["user"].iloc[:1], k=3)) == 3
+    machine = models.FactorizationMachine.for_data(train, dim=2, hidden=(4,))
+    with refuses(ValueError, "reads columns of the interaction itself"):
+        coldstart.meta_learn(machine, train, LAYERS)

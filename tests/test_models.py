@@ -676,6 +676,41 @@ def test_a_batch_without_what_the_model_reads_is_refused(change, message):
         model.apply(params, batch_of()._replace(**change), FEATURES)
 
 
+@each_model
+def test_a_model_says_whether_it_reads_context(name):
+    model, params = initialised(name)
+    width = _base.context_width(model)
+    if width is None:
+        assert name in ("linen", "nnx")  # modules of somebody's own
+    elif width:
+        with pytest.raises(ValueError, match=f"built for {width} context features and was given none"):
+            model.apply(params, batch_of()._replace(context=None), FEATURES)
+    else:
+        given = apply(model, params, batch_of(), FEATURES)
+        np.testing.assert_array_equal(apply(model, params, batch_of()._replace(context=None), FEATURES), given)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "dense", "width"),
+    [
+        ("factorization", {}, "bias", 0),
+        ("deep factorization machine", {}, "mlp/0/kernel", 0),
+        ("deep factorization machine", {"context": 2}, "mlp/0/kernel", 2),
+        ("linen", {}, "head/kernel", None),
+    ],
+)
+def test_wrappers_read_the_context_that_is_read_within_them(name, change, dense, width):
+    base = dataclasses.replace(MODELS[name].model, **change)
+    plain, unsaid = MODELS["factorization"].model, MODELS["linen"].model
+    wrapped: list[Any] = [
+        models.Personalised(base=base, personal=dense, rows=2), models.Mixture(parts=(plain, base), item_rows=7),
+    ]  # fmt: skip
+    if dense != "bias":
+        wrapped.append(models.LoRA(base=base, rank=2, paths=dense))
+    assert {_base.context_width(model) for model in (base, *wrapped)} == {width}
+    assert _base.context_width(models.Mixture(parts=(base, unsaid), item_rows=7)) == (width or None)
+
+
 def test_features_that_the_model_was_not_trained_with_are_refused():
     model, params = initialised("towers")
     with pytest.raises(ValueError, match="built for 2 dense user features and was given none"):

@@ -95,7 +95,9 @@ class Model(Protocol):
     is True: nothing of it is transferred, and nobody is folded in. If what it holds lies by entity index, it offers
     ``extend(params, features, seen, users=..., items=...) -> (model, params)``, which ``coldstart.add`` calls with the
     grown (NumPy) features, all interactions and the indices of the entities that are new, given features or touched.
-    A model that does not factorise may say by ``columns`` how many items are best scored at once.
+    A model that does not factorise may say by ``columns`` how many items are best scored at once. By ``context`` a model
+    says how many of the interaction's own features it reads. Of one that does not say none are if it factorises, else
+    any may be.
     """
 
     @property
@@ -183,6 +185,17 @@ def _read(values: Any, rows: Int32[Array, "..."]) -> jax.Array:
 def rows_of(params: Params, path: str, rows: Int32[Array, "..."]) -> jax.Array:
     """One lookup outside training."""
     return gather(params, {"rows": Lookup(path, jnp.asarray(rows))})["rows"]
+
+
+def factorises(model: Any) -> bool:
+    """Whether scores are inner products of user and item vectors."""
+    return hasattr(model, "user_vectors") and hasattr(model, "item_vectors")
+
+
+def context_width(model: Any) -> int | None:
+    """How many of the interaction's own features a model reads; None where it does not say and may read any."""
+    said = getattr(model, "context", None)
+    return 0 if said is None and factorises(model) else said
 
 
 def need_positive(**widths: int) -> None:

@@ -64,6 +64,12 @@ class Mixture:
         return min(_columns(part) for part in self.parts)
 
     @property
+    def context(self) -> int | None:
+        """The widest that a part reads; None where no part reads any for certain and one does not say."""
+        said = [width for part in self.parts if (width := _base.context_width(part)) is not None]
+        return max(said) if any(said) or len(said) == len(self.parts) else None
+
+    @property
     def derived(self) -> bool:
         """Whether any part is of no use with other data."""
         return any(getattr(part, "derived", False) for part in self.parts)
@@ -175,5 +181,4 @@ def latest(part: Any, batch: Batch) -> Batch:
 
 
 def _columns(part: Any) -> int:
-    factorises = hasattr(part, "user_vectors") and hasattr(part, "item_vectors")
-    return getattr(part, "columns", 2**24 if factorises else 512)
+    return getattr(part, "columns", 2**24 if _base.factorises(part) else 512)

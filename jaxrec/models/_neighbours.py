@@ -53,6 +53,8 @@ class Neighbours:
     similarity: _nearest.Similarity = "cosine"
     shrink: float = 0.0
 
+    context = 0  # not a field: of the class
+
     def __post_init__(self) -> None:
         for name in ("items", "history", "neighbours"):
             if getattr(self, name) < 1:

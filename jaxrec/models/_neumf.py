@@ -56,6 +56,8 @@ class NeuMF:
     hidden: tuple[int, ...] = (64, 32, 16)
     link: Literal["identity", "sigmoid"] = "sigmoid"
 
+    context = 0  # not a field: of the class
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.link not in ("identity", "sigmoid"):

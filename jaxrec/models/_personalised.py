@@ -58,6 +58,11 @@ class Personalised:
     def unknown(self) -> Literal["mean", "zero"]:
         return self.base.unknown
 
+    @property
+    def context(self) -> int | None:
+        """As of the base."""
+        return _base.context_width(self.base)
+
     @functools.cached_property
     def _own(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the personal leaves by their path in the base."""
