@@ -20,9 +20,9 @@ def add(
     """A recommender that also knows these users, items and interactions. Nothing is trained.
 
     A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
-    any other model that factorises is folded in (see ``fold_in``). Nearest neighbours of a new item are found. Without
-    either it is the unknown one. Within the encoder's capacity nothing is compiled again, but for lists among some
-    candidates whose number has passed a power of two.
+    any other model that factorises and reads no context is folded in (see ``fold_in``). Nearest neighbours of a new
+    item are found. Without either it is the unknown one. Within the encoder's capacity nothing is compiled again, but
+    for lists among some candidates whose number has passed a power of two.
 
     Args:
       recommender: stays as it is.
@@ -49,7 +49,7 @@ def add(
         seen = seen.append(encoder.encode(interactions).interactions)
     seen = seen.sized(len(encoder.features.user_row), len(encoder.features.item_row))
     for part in (recommender, *recommender.parts):
-        if interactions is not None and part.factorises and not part.pooled_history and not part.derived:
+        if interactions is not None and part.folds:
             _ = part.prior  # measured now, so that everything that is added later shares it
     grown = recommender.replace(encoder=encoder, seen=seen)
     schema, old = encoder.schema, recommender.encoder

@@ -93,6 +93,11 @@ class Recommender:
         return bool(self.encoder.context) and context_width(self.model) != 0
 
     @property
+    def folds(self) -> bool:
+        """Whether a user's vector is folded in from what the user touched since the training."""
+        return self.factorises and not (self.derived or self.pooled_history or self.reads_context)
+
+    @property
     def pooled_history(self) -> int:
         """Length of the history that the model reads of a user; 0 if it reads none."""
         return getattr(self.model, "history", 0)
@@ -142,7 +147,13 @@ class Recommender:
         self.encoder.check(dataset.encoder)
 
     def batch(self, users: np.ndarray, context: np.ndarray | None = None) -> Batch:
-        """What a model is told of these users (entity indices): ids and the latest of their histories."""
+        """What a model is told of these users (entity indices): ids and the latest of their histories.
+
+        Raises:
+          ValueError: the model reads context and none is given.
+        """
+        if context is None:
+            need_no_context(self, "model")
         history = self.seen.latest(users, self.pooled_history) if self.pooled_history else None
         batch = Batch(user=users.astype(np.int32), history=history, context=context)
         return Batch(*(None if values is None else _sharded.shared(self.mesh, values) for values in batch))
@@ -150,6 +161,15 @@ class Recommender:
     def __repr__(self) -> str:
         count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(self.params))
         return f"Recommender({self.model}, {count:,} parameters, {self.encoder!r}, seen: {self.seen!r})"
+
+
+def need_no_context(recommender: Recommender, what: str) -> None:
+    """Raises where a score depends on the interaction's own columns, so that users have no vector by themselves."""
+    if recommender.encoder.context and context_width(recommender.model):
+        raise ValueError(
+            f"The {what} reads columns of the interaction itself (Schema(context=...)), so that a user alone has no "
+            "vector and no list of items. Train it without them, or score rows that have them with jaxrec.predict."
+        )
 
 
 def order_of(seen: Interactions) -> Link:

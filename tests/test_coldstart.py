@@ -340,3 +340,27 @@ def test_weights_are_kept_beside_rows_that_have_none():
     two = dataclasses.replace(one, weight=np.full(2, 5.0, np.float32))
     assert one.append(one).weight is None
     assert one.append(two).weight.tolist() == [1, 1, 5, 5] and two.append(one).weight.tolist() == [5, 5, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [models.FactorizationMachine, models.Linear])
+def test_interactions_are_added_to_a_model_that_reads_context(kind, rated_world, tmp_path):
+    """They count as seen; somebody new has no vector of their own to be folded in."""
+    frame = rated_world.target.interactions.iloc[:1500]
+    frame = frame.assign(price=np.arange(len(frame)) % 7)
+    schema = data.Schema(target="rating", context=(data.Numeric("price"),))
+    train = data.encode(data.Parts(frame, None, None), schema).train
+    recommender = jaxrec.fit(kind.for_data(train), train, epochs=1)
+    _ = recommender.catalogue
+    rows = frame.iloc[:4].assign(user=[-7, -7, *frame["user"].iloc[:2]], item=["premiere", *frame["item"].iloc[:3]])
+    grown = coldstart.add(recommender, interactions=rows)
+    assert len(grown.added) == 4
+    known = coldstart.add(recommender, users=[-7], items=["premiere"])
+    expected = jaxrec.predict(known, rows)
+    np.testing.assert_array_equal(jaxrec.predict(grown, rows), expected)
+    np.testing.assert_array_equal(dataclasses.replace(grown).catalogue, known.catalogue)
+    if kind is models.FactorizationMachine:
+        assert len(jaxrec.ranking.similar_items(dataclasses.replace(grown), ["premiere"], k=2)) == 2
+    jaxrec.export.write_artefact(dataclasses.replace(grown), tmp_path / "artefact")
+    served = jaxrec.export.load_artefact(tmp_path / "artefact")
+    scores = served.score(rows["user"], rows["item"], context=rows[["price"]])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)

@@ -375,7 +375,7 @@ def test_who_reads_the_interaction_has_no_vector_alone(films, source):
         lambda: transfer.emcdr(source, machine),
         lambda: transfer.ptupcdr(source, machine),
     ):
-        with refuses(ValueError, "so that a user alone has no vector. Train it without them"):
+        with refuses(ValueError, "so that a user alone has no vector and no list of items. Train it without them"):
             wrong()
     ranked = sources.rank({"machine": machine}, encoded(films), dim=4, epochs=1)
     assert np.isfinite(ranked.table.drop(columns="verdict").to_numpy(float)).all()

@@ -1,15 +1,18 @@
 """Exact top-k, recommending and predicting: exclusions, candidates, ties, unknown and new users and items."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from cases import LinenScorer, batch_of
 from helpers import refuses
 
 import jaxrec
-from jaxrec import data, models, ranking
+from jaxrec import data, models, optim, ranking
 from jaxrec.ranking import _search, _top_k, top_k
 from jaxrec.ranking._recommend import candidate_items
 
@@ -388,6 +391,46 @@ def test_context_that_the_model_does_not_read_changes_nothing(world):
     listed = jaxrec.recommend(grown, [900], k=5, exclude=frame[["user", "item"]].iloc[:1])
     predicted = jaxrec.predict(grown, listed[["user", "item"]].assign(price=0.0))
     np.testing.assert_allclose(listed["score"], predicted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def priced(world):
+    """Interactions with a price, in three parts."""
+    frame = world.target.interactions.iloc[:1500]
+    frame = frame.assign(price=np.arange(len(frame)) % 7)
+    parts = data.split_random(frame, validation=0.15, test=0.15, seed=0)
+    return data.encode(parts, data.Schema(context=(data.Numeric("price"),)))
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_a_model_that_reads_context_has_no_lists_for_users_alone(priced, hidden, monkeypatch):
+    model = models.FactorizationMachine.for_data(priced.train, dim=2, hidden=hidden)
+    fitted = jaxrec.fit(model, priced.train, loss="bpr", epochs=1)
+    encoder = fitted.encoder
+    users = encoder.users.decode(np.unique(priced.test.user[priced.test.user > 0]))
+    own = pd.DataFrame({"user": users, "item": encoder.items.ids[0]})
+    settings: dict[str, Any] = {"validation": priced.validation, "loss": "bpr", "epochs": 1}
+    injected = optim.row_sparse(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1))
+    monkeypatch.setattr("jaxrec.train._fit._run", None)
+    monkeypatch.setattr("jaxrec.train._sweep.run_epoch", None)
+    for asked in (
+        lambda: jaxrec.recommend(fitted, users[:2], k=3),
+        lambda: jaxrec.evaluate(fitted, priced.test),
+        lambda: jaxrec.evaluate(fitted, priced.test, candidates=own),
+        lambda: jaxrec.fit(model, priced.train, **settings),
+        lambda: jaxrec.fit(
+            models.Mixture(parts=(model,), item_rows=99), priced.train, freeze="gate/*", **settings
+        ),
+        lambda: jaxrec.train.sweep(model, priced.train, [{"learning_rate": 0.1}], optimizer=injected, **settings),
+    ):
+        with refuses(ValueError, "reads columns of the interaction itself.*score rows that have them with"):
+            asked()
+
+
+def test_a_module_of_ones_own_may_leave_context_unread(priced):
+    model = models.from_linen(OwnScorer(), batch_of(), priced.train.features)
+    recommender = jaxrec.fit(model, priced.train, loss="bpr", epochs=1, validation=priced.validation)
+    assert len(jaxrec.recommend(recommender, recommender.encoder.users.ids[:2], k=3)) == 6
 
 
 # Large catalogues

@@ -86,5 +86,4 @@ def _foldings(recommender: Recommender) -> set[Folding | None]:
     """By what a recommender, or each part of a mixture, folds interactions in; None is a softmax."""
     if recommender.parts:
         return {folding for part in recommender.parts for folding in _foldings(part)}
-    folds = recommender.factorises and not recommender.derived and not recommender.pooled_history
-    return {recommender.folding} if folds else set()
+    return {recommender.folding} if recommender.folds else set()

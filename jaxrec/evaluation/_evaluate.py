@@ -90,7 +90,8 @@ def evaluate(
     Raises:
       ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, an
         item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN, an option of ranked
-        lists is given for ratings, or ratings are asked of a recommender whose scores only order items.
+        lists is given for ratings, ratings are asked of a recommender whose scores only order items, or lists of one
+        whose model reads context.
       TypeError: ``seen`` is given for a recommender, or ``ks`` or ``exclude`` is of another kind.
     """
     if draws < 1:

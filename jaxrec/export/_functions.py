@@ -115,13 +115,7 @@ class _Single:
 
     def __init__(self, recommender: Recommender) -> None:
         self._of = recommender
-        self.folds = (
-            recommender.factorises
-            and not recommender.derived
-            and not recommender.pooled_history
-            and not recommender.reads_context
-            and recommender.encoder.schema.item is not None
-        )
+        self.folds = recommender.folds and recommender.encoder.schema.item is not None
 
     def arrays(self) -> Arrays:
         recommender = self._of

@@ -71,7 +71,8 @@ def recommend(
 
     Raises:
       ValueError: ``k`` is larger than the number of candidates, an id in ``candidates`` or ``exclude`` is unknown, a
-        user is given twice, a score is NaN, or ``index`` does not go with the recommender or the other arguments.
+        user is given twice, a score is NaN, ``index`` does not go with the recommender or the other arguments, or the
+        model reads context, of which a user alone has none (see ``predict``).
       TypeError: a string or a frame is given where ids are expected.
     """
     expect(recommender, Recommender, "recommender")

@@ -80,7 +80,7 @@ def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     """Vectors ``[len(users), dim]`` by entity index; users with interactions added since the training are folded in."""
     vectors = _user_vectors(recommender.model, recommender.params, recommender.batch(users), recommender.features)
     added = recommender.added
-    if recommender.pooled_history or recommender.derived or not len(added):
+    if not recommender.folds or not len(added):
         return vectors
     # An item that many users touched is folded in once: its own users times theirs would be gigabytes.
     return _with_added(recommender, "user", vectors, added, users, functools.partial(item_vectors, recommender))
@@ -90,7 +90,7 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
     """Vectors ``[*items.shape, dim]`` by entity index; untrained items with interactions are folded in."""
     vectors = _plain_item_vectors(recommender, items)
     added = recommender.added
-    if not len(added) or recommender.derived:
+    if not len(added) or recommender.derived or recommender.reads_context:
         return vectors
     if items.ndim > 1:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)

@@ -241,6 +241,7 @@ def run_epochs(
     ``restart`` makes the state that it goes on with.
     """
     log: list[dict[str, Any]] = []
+    judge.check(blank)
     watched = bool(callbacks) or judge.name is not None
     with _bar(progress, epochs * batches.steps) as advance:
         for epoch, chunks in enumerate(prepared(batches, epochs), 1):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, need_no_context
 from jaxrec._types import Link, Params
 from jaxrec.data import Dataset, Encoder
 from jaxrec.evaluation import evaluate
@@ -61,6 +61,11 @@ class Judge:
     def name(self) -> str | None:
         """Of the metric; None if there is none."""
         return self._metric if self._metric is None or isinstance(self._metric, str) else _name(self._metric)
+
+    def check(self, recommender: Recommender) -> None:
+        """Raises where the metric ranks items for users alone and the recommender's model cannot."""
+        if isinstance(self._metric, str) and task_of(self._metric)[0] == "ranking":
+            need_no_context(recommender, "model")
 
     @property
     def improved(self) -> bool:

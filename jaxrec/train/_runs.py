@@ -80,6 +80,8 @@ class Runs:
         shape = (len(sources), self._settings)
         self._moving, self.diverged = np.ones(shape, bool), np.zeros(shape, bool)
         self.judges = [[judges(number) for _ in range(self._settings)] for number in range(len(sources))]
+        for source, of_source in zip(sources, self.judges, strict=True):
+            of_source[0].check(source.blank)
         self.logs: list[list[list[dict[str, Any]]]] = [[[] for _ in range(self._settings)] for _ in sources]
         self._final: dict[tuple[int, int], Params] = {}  # of runs that are no longer part of the state
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender, order_of
+from jaxrec._recommender import Recommender, need_no_context, order_of
 from jaxrec.models import MatrixFactorization
-from jaxrec.transfer._carry import need_no_context, vectors_of
+from jaxrec.transfer._carry import vectors_of
 
 
 def blend(parts: Sequence[Recommender], weight: Sequence[float]) -> Recommender:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from jaxrec._add import add
 from jaxrec._expect import expect, one_of
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, need_no_context
 from jaxrec.coldstart._backbone import check
 from jaxrec.data import Dataset, Vector
 from jaxrec.data._interactions import Interactions
@@ -68,15 +68,6 @@ def carry(source: Recommender, *, side: Literal["user", "item"] = "user", taste:
             tastes.append(_pooled(other[place], position))
         columns[TASTE] = list(np.concatenate(tastes))
     return pd.DataFrame({column: encoder.vocabulary(side).decode(known), **columns})
-
-
-def need_no_context(recommender: Recommender, what: str) -> None:
-    """Raises where a score depends on the interaction's own columns, so that users have no vector by themselves."""
-    if recommender.reads_context:
-        raise ValueError(
-            f"The {what} reads columns of the interaction itself (Schema(context=...)), so that a user alone has no "
-            "vector. Train it without them."
-        )
 
 
 def need_shared(shared: int, there: int, here: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec import losses
 from jaxrec._expect import expect
-from jaxrec._recommender import Recommender
+from jaxrec._recommender import Recommender, need_no_context
 from jaxrec._types import Array
 from jaxrec.data import Dataset
 from jaxrec.data._sides import Side
@@ -17,7 +17,7 @@ from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
 from jaxrec.train._fit import chosen_loss
 from jaxrec.transfer._adapt import kind_of, with_loss
-from jaxrec.transfer._carry import need_no_context, vectors_of
+from jaxrec.transfer._carry import vectors_of
 
 
 def distill(
