@@ -623,3 +623,19 @@ def test_an_artefact_recommends_where_context_is_not_read(name, world, tmp_path)
     pairs = expected[["user", "item"]].assign(price=0.0)
     scores = served.score(pairs["user"], pairs["item"])
     np.testing.assert_allclose(scores, jaxrec.predict(recommender, pairs), rtol=1e-4, atol=1e-5)
+
+
+def test_an_artefact_refuses_targets_beyond_the_ends_of_quantiles(world, tmp_path):
+    frame = world.target.interactions.iloc[:500].assign(hours=lambda rows: 1.1 + np.arange(len(rows)) % 9)
+    train = data.encode(data.Parts(frame, None, None), data.Schema(target="hours", target_scale="quantile")).train
+    recommender = trained("ranked", train)
+    export.write_artefact(recommender, tmp_path / "artefact", k=3)
+    served, item = export.load_artefact(tmp_path / "artefact"), frame["item"].iloc[0]
+    for value in (1.1, 9.1):  # which float32 rounds away from the middle and towards it
+        assert len(served.recommend([-1], touched=[[item]], values=[[value]])[0]) == 3
+    for value in (1.0, 500.0):
+        with pytest.raises(ValueError, match=rf"1 values are outside the range .1.1, 9.1. that 'hours'.*{value:g}"):
+            served.recommend([-1], touched=[[item]], values=[[value]])
+        with pytest.raises(ValueError, match="outside the training part's range"):
+            told = pd.DataFrame({"user": -1, "item": [item], "hours": value})
+            jaxrec.recommend(recommender, [-1], interactions=told)

@@ -70,6 +70,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "context": sum(each.width for each in encoder.context) if recommender.reads_context else 0,
         "log1p_context": _log1p_columns(recommender),
         "log1p_target": encoder.schema.target if encoder.schema.target_scale == "log1p" else None,
+        "target_range": _target_range(recommender),
         "model": repr(recommender.model),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,14 @@ def _log1p_columns(recommender: Recommender) -> list[tuple[int, str]]:
     for each in recommender.encoder.context if recommender.reads_context else ():
         names += [(each.scaler is not None and each.scaler.scale == "log1p", each.feature.column)] * each.width
     return [(number, name) for number, (bounded, name) in enumerate(names) if bounded]
+
+
+def _target_range(recommender: Recommender) -> tuple[str | None, float, float] | None:
+    """The target's name and its ends in training where its scale ends there."""
+    target = recommender.encoder.target
+    if target is None or target.scale != "quantile":
+        return None
+    return recommender.encoder.schema.target, float(target.statistics[0, 0]), float(target.statistics[-1, 0])
 
 
 def _is_artefact(folder: Path) -> bool:

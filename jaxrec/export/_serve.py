@@ -184,6 +184,8 @@ class Artefact:
                 raise ValueError(f"Expected finite values, got {flat[~np.isfinite(flat)][0]}. Leave such items out.")
             if self.manifest.get("log1p_target"):
                 _need_above_minus_one(flat, self.manifest["log1p_target"])
+            if self.manifest.get("target_range"):
+                _need_inside(flat, *self.manifest["target_range"])
         told: dict = {"user": [self._user_index.get(user, 0) for user in users]}
         told |= {"items": [], "added": [], "weight": [], "value": [], "given": []}
         for at, user in enumerate(told["user"]):
@@ -238,6 +240,15 @@ def _need_above_minus_one(values, name):
     if np.nanmin(values, initial=0.0) <= -1:
         raise ValueError(
             f"Expected values above -1 for the log1p scale of {name!r}, got {np.nanmin(values):g}. Mend them."
+        )
+
+
+def _need_inside(values, name, low, high):
+    beyond = values[(values < np.float32(low)) | (values > np.float32(high))]
+    if len(beyond):
+        raise ValueError(
+            f"{len(beyond)} values are outside the range [{low:g}, {high:g}] that {name!r} had in training, such as "
+            f"{beyond[0]:g}. The scale 'quantile' ends there: leave such items out."
         )
 
 
