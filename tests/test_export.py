@@ -353,7 +353,7 @@ def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_
         export.load_artefact(folder).recommend([1], k=6)
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "has version 99 and this reader reads 2"),
+        ({"version": 99}, "has version 99 and this reader reads 2 to 3"),
         ({"format": "other"}, "is 'other', expected 'jaxrec artefact'"),
     ):
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
@@ -639,3 +639,52 @@ def test_an_artefact_refuses_targets_beyond_the_ends_of_quantiles(world, tmp_pat
         with pytest.raises(ValueError, match="outside the training part's range"):
             told = pd.DataFrame({"user": -1, "item": [item], "hours": value})
             jaxrec.recommend(recommender, [-1], interactions=told)
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """A regression on unix times that differ by minutes, scaled in every way, and its frame."""
+    rng = np.random.default_rng(0)
+    times = 1.7e9 + 1000 * rng.normal(size=(200, 6))
+    frame = pd.DataFrame({"z": times[:, 0], "m": times[:, 1], "q": times[:, 2], "v": list(times[:, 3:5]), "p": 2.0})
+    frame["p"] += rng.random(200)
+    frame["y"] = (times @ [1.0, -1.0, 2.0, 1.0, 1.0, 0.0] - 4 * 1.7e9) / 1000
+    schema = data.Schema(
+        user=None, item=None, target="y",
+        context=(
+            data.Numeric("z"), data.Numeric("m", scale="minmax"), data.Numeric("q", scale="quantile"),
+            data.Vector("v", scale="rms"), data.Numeric("p", scale="log1p"),
+        ),
+    )  # fmt: skip
+    train = data.Encoder.fit(frame, schema).encode(frame)
+    return jaxrec.fit(models.Linear.for_data(train), train, epochs=50, batch_size=None), frame
+
+
+def context_rows(frame):
+    return np.column_stack([frame[["z", "m", "q"]], np.stack(frame["v"].tolist()), frame["p"]])
+
+
+def test_an_artefact_tells_times_apart_that_float32_does_not(timed, tmp_path):
+    recommender, frame = timed
+    export.write_artefact(recommender, tmp_path / "artefact")
+    served = export.load_artefact(tmp_path / "artefact")
+    frame = pd.concat([frame, frame.iloc[:3].assign(z=np.nan), frame.iloc[:3].assign(q=np.nan)])
+    expected = jaxrec.predict(recommender, frame)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(served.score(context=context_rows(frame)), expected, atol=1e-5)
+
+
+def test_an_artefact_of_the_version_before_is_read(timed, tmp_path, monkeypatch):
+    """Its functions take context as it comes, and its manifest says of nothing what to take from it."""
+    recommender, frame = timed
+    monkeypatch.setattr("jaxrec.export._functions.centred", lambda scale, statistics: (None, statistics))
+    export.write_artefact(recommender, tmp_path / "artefact")
+    path = tmp_path / "artefact" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    kept = {name: value for name, value in manifest.items() if name not in ("context_centre", "target_range")}
+    path.write_text(json.dumps(kept | {"version": 2}))
+    frame = frame.assign(**{name: frame[name].astype(np.float32).astype(float) for name in "zmq"})
+    frame["v"] = [each.astype(np.float32).astype(float) for each in frame["v"]]
+    scores = export.load_artefact(tmp_path / "artefact").score(context=context_rows(frame))
+    difference = np.abs(scores - jaxrec.predict(recommender, frame))
+    assert 0 < difference.max() < 1.0  # float32 rounds the mean too

@@ -140,6 +140,18 @@ def backward(xp: Any, scale: Scale | VectorScale, statistics: Any, values: Any) 
     return values * statistics[1][None, :] + statistics[0][None, :]
 
 
+def centred(scale: Scale | VectorScale, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What to take from values while they are float64, and the statistics by which what is left is normalised alike.
+
+    Far from 0 float32 is coarse: of a unix time it keeps two minutes.
+    """
+    if scale in ("log1p", "unit"):  # which go by the distance from 0, where it is fine enough
+        return np.zeros(statistics.shape[1]), statistics
+    centre = statistics[len(statistics) // 2 if scale == "quantile" else 0]
+    left = statistics - centre[None, :]
+    return centre, left if scale == "quantile" else np.concatenate([left[:1], statistics[1:]])
+
+
 def _by_column(xp: Any, values: Any, knots: Any, heights: Any) -> Any:
     """Linear interpolation in each column; a side that is None is the regular grid on [0, 1]."""
     grid = xp.linspace(0.0, 1.0, _QUANTILES)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxrec import _tree
 from jaxrec._recommender import Recommender
 from jaxrec.data import Vocabulary
+from jaxrec.data._scaling import centred
 from jaxrec.export import _serve
 from jaxrec.export._files import as_new
 from jaxrec.export._functions import Functions, exported
@@ -68,6 +69,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "folds": functions.folds,
         "has_items": has_items,
         "context": sum(each.width for each in encoder.context) if recommender.reads_context else 0,
+        "context_centre": _context_centre(recommender),
         "log1p_context": _log1p_columns(recommender),
         "log1p_target": encoder.schema.target if encoder.schema.target_scale == "log1p" else None,
         "target_range": _target_range(recommender),
@@ -107,6 +109,15 @@ def _log1p_columns(recommender: Recommender) -> list[tuple[int, str]]:
     for each in recommender.encoder.context if recommender.reads_context else ():
         names += [(each.scaler is not None and each.scaler.scale == "log1p", each.feature.column)] * each.width
     return [(number, name) for number, (bounded, name) in enumerate(names) if bounded]
+
+
+def _context_centre(recommender: Recommender) -> list[float]:
+    """What is taken from each column of context before it is float32."""
+    centres: list[float] = []
+    for each in recommender.encoder.context if recommender.reads_context else ():
+        scaler = each.scaler
+        centres += [0.0] * each.width if scaler is None else centred(scaler.scale, scaler.statistics)[0].tolist()
+    return centres
 
 
 def _target_range(recommender: Recommender) -> tuple[str | None, float, float] | None:

@@ -12,7 +12,7 @@ from jaxrec._exact import exact
 from jaxrec._fold_in import folded
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, FoldIn, Squares
-from jaxrec.data._scaling import backward, forward
+from jaxrec.data._scaling import backward, centred, forward
 from jaxrec.models import Mixture, take
 from jaxrec.models._mixture import latest
 from jaxrec.ranking._top_k import top_k
@@ -27,8 +27,8 @@ class Functions:
 
     Inputs are ``user`` [b] (entity indices, 0 for somebody unknown), and where the model wants them ``history``
     [b, length] (the latest of all items touched), ``added`` [b, t] (those touched since the training, with their
-    ``weight``, ``value`` and whether that is ``given`` in the target's own unit) and ``context``; then ``item`` [b] for
-    ``score`` or ``exclude`` [b, e] for ``recommend``.
+    ``weight``, ``value`` and whether that is ``given`` in the target's own unit) and ``context`` (in its own unit, less
+    the manifest's ``context_centre``); then ``item`` [b] for ``score`` or ``exclude`` [b, e] for ``recommend``.
     """
 
     def __init__(self, recommender: Recommender, k: int) -> None:
@@ -94,7 +94,8 @@ class Functions:
             for each in self._of.encoder.context:
                 part = inputs["context"][:, start : start + each.width]
                 if each.scaler is not None:
-                    part = forward(jnp, each.scaler.scale, _float32(each.scaler.statistics), part)
+                    scale, statistics = each.scaler.scale, each.scaler.statistics
+                    part = forward(jnp, scale, _float32(centred(scale, statistics)[1]), part)
                 columns.append(jnp.nan_to_num(part, nan=0.0))
                 start += each.width
             new["context"] = jnp.concatenate(columns, axis=1)

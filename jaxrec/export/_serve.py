@@ -12,7 +12,8 @@ from pathlib import Path
 import jax.export
 import numpy as np
 
-FORMAT, VERSION = "jaxrec artefact", 2
+FORMAT, VERSION = "jaxrec artefact", 3
+_OLDEST = 2  # version that is read; its functions take context as it comes
 _ROWS = 4096  # pairs that are scored at once
 
 
@@ -35,10 +36,10 @@ class Artefact:
         came = self.manifest.get("format") if isinstance(self.manifest, dict) else self.manifest
         if came != FORMAT:
             raise ValueError(f"{folder} is {came!r}, expected {FORMAT!r}. Give another folder.")
-        if self.manifest.get("version") != VERSION:
+        if self.manifest.get("version") not in range(_OLDEST, VERSION + 1):
             raise ValueError(
-                f"The artefact has version {self.manifest.get('version')} and this reader reads {VERSION}. Use the "
-                "serve.py that lies in its folder, or export the model again."
+                f"The artefact has version {self.manifest.get('version')} and this reader reads {_OLDEST} to "
+                f"{VERSION}. Use the serve.py that lies in its folder, or export the model again."
             )
         for name, digest in self.manifest["sha256"].items():
             if not (folder / name).is_file():
@@ -144,11 +145,12 @@ class Artefact:
         return np.concatenate(found)
 
     def _context(self, context, width):
-        rows = np.asarray(context, np.float32)
+        rows = np.asarray(context, np.float64)
         if rows.shape in ((0,), (width,)):
             rows = rows.reshape(-1, width)
         if rows.ndim != 2 or rows.shape[1] != width:
             raise ValueError(f"Expected context of shape [pairs, {width}], got {list(rows.shape)}.")
+        rows = (rows - self.manifest.get("context_centre", 0.0)).astype(np.float32)
         if np.isinf(rows).any():
             raise ValueError(f"{int(np.isinf(rows).sum())} numbers of context are infinite. Mend them; NaN is missing.")
         for column, name in self.manifest.get("log1p_context", ()):
