@@ -317,6 +317,13 @@ def test_users_are_folded_in_on_a_mesh(mesh, factorization, parts):
     assert ours["item"].tolist() == theirs["item"].tolist()
 
 
+def test_a_recommender_on_a_mesh_is_saved_without_it(mesh, factorization, tmp_path):
+    jaxrec.save(factorization.on(mesh), tmp_path / "file")
+    loaded = jaxrec.load(tmp_path / "file")
+    assert loaded.mesh is None
+    pd.testing.assert_frame_equal(jaxrec.recommend(loaded, k=5), jaxrec.recommend(factorization, k=5))
+
+
 # What is refused
 
 

@@ -24,7 +24,8 @@ def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:
     """Writes a recommender (model, parameters, encoder and what users have seen) to one file, or an encoder alone.
 
     The file is a zip archive of ``manifest.json`` and ``.npy`` arrays. It is written under a temporary name and then
-    renamed, so that an interrupted call leaves an older file as it was.
+    renamed, so that an interrupted call leaves an older file as it was. Devices are not stored: a recommender that lay
+    on a mesh is loaded without one.
 
     Args:
       value: from ``fit``, ``transfer.adapt``, ``Encoder.fit`` or ``TfidfSVD.fit``.
@@ -41,6 +42,8 @@ def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:
             f"Cannot store models of classes of your own that differ, {names}: "
             "load(path, model=...) takes one. Save their recommenders one by one and mix them again."
         )
+    if isinstance(value, Recommender):
+        value = value.replace(mesh=None)
     arrays: dict[str, np.ndarray] = {}
     tree = pack(value, arrays)
     manifest = {
