@@ -364,3 +364,40 @@ def test_interactions_are_added_to_a_model_that_reads_context(kind, rated_world,
     served = jaxrec.export.load_artefact(tmp_path / "artefact")
     scores = served.score(rows["user"], rows["item"], context=rows[["price"]])
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_histories_are_read_by_few_users_at_a_time(rated_parts, parts, monkeypatch):
+    model = models.TwoTower.for_data(rated_parts.train, dim=4, hidden=(8,), code_dim=2, history=4)
+    fitted = jaxrec.fit(model, rated_parts.train, epochs=1)
+    users, items = fitted.encoder.users.ids, fitted.encoder.items.ids
+    rows = pd.DataFrame({"user": users[:20], "item": "brand-new", "rating": 4.0, "time": 0})
+    pairs = pd.DataFrame({"user": users[:30], "item": items[:30]})
+    knn = jaxrec.train.fit_item_knn(parts.train)
+    known = pd.DataFrame({"user": knn.encoder.users.ids[:30], "item": knn.encoder.items.ids[:30]})
+
+    def found():
+        grown = coldstart.add(fitted.replace(), interactions=rows)
+        measured = [each for side in grown.prior[:2] for each in (side.met, side.root, side.curvature)]
+        figures = grown.prior.noise, jaxrec.predict(grown, pairs), jaxrec.predict(knn, known)
+        return [grown.catalogue, *measured, *figures]
+
+    whole, sizes = found(), []
+
+    def watched(module, name):
+        original = getattr(module, name)
+
+        def call(model, params, batch, features):
+            sizes.append(len(batch.history))
+            return original(model, params, batch, features)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((_vectors, "_user_vectors"), (_vectors, "apply"), (_recommend, "apply")):
+        watched(module, name)
+    long = fitted.replace(model=dataclasses.replace(model, history=200))
+    assert _vectors._FEWEST <= _vectors.pairs_at_once(long) <= 256 < _vectors.pairs_at_once(fitted)
+    monkeypatch.setattr(_vectors, "_ROWS", 64)
+    monkeypatch.setattr(_vectors, "_FEWEST", 8)
+    for ours, theirs in zip(found(), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert len(sizes) > 50 and set(sizes) == {8}

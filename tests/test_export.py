@@ -607,7 +607,7 @@ def test_an_artefact_recommends_where_context_is_not_read(name, world, tmp_path)
     frame = world.target.interactions.iloc[:1500]
     frame = frame.assign(price=np.arange(len(frame)) % 7)
     train = data.encode(data.Parts(frame, None, None), data.Schema(context=(data.Numeric("price"),))).train
-    if name == "neighbours":
+    if name in ("neighbours", "mixture"):
         recommender = jaxrec.train.fit_item_knn(train)
     elif name == "deep":
         model = models.FactorizationMachine.for_data(train, dim=4, hidden=(4,))

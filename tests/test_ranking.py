@@ -418,9 +418,7 @@ def test_a_model_that_reads_context_has_no_lists_for_users_alone(priced, hidden,
         lambda: jaxrec.evaluate(fitted, priced.test),
         lambda: jaxrec.evaluate(fitted, priced.test, candidates=own),
         lambda: jaxrec.fit(model, priced.train, **settings),
-        lambda: jaxrec.fit(
-            models.Mixture(parts=(model,), item_rows=99), priced.train, freeze="gate/*", **settings
-        ),
+        lambda: jaxrec.fit(models.Mixture(parts=(model,), item_rows=99), priced.train, freeze="gate/*", **settings),
         lambda: jaxrec.train.sweep(model, priced.train, [{"learning_rate": 0.1}], optimizer=injected, **settings),
     ):
         with refuses(ValueError, "reads columns of the interaction itself.*score rows that have them with"):

@@ -95,9 +95,9 @@ class Model(Protocol):
     is True: nothing of it is transferred, and nobody is folded in. If what it holds lies by entity index, it offers
     ``extend(params, features, seen, users=..., items=...) -> (model, params)``, which ``coldstart.add`` calls with the
     grown (NumPy) features, all interactions and the indices of the entities that are new, given features or touched.
-    A model that does not factorise may say by ``columns`` how many items are best scored at once. By ``context`` a model
-    says how many of the interaction's own features it reads. Of one that does not say none are if it factorises, else
-    any may be.
+    A model that does not factorise may say by ``columns`` how many items are best scored at once. ``context`` is how
+    many of the interaction's own features a model reads; one that does not say reads none if it factorises, else maybe
+    any.
     """
 
     @property

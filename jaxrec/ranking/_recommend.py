@@ -22,7 +22,7 @@ from jaxrec.ranking._index import Index, by_index
 from jaxrec.ranking._lists import best_lists, columns
 from jaxrec.ranking._search import ranker
 from jaxrec.ranking._top_k import padded
-from jaxrec.ranking._vectors import apply, everything, gated, item_vectors, user_vectors
+from jaxrec.ranking._vectors import apply, everything, gated, item_vectors, pairs_at_once, user_vectors
 
 _ROWS = 4096
 _FEWEST = 1024  # candidates, below which padding costs nothing that is felt
@@ -207,11 +207,12 @@ def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
     if isinstance(recommender.model, Mixture):
         return _mixed_scores(recommender, recommender.model, data)
     vectors = recommender.factorises and not recommender.reads_context and data.item is not None
+    most = _ROWS if vectors else min(_ROWS, pairs_at_once(recommender))
     parts = []
-    for start in range(0, len(data), _ROWS):
-        size = _sharded.rounded(min(_ROWS, 1 << (len(data) - 1).bit_length()), recommender.mesh)  # few shapes
+    for start in range(0, len(data), most):
+        size = _sharded.rounded(min(most, 1 << (len(data) - 1).bit_length()), recommender.mesh)  # few shapes
         user, item, context = (
-            None if values is None else padded(values[start : start + _ROWS], size)
+            None if values is None else padded(values[start : start + most], size)
             for values in (data.user, data.item, data.context)
         )
         if vectors and user is not None and item is not None:
@@ -220,7 +221,7 @@ def row_scores(recommender: Recommender, data: Dataset) -> np.ndarray:
             batch = recommender.batch(np.zeros(size, np.int32) if user is None else user, context)
             batch = batch._replace(item=None if item is None else item[:, None])
             scores = apply(recommender.model, recommender.params, batch, recommender.features)[:, 0]
-        parts.append(np.asarray(scores)[: min(_ROWS, len(data) - start)])
+        parts.append(np.asarray(scores)[: min(most, len(data) - start)])
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

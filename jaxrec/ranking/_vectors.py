@@ -15,10 +15,12 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Folding, ImplicitSquares, Params, Prior, Squares
 from jaxrec.data import Encoder, Interactions
 from jaxrec.data._counting import distinct
+from jaxrec.data._sides import Side
 from jaxrec.models import take
 from jaxrec.ranking._top_k import padded
 
-_ROWS = 2**16  # entities whose vectors are computed at once, fewer where they have many labels
+_ROWS = 2**16  # rows that are gathered at once for vectors of entities
+_FEWEST = 64  # entities whose vectors are computed at once, however many rows each takes
 _GRID = 2**26  # numbers of the grid of vectors by which entities are folded in at once
 _SAMPLE = 20_000  # entities that stand for all in the statistics of fold-in
 
@@ -78,7 +80,7 @@ def everything(encoder: Encoder) -> np.ndarray:
 
 def user_vectors(recommender: Recommender, users: np.ndarray) -> jax.Array:
     """Vectors ``[len(users), dim]`` by entity index; users with interactions added since the training are folded in."""
-    vectors = _user_vectors(recommender.model, recommender.params, recommender.batch(users), recommender.features)
+    vectors = _plain_user_vectors(recommender, users)
     added = recommender.added
     if not recommender.folds or not len(added):
         return vectors
@@ -96,7 +98,8 @@ def item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
         return item_vectors(recommender, items.reshape(-1)).reshape(*items.shape, -1)
     turned = added.turned()
     untrained = np.where(recommender.encoder.features.item_row[items] == 0, items, 0)
-    return _with_added(recommender, "item", vectors, turned, untrained, functools.partial(_in_blocks, recommender))
+    users_of = functools.partial(_plain_user_vectors, recommender)
+    return _with_added(recommender, "item", vectors, turned, untrained, users_of)
 
 
 def measure(recommender: Recommender) -> Prior:
@@ -112,24 +115,23 @@ def measure(recommender: Recommender) -> Prior:
         known = known if len(known) <= _SAMPLE else np.sort(rng.choice(known, _SAMPLE, replace=False))
         samples.append((known, count[known] / max(count[known].sum(), 1)))
     (users, user_share), (items, item_share) = samples
-    model, params, features, batch = (
-        recommender.model,
-        recommender.params,
-        recommender.features,
-        recommender.batch(users),
-    )
-    user_vector = np.asarray(_user_vectors(model, params, batch, features))
+    user_vector = np.asarray(_plain_user_vectors(recommender, users))
     item_vector = np.asarray(_plain_item_vectors(recommender, items))
     # What the model would say of the same entities if it had not been trained on them.
+    features, seen = recommender.features, recommender.seen
     unknown = features._replace(user_row=jnp.zeros_like(features.user_row), item_row=jnp.zeros_like(features.item_row))
-    user_guess = np.asarray(_user_vectors(model, params, batch, unknown))
-    item_guess = np.asarray(_item_vectors(model, params, items.astype(np.int32), unknown))
+    user_guess = np.asarray(_plain_user_vectors(recommender, users, unknown))
+    item_guess = np.asarray(_plain_item_vectors(recommender, items, unknown))
     noise = 1.0
-    if recommender.seen.value is not None and recommender.num_trained and recommender.link == "identity":
+    if seen.value is not None and recommender.num_trained and recommender.link == "identity":
         rows = rng.integers(0, recommender.num_trained, min(recommender.num_trained, _SAMPLE))
-        batch = recommender.batch(recommender.seen.user[rows])._replace(item=recommender.seen.item[rows][:, None])
-        scores = np.asarray(apply(recommender.model, recommender.params, batch, recommender.features))[:, 0]
-        noise = max(float(np.mean((scores - recommender.seen.value[rows]) ** 2)), 1e-6)
+
+        def scored(rows: np.ndarray) -> jax.Array:
+            batch = recommender.batch(seen.user[rows])._replace(item=seen.item[rows][:, None])
+            return apply(recommender.model, recommender.params, batch, features)[:, 0]
+
+        scores = np.asarray(_in_blocks(rows, pairs_at_once(recommender), scored))
+        noise = max(float(np.mean((scores - seen.value[rows]) ** 2)), 1e-6)
     return Prior(
         user=prepare(user_vector - user_guess, item_vector, item_share),
         item=prepare(item_vector - item_guess, user_vector, user_share),
@@ -149,37 +151,62 @@ def _squares(recommender: Recommender, folding: Folding) -> Prior:
     users, items = np.flatnonzero(trained.user_count), np.flatnonzero(trained.item_count)
     return Prior(
         user=of_other(_plain_item_vectors(recommender, items), folding.user),
-        item=of_other(_in_blocks(recommender, users), folding.item),
+        item=of_other(_plain_user_vectors(recommender, users), folding.item),
         noise=1.0,
     )
 
 
-def _in_blocks(recommender: Recommender, users: np.ndarray) -> jax.Array:
-    """User vectors without fold-in."""
-    model, params, features = recommender.model, recommender.params, recommender.features
-    parts = [recommender.batch(users[start : start + _ROWS]) for start in range(0, len(users), _ROWS)]
-    return jnp.concatenate([_user_vectors(model, params, part, features) for part in parts])
+def _plain_user_vectors(recommender: Recommender, users: np.ndarray, features: Features | None = None) -> jax.Array:
+    """Without fold-in; by the recommender's features or others."""
+    features = recommender.features if features is None else features
+
+    def vectors(users: np.ndarray) -> jax.Array:
+        return _user_vectors(recommender.model, recommender.params, recommender.batch(users), features)
+
+    return _in_blocks(users, _users_at_once(recommender), vectors)
 
 
-def _plain_item_vectors(recommender: Recommender, items: np.ndarray) -> jax.Array:
-    """Without fold-in; ``items`` of any shape."""
+def _plain_item_vectors(recommender: Recommender, items: np.ndarray, features: Features | None = None) -> jax.Array:
+    """Likewise; ``items`` of any shape."""
+    features = recommender.features if features is None else features
+
+    def vectors(items: np.ndarray) -> jax.Array:
+        return _item_vectors(recommender.model, recommender.params, _sharded.shared(recommender.mesh, items), features)
+
     flat = items.reshape(-1).astype(np.int32)
-    # A row is gathered for each label that the model reads: with 357 tags and 512 numbers a block of _ROWS is 48 GB.
+    found = _in_blocks(flat, _at_once(recommender, _labels(recommender, "item")), vectors)
+    return found.reshape(*items.shape, found.shape[-1])
+
+
+def pairs_at_once(recommender: Recommender) -> int:
+    """How many pairs of a user and an item are scored at once, so that memory is bounded."""
+    return min(_users_at_once(recommender), _at_once(recommender, _labels(recommender, "item")))
+
+
+def _users_at_once(recommender: Recommender) -> int:
+    """Fewer where the model reads long histories, of items that may have many labels."""
+    history = recommender.pooled_history * max(_labels(recommender, "item"), 1)
+    return _at_once(recommender, _labels(recommender, "user") + history)
+
+
+def _labels(recommender: Recommender, side: Side) -> int:
+    """How many labels of an entity the model reads; for each it gathers a row."""
+    codes = recommender.features.user_codes if side == "user" else recommender.features.item_codes
     read = set(recommender.model.tables.values())
-    codes = recommender.features.item_codes
-    labels = sum(code.shape[1] for name, code in codes.items() if f"item/{name}" in read)
-    size = min(max(_ROWS // 2 ** (labels - 1).bit_length() if labels else _ROWS, 64), max(len(flat), 1))
-    blocks = [
-        _item_vectors(
-            recommender.model,
-            recommender.params,
-            _sharded.shared(recommender.mesh, padded(flat[start : start + size], size)),
-            recommender.features,
-        )
-        for start in range(0, max(len(flat), 1), size)
-    ]
-    vectors = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)[: len(flat)]
-    return vectors.reshape(*items.shape, vectors.shape[-1])
+    return sum(code.shape[1] for name, code in codes.items() if f"{side}/{name}" in read)
+
+
+def _at_once(recommender: Recommender, rows: int) -> int:
+    """How many entities of which each takes so many rows: with 357 tags and 512 numbers _ROWS of them are 48 GB."""
+    return _sharded.rounded(max(_ROWS // _power(max(rows, 1)), _FEWEST), recommender.mesh)
+
+
+def _in_blocks(index: np.ndarray, most: int, of_block: Callable[[np.ndarray], jax.Array]) -> jax.Array:
+    """``of_block`` of ``most`` numbers at once, of which the last are padded to the shape of the others."""
+    size = min(most, max(len(index), 1))
+    blocks = [of_block(padded(index[start : start + size], size)) for start in range(0, max(len(index), 1), size)]
+    values = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)
+    return values if len(values) == len(index) else values[: len(index)]
 
 
 def _with_added(
