@@ -15,7 +15,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, data, losses, models, optim, train
-from jaxrec.train import _fit, _step
+from jaxrec.train import _choices, _fit, _step
 
 # Every model under the chain that moves most, and every optimiser with models of each kind: updates do not know models.
 FROZEN = [(name, "clipped") for name in MODELS] + [
@@ -555,9 +555,9 @@ def test_all_tables_of_embeddings_have_one_rate_by_default():
     model = models.SharedSpecific(user_rows=40, item_rows=40, dim=2, domains=3)
     features = FEATURES._replace(item_codes={"domain": jnp.asarray(np.arange(10)[:, None] % 4, jnp.int32)})
     params = shaken(model.init(jax.random.key(0)))
-    state = train.init_state(model, params, _fit._DEFAULT_OPTIMIZER, batch_of(), features, key=jax.random.key(1))
+    state = train.init_state(model, params, _choices._DEFAULT_OPTIMIZER, batch_of(), features, key=jax.random.key(1))
     before = jax.tree.map(np.asarray, state.params)
-    moved, _ = step(state, batch_of(), features, model=model, loss=BPR, optimizer=_fit._DEFAULT_OPTIMIZER)
+    moved, _ = step(state, batch_of(), features, model=model, loss=BPR, optimizer=_choices._DEFAULT_OPTIMIZER)
     first, second = (
         np.abs(moved.params["user"][name] - before["user"][name]).max() for name in ("embedding", "specific")
     )

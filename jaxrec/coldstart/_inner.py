@@ -17,7 +17,7 @@ from jaxrec.data._sides import Side
 from jaxrec.models import Lookup, Model, Scored
 from jaxrec.models._base import Gathered, Over, gather, scored
 from jaxrec.models._personalised import check_personal
-from jaxrec.train._fit import chosen_loss
+from jaxrec.train._choices import chosen_loss
 
 Method = Literal["maml", "first_order", "reptile"]
 

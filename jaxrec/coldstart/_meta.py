@@ -19,7 +19,8 @@ from jaxrec.coldstart._mirrored import mirrored
 from jaxrec.data import Dataset
 from jaxrec.models import Model
 from jaxrec.models._personalised import check_personal
-from jaxrec.train._fit import Progress, check_rows, chosen_optimizer, run_epochs
+from jaxrec.train._choices import check_rows, chosen_optimizer
+from jaxrec.train._fit import Progress, run_epochs
 from jaxrec.train._judge import Judge
 from jaxrec.train._step import init_state
 

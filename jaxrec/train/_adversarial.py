@@ -17,7 +17,8 @@ from jaxrec.data import Batches, Dataset, Negatives, prepared
 from jaxrec.data._histories import Kind
 from jaxrec.models import Model
 from jaxrec.optim import Optimizer
-from jaxrec.train._fit import Diverged, check_rows, look
+from jaxrec.train._choices import check_rows
+from jaxrec.train._fit import Diverged, look
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._step import all_finite, batch_at, check_params, unshared
 

@@ -21,7 +21,7 @@ from jaxrec.data import Dataset
 from jaxrec.data._counting import counted, grouped
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
-from jaxrec.train._fit import check_rows
+from jaxrec.train._choices import check_rows
 from jaxrec.train._implicit import need_implicit
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._prior import Priors

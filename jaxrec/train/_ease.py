@@ -15,7 +15,7 @@ from jaxrec._types import Array
 from jaxrec.data import Dataset
 from jaxrec.data._counting import distinct
 from jaxrec.models import ItemWeights
-from jaxrec.train._fit import check_rows
+from jaxrec.train._choices import check_rows
 from jaxrec.train._implicit import history_length, need_plain
 
 _NUMBERS = 2**24  # of the users x items array that is multiplied at once

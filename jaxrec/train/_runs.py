@@ -16,7 +16,8 @@ from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
 from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Model
-from jaxrec.train._fit import Diverged, check_rows, finished
+from jaxrec.train._choices import check_rows
+from jaxrec.train._fit import Diverged, finished
 from jaxrec.train._judge import Judge
 from jaxrec.train._step import TrainState, init_state, train_step
 

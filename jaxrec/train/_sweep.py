@@ -15,7 +15,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Negatives, Parts
 from jaxrec.models import Model
-from jaxrec.train._fit import chosen_loss, chosen_negatives, chosen_optimizer, warn_unless_weighed
+from jaxrec.train._choices import chosen_loss, chosen_negatives, chosen_optimizer, warn_unless_weighed
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._runs import Runs, run_epoch, source_of
 

@@ -21,7 +21,7 @@ from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.models._shared_specific import DOMAIN
 from jaxrec.train import fit
-from jaxrec.train._fit import check_rows
+from jaxrec.train._choices import check_rows
 from jaxrec.transfer._adapters import Adapters, Bottleneck, LowRank
 from jaxrec.transfer._align import Alignment, Rows, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy

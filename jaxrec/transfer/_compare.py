@@ -18,7 +18,7 @@ from jaxrec.evaluation import Report, evaluate
 from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.train import fit
-from jaxrec.train._fit import chosen_loss
+from jaxrec.train._choices import chosen_loss
 from jaxrec.transfer._adapt import Adapted, adapt, need_loss, sources_by_name, with_loss
 from jaxrec.transfer._align import Alignment
 from jaxrec.transfer._freeze import Frozen

@@ -15,7 +15,7 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
-from jaxrec.train._fit import chosen_loss
+from jaxrec.train._choices import chosen_loss
 from jaxrec.transfer._adapt import kind_of, with_loss
 from jaxrec.transfer._carry import vectors_of
 
