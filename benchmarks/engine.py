@@ -1,6 +1,6 @@
 """Training and retrieval against other libraries, in turn.
 
-python benchmarks/engine.py                # all tasks, quick form, about 10 minutes on two cores -> results/engine.json
+python benchmarks/engine.py                # all tasks, quick form, about 20 minutes on two cores -> results/engine.json
 python benchmarks/engine.py --only T5 T6   # some of them
 python benchmarks/engine.py --full         # larger tables and more repeats
 
