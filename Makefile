@@ -26,7 +26,7 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/pyright
 
-bench: .venv/.bench  ## the quick form, about 20 minutes on two cores
+bench: .venv/.bench  ## the quick form, 7 to 16 minutes on two cores
 	$(BIN)/python benchmarks/engine.py
 
 check: lint types doctest test

@@ -1,8 +1,9 @@
 """Training and retrieval against other libraries, in turn.
 
-python benchmarks/engine.py                # all tasks, quick form, about 20 minutes on two cores -> results/engine.json
-python benchmarks/engine.py --only T5 T6   # some of them
-python benchmarks/engine.py --full         # larger tables and more repeats
+python benchmarks/engine.py                # all tasks, quick form: a turn for each package -> results/engine.json
+python benchmarks/engine.py --turns 3      # three turns, as the committed figures are made
+python benchmarks/engine.py --only T5 T6   # some of the tasks
+python benchmarks/engine.py --full         # larger tables too, three turns
 
 Tasks: T1 BPR, T2 logistic factorization, T3 NeuMF, T4 two towers, T5 one step against the size of the tables, T6 exact
 top-100 of a million items, T7 linear and logistic regression, T8 iALS, T9 evaluation, T11 a causal transformer. T10,
@@ -22,15 +23,16 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="*", default=list(TASKS), choices=list(TASKS))
     arguments.add_argument("--full", action="store_true")
-    arguments.add_argument("--turns", type=int, default=3, help="how often each package has a turn")
+    arguments.add_argument("--turns", type=int, help="how often each package has a turn: 1, with --full 3")
     arguments.add_argument("--out", default="engine.json")
     arguments.add_argument("--package", help="measure one package in this process")
     arguments.add_argument("--rows", help="file to write its rows to")
     options = arguments.parse_args()
     full = ["--full"] if options.full else []
+    turns = options.turns or (3 if options.full else 1)
     for task in options.only:
         if options.package is None:
-            harness.write(options.out, harness.rounds(__file__, task, PACKAGES[task], *full, number=options.turns))
+            harness.write(options.out, harness.rounds(__file__, task, PACKAGES[task], *full, number=turns))
             continue
         harness.PACKAGE = options.package
         if options.package == "jaxrec":
