@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -599,16 +600,18 @@ def test_the_command_runs_all_five_on_generated_data(ready, results, monkeypatch
 
 
 def test_a_scenario_that_fails_loses_no_other(ready, results, monkeypatch, tmp_path, capsys):
-    failures = [FloatingPointError("diverged"), OSError("no file"), TypeError("ids"), ValueError("too few rows")]
+    failures = [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), ImportError("no pyarrow"),
+                OSError("no file"), ValueError("too few rows")]  # fmt: skip
 
     def fails(*_, seed):
         raise failures[-1]
 
+    monkeypatch.setattr(command, "generated", functools.cache(command.generated))
     monkeypatch.setattr(scenarios, "long_tail", fails)
     with pytest.raises(SystemExit, match="Failed: long_tail"):
         command.main(["--out", str(tmp_path / "report.html")])
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<section") == 4 and "long_tail failed: too few rows" in page
+    assert page.count("<section") == 4 and "long_tail failed: ValueError: too few rows" in page
     while failures:
         with pytest.raises(SystemExit, match="No scenario succeeded: long_tail"):
             command.main(["--out", str(tmp_path / "report.html"), "--only", "long_tail"])

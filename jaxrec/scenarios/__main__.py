@@ -13,8 +13,6 @@ from jaxrec import scenarios
 from jaxrec.scenarios._folders import generated, real
 from jaxrec.scenarios._scenario import plots
 
-_FAILURES = (ValueError, TypeError, KeyError, OSError, FloatingPointError)  # of data, its files, and training
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
@@ -48,9 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{case.name}: {case.words} ...", flush=True)
         try:
             results.append(getattr(scenarios, case.name)(*case.frames, seed=options.seed))
-        except _FAILURES as error:  # the others are not lost
+        except Exception as error:  # whatever it is, such as a lack of memory: the others are not lost
             failed.append(case.name)
-            about.append(f"{case.name} failed: {error}")
+            about.append(f"{case.name} failed: {type(error).__name__}: {error}")
             print(f"{about[-1]}\n", flush=True)
             continue
         about.append(f"{results[-1].title}: {case.words}.")
