@@ -632,6 +632,19 @@ def test_the_command_reads_what_it_runs_and_asks_for_matplotlib_first(tmp_path, 
         command.main([])
 
 
+def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "generated", None)
+    (tmp_path / "file").touch()
+    for out, message in (
+        (tmp_path, "expected a file to write the page to"),
+        (tmp_path / "file" / "x.html", "cannot be written"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(["--out", str(out)])
+        assert message in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_command_takes_what_a_folder_has(ready, planted, tmp_path, capsys):
     folder = tmp_path / "sets" / "ml-100k"
     folder.mkdir(parents=True)

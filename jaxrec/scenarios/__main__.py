@@ -6,6 +6,7 @@ python -m jaxrec.scenarios --out report.html --data path/to/datasets
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def main(arguments: list[str] | None = None) -> None:
         plots()  # or the page would fail after all has been run
     except ModuleNotFoundError as error:
         sys.exit(str(error))
+    out = Path(options.out)
+    if out.is_dir():
+        parser.error(f"expected a file to write the page to, and {options.out!r} is a folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=out.parent).close()  # as the page begins
+    except OSError as error:
+        parser.error(f"the page cannot be written to {options.out!r} ({error}); name another file")
     try:
         cases, missing = (generated(options.seed), {}) if options.data is None else real(Path(options.data))
     except ValueError as error:
