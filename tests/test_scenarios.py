@@ -21,9 +21,10 @@ from jaxrec import data, scenarios
 from jaxrec.coldstart import popularity
 from jaxrec.scenarios import __main__ as command
 from jaxrec.scenarios import _domains, _newcomers, _options, _platforms, _tail
+from jaxrec.scenarios._domains import _Domains
 from jaxrec.scenarios._folders import real
 from jaxrec.scenarios._options import Options
-from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method
+from jaxrec.scenarios._question import SHRINKS, SQUARES, Fitted, Method, Question
 from jaxrec.scenarios._scenario import Verdict
 from jaxrec.scenarios._settle import _largest, _some, _verdict, deciles, quartiles, settle
 from jaxrec.scenarios._splits import _revealed, distinct_so_far
@@ -370,9 +371,9 @@ def test_the_same_candidates_are_ranked_whatever_is_known(asked, planted):
     pd.testing.assert_frame_equal(none.per_user, some.per_user)  # popularity learns nothing of a user
 
 
-def test_newcomers_of_other_segments_stay_newcomers(asked, planted):
+def test_newcomers_of_other_segments_and_of_users_not_asked_stay_newcomers(asked, planted, monkeypatch):
     """A part of the held-out rows is ranked as all of them are: the figures of a segment are those of the whole."""
-    question, methods, _ = asked("new_item", planted.target, **SMALL)
+    question, methods, told = asked("new_item", planted.target, **SMALL)
     fitted = Fitted(methods[1].fit(methods[1].settings[0]))
     rows = question.splits.validation
     part = rows[rows["item"] == rows["item"].iloc[0]]
@@ -380,6 +381,18 @@ def test_newcomers_of_other_segments_stay_newcomers(asked, planted):
     alone, among = question.report(fitted, part, 2), question.report(fitted, part, 2, among=rows)
     assert whole.coverage.keys() == among.coverage.keys() and set(among.users("ndcg@10").index) <= set(part["user"])
     assert not alone.users("ndcg@10").equals(among.users("ndcg@10"))
+    reports = Question.reports
+
+    def stop(*args, **options):
+        raise Asked(reports(*args, **options))
+
+    monkeypatch.setattr(Question, "reports", stop)
+    monkeypatch.setattr("jaxrec.scenarios._settle._USERS", 10)
+    with pytest.raises(Asked) as caught:
+        settle(question, methods[1:], told)
+    some = caught.value.args[0][2].users("ndcg@10")
+    assert 0 < len(some) <= 10
+    np.testing.assert_allclose(some, whole.users("ndcg@10")[some.index])
 
 
 def test_a_feature_that_is_constant_in_the_head_stops_nothing(asked, planted):

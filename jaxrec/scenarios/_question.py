@@ -117,9 +117,9 @@ class Question:
             seed=self.seed,
         )
 
-    def reports(self, fitted: Fitted, rows: pd.DataFrame) -> dict[int, Report]:
+    def reports(self, fitted: Fitted, rows: pd.DataFrame, *, among: pd.DataFrame | None = None) -> dict[int, Report]:
         """By the number of interactions known."""
-        return {shot: self.report(fitted, rows, shot) for shot in self.shots}
+        return {shot: self.report(fitted, rows, shot, among=among) for shot in self.shots}
 
     def by_user(self, reports: dict[int, Report], metric: str) -> pd.Series:
         """Each user's value, on average over what is known."""

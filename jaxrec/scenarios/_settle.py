@@ -57,6 +57,8 @@ def settle(
     """
     start = time.perf_counter()
     deciding, others = (_some(question, rows) for rows in (question.splits.validation, question.splits.warm_validation))
+    # All new items of the part are revealed, as on the test part; a new user who is not asked is in nobody's way.
+    among = question.splits.validation if question.side == "item" else None
     best: dict[str, _Tried] = {}
     trials = []
     for method in methods:
@@ -64,7 +66,7 @@ def settle(
             begin = time.perf_counter()
             fitted = method.fit(setting)
             fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
-            reports = question.reports(fitted, deciding)
+            reports = question.reports(fitted, deciding, among=among)
             first = float(np.mean([report[question.metric] for report in reports.values()]))
             rest = question.report(fitted, others)[question.metric]
             value = (first + rest) / 2
