@@ -453,6 +453,24 @@ def test_ids_of_two_kinds_share_nobody(planted):
         scenarios.cross_domain(named, target)
 
 
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_missing_ids_are_nobody(planted, column):
+    source, target = planted.source, planted.target
+
+    def lacking(frame):
+        return frame.assign(**{column: frame[column].astype(object).where(frame.index % 50 > 0, None)})
+
+    for name, pair in (
+        ("source", (source._replace(interactions=lacking(source.interactions)), target)),
+        ("target", (source, target._replace(interactions=lacking(target.interactions)))),
+    ):
+        with refuses(ValueError, f"ids in the column '{column}' of {name} are missing.*data.clean"):
+            scenarios.cross_platform(*pair)
+    described = {f"{column}s": lacking(getattr(source, f"{column}s"))}
+    with refuses(ValueError, f"ids of 'source' in the column '{column}' are missing"):
+        scenarios.cross_platform(source._replace(**described), target)
+
+
 def test_categories_that_no_row_has_are_nobody():
     column = pd.Series(["a", "b", "a"], dtype=pd.CategoricalDtype(["a", "b", "c"]))
     assert _options.per_id(column).to_dict() == {"a": 2, "b": 1}

@@ -40,6 +40,13 @@ class Options(NamedTuple):
                 "frames._replace(schema=dataclasses.replace(schema, target=None, weight=None, context=()))."
             )
         need_columns(frames.interactions, schema.columns(), f"interactions of {name}")
+        for column in (schema.user, schema.item):
+            missing = int(frames.interactions[column].isna().sum())
+            if missing:
+                raise ValueError(
+                    f"{missing} ids in the column {column!r} of {name} are missing (None or NaN), and would be one and "
+                    "the same. Drop these rows with data.clean."
+                )
         if frames.interactions.index.has_duplicates:
             raise ValueError(f"The interactions of {name} have repeated index labels. Call reset_index(drop=True).")
         if self.metric.partition("@")[0] not in NAMES or "@" not in self.metric:

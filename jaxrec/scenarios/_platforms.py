@@ -17,6 +17,7 @@ from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out, split_pairs
 from jaxrec.train import fit
 from jaxrec.transfer import adapt
+from jaxrec.transfer._stack import qualified
 
 _TOWERS = {"hidden": (64,), "code_dim": 8, "history": 10}
 
@@ -155,4 +156,4 @@ def _alike(source: Frames, target: Frames) -> tuple[Frames, Frames]:
 def _renamed(frame: pd.DataFrame | None, *columns: str | None) -> Any:
     if frame is None:
         return None
-    return frame.assign(**{str(column): "source/" + frame[column].astype(str) for column in columns})
+    return frame.assign(**{str(column): qualified(frame[column], "source") for column in columns})

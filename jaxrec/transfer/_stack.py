@@ -64,7 +64,7 @@ def stack(
     for name, frames in domains.items():
         need_columns(frames.interactions, schema.columns(), f"interactions of {name!r}")
         rows = frames.interactions[list(schema.columns())]
-        rows = rows.assign(**{column: _qualified(rows[column], name)})
+        rows = rows.assign(**{column: qualified(rows[column], name)})
         if weight is not None:
             own = weights(rows, schema.weight) if schema.weight else 1.0
             rows = rows.assign(**{weighed: weight[name] * own})
@@ -72,7 +72,7 @@ def stack(
         own, other = (frames.items, frames.users) if side == "item" else (frames.users, frames.items)
         if own is None:
             own = frames.interactions[[column]].drop_duplicates()
-        owned.append(own.assign(**{column: _qualified(own[column], name), DOMAIN: name}))
+        owned.append(own.assign(**{column: qualified(own[column], name), DOMAIN: name}))
         if other is not None:
             shared.append(other)
     other_column = schema.user if side == "item" else schema.item
@@ -84,7 +84,8 @@ def stack(
     return Frames(pd.concat(interactions, ignore_index=True), users, items, schema)
 
 
-def _qualified(ids: pd.Series, name: str) -> pd.Series:
+def qualified(ids: pd.Series, name: str) -> pd.Series:
+    """The ids as those of one domain, ``name/id``; raises if some are missing, which would all be one."""
     if ids.isna().any():
         raise ValueError(f"{int(ids.isna().sum())} ids of {name!r} in the column {ids.name!r} are missing. Drop them.")
     return name + "/" + ids.astype(str)
