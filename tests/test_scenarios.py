@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import jax
@@ -354,6 +355,44 @@ def test_options_of_one_scenario_matter(asked, planted, monkeypatch):
     with pytest.raises(Asked) as caught:
         towers.fit(None)
     assert caught.value.args == (4, 1)
+
+
+def test_baselines_across_platforms_read_the_targets_own_statistics(asked, planted, monkeypatch):
+    """Prices of the target, in another currency, are all below the source's."""
+    features = data.Numeric("price", "quantile"), data.Categorical("shelf")
+    domains = []
+    for frames, unit, shelves in ((planted.source, 100.0, ["x", "y"]), (planted.target, 1.0, ["x", "x"])):
+        number = np.arange(len(frames.items))
+        items = frames.items.assign(price=unit * (1 + number), shelf=np.array(shelves)[number % 2])
+        schema = dataclasses.replace(frames.schema, user_features=(), item_features=features)
+        domains.append(frames._replace(items=items, schema=schema))
+    monkeypatch.setattr(_platforms, "factoriser", lambda train, **_: lambda _: popularity(train))
+    _, methods, told = asked("cross_platform", *domains, **SMALL)
+    fits = {method.name: method.fit for method in methods}
+    neighbours, read = fits["content k-NN"](None), []
+
+    def trained(_, train, *, validation, **options):
+        read.append((train, validation))
+        return neighbours
+
+    monkeypatch.setattr(_platforms, "fit", trained)
+    monkeypatch.setattr(_platforms, "adapt", lambda *args, **how: SimpleNamespace(recommender=trained(*args, **how)))
+    for name in ("towers from scratch", "towers, frozen"):  # the second is pretrained before
+        fits[name](None)
+    scratch, _, carried = read
+    items = domains[1].items["item"]
+    for (train, validation), width in ((scratch, 1.0), (carried, 0.0)):
+        assert validation.encoder is train.encoder
+        prices = train.features.item_dense[train.encoder.items.encode(items)]
+        assert np.ptp(prices) == pytest.approx(width, abs=0.1)
+    for baseline in (neighbours, fits["iALS with features"](SQUARES[0])):
+        assert baseline.encoder == scratch[0].encoder
+    assert [each.name for each in scratch[0].encoder.item_features] == ["price"] and "reads it: shelf." in told.notes[0]
+    schema = dataclasses.replace(domains[0].schema, item_features=features[1:])
+    _, bare, _ = asked("cross_platform", *(frames._replace(schema=schema) for frames in domains), **SMALL)
+    assert {method.name for method in methods} - {method.name for method in bare} == {
+        "content k-NN", "iALS with features",
+    }  # fmt: skip
 
 
 def test_folding_by_squares_and_by_softmax_differ(asked, planted):

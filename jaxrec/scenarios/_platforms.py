@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from jaxrec._recommender import Recommender
-from jaxrec.data import Dataset, Frames, Parts, encode
+from jaxrec.data import Dataset, Frames, Parts, Schema, encode
+from jaxrec.data._features import FittedFeature
 from jaxrec.models import TwoTower
 from jaxrec.scenarios._options import SHOTS, Options, counted, groups_of, per_id
 from jaxrec.scenarios._question import SQUARES, Method, Question, baselines, factoriser, of_history
@@ -42,7 +43,8 @@ def cross_platform(
     (``transfer.adapt``). Ids are taken as different even where they look the same. Users of the target are held out,
     shown and judged as in ``new_user``. Strategies: ``"towers, fine-tuned"`` (all copied, all trained on), ``"towers,
     frozen"`` (what was copied stays) and ``"item tower, fine-tuned"``. The baseline ``"towers from scratch"`` has the
-    same model and budget; the others are those of ``new_user``, and iALS with features.
+    same model and budget; the others are those of ``new_user``, and iALS with features. Baselines read features by the
+    target's own statistics, strategies by the source's, which their towers have learned.
 
     Args:
       source: interactions without target, items with features.
@@ -79,7 +81,11 @@ def cross_platform(
     def pretrained() -> Recommender:
         return fit(model, rich.train, validation=rich.validation, batch_size=1024, **training)
 
-    poor = encode(as_parts(splits), schema, users=target.users, items=target.items, like=rich.train.encoder)
+    parts = as_parts(splits)
+    poor = encode(parts, schema, users=target.users, items=target.items, like=rich.train.encoder)
+    # Who learns nothing of the source reads features by the target's statistics, under which they tell most.
+    own, constant = _telling(target, splits.train)
+    alone = encode(parts, own, users=target.users, items=target.items)
     question = Question(
         schema=schema,
         splits=splits,
@@ -103,27 +109,32 @@ def cross_platform(
         activity={"activity: interactions of the user": per_id(target.interactions[schema.user])},
         groups=groups_of(target),
         popularity=per_id(splits.train[schema.item]),
+        notes=(f"Constant in the target, so that no baseline reads it: {', '.join(constant)}.",) if constant else (),
     )
-    tuning = {**training, "validation": poor.validation, "batch_size": 256}
-    return settle(question, options.picked(_methods(pretrained, poor.train, options, tuning)), told)
+    return settle(question, options.picked(_methods(pretrained, poor, alone, options, training)), told)
 
 
 def _methods(
-    pretrained: Callable[[], Recommender], train: Dataset, options: Options, tuning: dict[str, Any]
+    pretrained: Callable[[], Recommender], poor: Parts, alone: Parts, options: Options, training: dict[str, Any]
 ) -> list[Method]:
-    sizes = {"dim": options.dim, "seed": options.seed}
-    content = factoriser(train, content=True, **sizes)
+    """Of the target, encoded like the source for what is carried from there, and alone for the baselines."""
+    train: Dataset = alone.train
+    sizes, tuning = {"dim": options.dim, "seed": options.seed}, {**training, "batch_size": 256}
+    found = baselines(train, factoriser(train, **sizes))
+    if train.encoder.user_features or train.encoder.item_features:
+        content = factoriser(train, content=True, **sizes)
+        words = "a factorisation of the target alone with features as prior"
+        found.append(Method("iALS with features", words, content, SQUARES, strategy=False))
 
     def scratch(_: None) -> Recommender:
-        return fit(TwoTower.for_data(train, dim=options.dim, **_TOWERS), train, **tuning)
+        model = TwoTower.for_data(train, dim=options.dim, **_TOWERS)
+        return fit(model, train, validation=alone.validation, **tuning)
 
     def adapted(**how: Any) -> Any:
-        return lambda _: adapt(pretrained(), train, **how, **tuning).recommender
+        return lambda _: adapt(pretrained(), poor.train, validation=poor.validation, **how, **tuning).recommender
 
     return [
-        *baselines(train, factoriser(train, **sizes)),
-        Method("iALS with features", "a factorisation of the target alone with features as prior", content, SQUARES,
-               strategy=False),
+        *found,
         *of_history(train),
         Method("towers from scratch", "the same model, trained on the target alone", scratch, strategy=False),
         Method("towers, fine-tuned", "both towers copied from the source and trained on", adapted()),
@@ -151,6 +162,29 @@ def _alike(source: Frames, target: Frames) -> tuple[Frames, Frames]:
         _renamed(source.items, schema.item), schema,
     )  # fmt: skip
     return apart, target._replace(schema=dataclasses.replace(target.schema, **shared))
+
+
+def _telling(target: Frames, train: pd.DataFrame) -> tuple[Schema, list[str]]:
+    """The target's schema without the features that are constant in its training part, and their columns.
+
+    ``encode`` refuses them where no source lends its statistics.
+    """
+    schema = target.schema
+    kept: dict[str, Any] = {"user_features": (), "item_features": ()}
+    constant = []
+    for name, column, frame in (
+        ("user_features", schema.user, target.users),
+        ("item_features", schema.item, target.items),
+    ):
+        for feature in getattr(schema, name):
+            assert frame is not None
+            try:
+                FittedFeature.fit(feature, frame[frame[column].isin(train[column])])
+            except ValueError:
+                constant.append(feature.column)
+            else:
+                kept[name] += (feature,)
+    return dataclasses.replace(schema, **kept), constant
 
 
 def _renamed(frame: pd.DataFrame | None, *columns: str | None) -> Any:
