@@ -15,6 +15,7 @@ import jaxrec
 from jaxrec import coldstart, data, models, optim, sources, train, transfer
 from jaxrec.models import _base
 from jaxrec.ranking._vectors import item_vectors, user_vectors
+from jaxrec.transfer._regress import regressed
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +301,7 @@ class TestRegression:
         touched = len(np.unique(books.item[shared]))
         model = transfer.regress(books, there, l2=2.0).model
         assert isinstance(model, models.MatrixFactorization) and model.dim == touched // 2 < 256
+        assert regressed(books, there, l2=2.0, most=4).model.dim == 4
 
     def test_a_blend_is_the_sum_of_scores(self, domains, films, source, target, cold):
         parts = [transfer.emcdr(source, target), transfer.regress(encoded(domains["books"]), encoded(films), dim=20)]

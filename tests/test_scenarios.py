@@ -212,6 +212,29 @@ def test_a_prior_from_the_source_and_the_three_blended_use_it(planted):
     assert len(two) == len(three) and (two != three).all()
 
 
+def test_histories_that_span_few_dimensions_narrow_the_regression(asked, planted):
+    users = planted.target.interactions["user"].unique()
+    bundles = np.arange(20).reshape(2, 10)[np.arange(len(users)) % 2]  # every user has one of two
+    rows = pd.DataFrame({"user": np.repeat(users, 10), "item": bundles.ravel()})
+    _, methods, _ = asked("cross_domain", data.Frames(rows, None, None, data.Schema()), planted.target, **SMALL)
+    regression = next(method for method in methods if method.name == "regression")
+    assert regression.fit(None).model.dim == 2
+
+
+def test_a_prior_of_one_number_beside_a_column_of_its_name(asked, planted):
+    target, column = planted.target, {"user": "source"}
+    renamed = data.Frames(
+        target.interactions.rename(columns=column), target.users.rename(columns=column), target.items,
+        dataclasses.replace(target.schema, user="source"),
+    )  # fmt: skip
+    with quick():
+        question, _, _ = asked("cross_domain", planted.source, renamed, shots=SHOTS, dim=1)
+        options = Options(None, "ndcg@10", SHOTS, 1, 0.15, 0.25, 0.95, 0)
+        domains = _Domains(planted.source.interactions[["user", "item"]], renamed, question.splits, options)
+        (vector,) = domains.with_source(SQUARES[0]).encoder.user_features
+    assert (vector.name, vector.width) == ("vector", 1)
+
+
 def test_content_serves_new_items_that_factors_alone_cannot(results):
     result = results["new_item"]
     nothing = result.table[(result.table["slice"] == "nothing known") & (result.table["metric"] == "ndcg@10")]

@@ -30,10 +30,13 @@ from jaxrec.scenarios._scenario import Scenario
 from jaxrec.scenarios._settle import Told, settle
 from jaxrec.scenarios._splits import as_parts, hold_out
 from jaxrec.train import fit_item_knn
-from jaxrec.transfer import blend, carry, emcdr, regress, stack
+from jaxrec.transfer import blend, carry, emcdr, stack
+from jaxrec.transfer._carry import VECTOR
+from jaxrec.transfer._regress import regressed
 
 _BARE = Schema()
 _SHARES = (0.25, 0.5)  # of the regression in a blend
+_WIDTH = 128  # of histories' vectors in the regression, at most
 _RIDGES = (30.0, 1000.0)  # of a prior from the source's vectors
 
 
@@ -151,9 +154,11 @@ class _Domains:
     def with_source(self, setting: Squares) -> Dataset:
         """The target's training part with the source's vectors as the only features."""
         users = pd.concat(self.splits)[self.schema.user].unique()
-        vectors = carry(self.of_source(setting)).rename(columns={"user": self.schema.user})
+        name = VECTOR if self.schema.user != VECTOR else "vector"  # the ids' column keeps its own
+        vectors = carry(self.of_source(setting)).rename(columns={"user": self.schema.user, VECTOR: name})
         vectors = vectors[vectors[self.schema.user].isin(users)]
-        schema = dataclasses.replace(self.schema, user_features=(Vector("source", scale="rms"),))
+        scale = "rms" if self.options.dim > 1 else "zscore"  # which are the same of one number
+        schema = dataclasses.replace(self.schema, user_features=(Vector(name, scale=scale),))
         with warnings.catch_warnings():  # users of the target alone have no vector, as they should
             warnings.simplefilter("ignore", UserWarning)
             return encode(as_parts(self.splits), schema, users=vectors, items=self.items).train
@@ -165,14 +170,10 @@ class _Domains:
             "popularity among shared users", "what those users of the target took who are in the source too",
             lambda _: popularity(self.here.subset(of_shared)).replace(seen=seen, num_trained=len(seen)), strategy=False,
         )  # fmt: skip
-        shared = np.unique(self.here.user[of_shared])
-        there = self.there.encoder.users.encode(self.here.encoder.users.decode(shared))
-        touched = np.unique(self.there.item[np.isin(self.there.user, there)])
-        width = max(min(128, len(shared) // 2, len(touched) // 2), 1)
 
         @functools.cache
         def regression(setting: One | None) -> Recommender:
-            return regress(self.there, self.here, dim=width, l2=None if setting is None else setting.value)
+            return regressed(self.there, self.here, l2=None if setting is None else setting.value, most=_WIDTH)
 
         @functools.cache
         def bridge(setting: Squares) -> Recommender:

@@ -51,6 +51,13 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
       Hoerl and Kennard, Ridge regression, Technometrics 12(1), 1970. With a linear kernel of users' histories this is
       the linear map from item to item of SLIM and EASE, between domains and without a constraint on the diagonal.
     """
+    return regressed(source, target, dim=dim, l2=l2)
+
+
+def regressed(
+    source: Dataset, target: Dataset, *, dim: int | None = None, l2: float | None = None, most: int = 256
+) -> Recommender:
+    """See ``regress``; where ``dim`` is None the width is ``most`` at most."""
     for name, part in (("source", source), ("target", target)):
         expect(part, Dataset, name)
         if part.user is None or part.item is None:
@@ -70,7 +77,7 @@ def regress(source: Dataset, target: Dataset, *, dim: int | None = None, l2: flo
     narrower = dim is None
     if dim is None:
         items = {item for touched in frame.loc[shared, TOUCHED] for item in touched}
-        dim = max(min(256, int(shared.sum()) // 2, len(items) // 2), 1)
+        dim = max(min(most, int(shared.sum()) // 2, len(items) // 2), 1)
     if not 1 <= dim < shared.sum():
         raise ValueError(
             f"Expected 1 <= dim < {int(shared.sum())}, the number of users trained in both domains, got {dim}."
