@@ -503,6 +503,11 @@ def test_ease_is_left_out_of_large_catalogues(asked, planted, monkeypatch):
     monkeypatch.setattr("jaxrec.scenarios._question._EASE", 59)
     _, methods, _ = asked("new_user", planted.target)
     assert [method.name for method in methods if not method.strategy][-1] == "item k-NN" and len(methods) == 6
+    monkeypatch.setattr("jaxrec.scenarios._question._EASE", 60)
+    items = planted.target.items
+    unread = pd.concat([items, items.assign(item=items["item"] + "-unread")], ignore_index=True)
+    _, methods, _ = asked("new_user", planted.target._replace(items=unread))
+    assert "EASE" in [method.name for method in methods]
 
 
 # Errors

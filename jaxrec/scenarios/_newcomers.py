@@ -37,7 +37,7 @@ def new_user(
 
     Strategies: ``"iALS with features"`` (``fit_als(content=True)``) and ``"iALS, features mapped"`` (``map_content``).
     Baselines, which read no features of users: popularity, iALS, where items have features their nearest neighbours,
-    ``"EASE"`` (of at most 5,000 items) and ``"item k-NN"``; the last two are the strategies where there are no
+    ``"EASE"`` (of at most 5,000 trained items) and ``"item k-NN"``; the last two are the strategies where there are no
     features.
 
     Args:

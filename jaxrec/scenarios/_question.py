@@ -60,7 +60,7 @@ class One(NamedTuple):
 
 
 SHRINKS = (One("shrink", 10.0), One("shrink", 100.0))  # of nearest neighbours
-_EASE = 5000  # most items for a matrix of items by items that is inverted
+_EASE = 5000  # most trained items for a matrix of items by items that is inverted
 _WEIGHTS = ((0.3, 0.01), (0.03, 0.01), (0.003, 0.03))
 SQUARES = tuple(Squares(*weights, softmax) for weights in _WEIGHTS for softmax in (False, True))
 
@@ -153,7 +153,7 @@ def of_history(train: Dataset) -> list[Method]:
     words = "weights between items by ridge regression, read from what the user touched"
     ease = Method("EASE", words, weights, (One("l2", 100.0), One("l2", 500.0)), strategy=False)
     knn = Method("item k-NN", "items that share users with what the user touched", neighbours, SHRINKS, strategy=False)
-    return [ease, knn] if len(train.encoder.items) <= _EASE else [knn]
+    return [ease, knn] if int(train.features.item_row.max()) <= _EASE else [knn]
 
 
 def factoriser(train: Dataset, *, dim: int, seed: int, **options: Any) -> Callable[[Squares], Recommender]:
