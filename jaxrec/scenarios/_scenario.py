@@ -116,7 +116,7 @@ class Scenario:
             return f"{self.strategy} is a trade-off: {figures}; {kept}."
         if self.verdict == "hurt":
             return f"{self.strategy} hurt: {figures}; {kept}."
-        if row.low > 0 and self.chosen == self.baseline:
+        if sign(row, self.level) > 0 and self.chosen == self.baseline:
             return f"{self.strategy} was kept out by validation, though ahead on the test part: {figures}."
         return f"{self.strategy} made no difference that can be told from chance: {figures}."
 
