@@ -87,7 +87,7 @@ def books(folder: Path) -> Pair:
         ratings, _, items, _ = data.read_goodbooks(folder)
         assert items is not None
         items = items.rename(columns={"tags": "genres"})
-        items["genres"] = [cell if isinstance(cell, list) else [] for cell in items["genres"]]
+    items["genres"] = [cell if isinstance(cell, list) else [] for cell in items["genres"]]
     has = {name: items["genres"].map(lambda cell, name=name: name in cell) for name in ("fantasy", "mystery")}
     only = has["fantasy"] ^ has["mystery"]
     ratings = ratings.loc[ratings["book_id"].isin(items["book_id"][only]), ["user_id", "book_id"]]

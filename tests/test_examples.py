@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -103,6 +104,22 @@ def test_ready_domains_as_they_are_downloaded(example, tmp_path):
     assert set(pair.source.items["book_id"]) == {1, 2} and set(pair.target.items["book_id"]) == {3}
     with pytest.raises(ValueError, match="Expected a folder named ml-, goodbooks, amazon-"):
         domains.load(str(tmp_path))
+
+
+def test_books_of_no_genre_are_in_no_domain(example, tmp_path):
+    folder = tmp_path / "goodbooks"
+    folder.mkdir()
+    books = [1, 2, 3]
+    tables = {
+        "ratings": {"user_id": np.repeat(range(8), 3), "book_id": books * 8},
+        "books": {"book_id": books, "authors": "A", "year": 1999},
+        "genres": {"genre_id": [1, 2], "genre": ["fantasy", "mystery"]},
+        "book_genres": {"book_id": books[:2], "genre_id": [1, 2]},
+    }
+    for name, columns in tables.items():
+        pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
+    pair = example("domains").load(str(folder))
+    assert pair.source.items["book_id"].tolist() == [1] and pair.target.items["book_id"].tolist() == [2]
 
 
 @pytest.mark.parametrize("folder", ["ml-1m", "goodbooks", "amazon-sport-phone-disencdr", "amazon-game-video-cdrib"])
