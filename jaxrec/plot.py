@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from jaxrec._metrics import lower_is_better
 from jaxrec.transfer import CopyReport
@@ -39,7 +40,7 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], *, metric: str) -> Fi
         axes.plot(epoch, values, color=colour, label=label, linewidth=1.8)
         best = int(np.argmin(values) if lower_is_better(metric) else np.argmax(values))
         axes.plot(epoch[best], values[best], color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=7)
-    axes.legend(frameon=False)
+    _as_text(axes.legend(frameon=False))
     return figure
 
 
@@ -64,7 +65,7 @@ def cold_start(table: pd.DataFrame, *, metric: str, known: str = "interactions k
         axes.fill_between(x, rows["low"].to_numpy(), rows["high"].to_numpy(), color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, rows["mean"].to_numpy(), color=colour, marker=_MARKERS[number % len(_MARKERS)], label=str(method))
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    _as_text(figure.legend(frameon=False, loc="outside lower center", ncols=2))
     return figure
 
 
@@ -101,11 +102,11 @@ def copied(report: CopyReport) -> Figure:
     axes.barh(range(len(entries)), 1.0 - left, left=left, color="#dddddd", label="as initialised")
     for at, entry in enumerate(entries):
         axes.text(1.01, at, f"{entry.rows:,} of {entry.of:,}", va="center", fontsize=9)
-    axes.set_yticks(range(len(entries)), [entry.path for entry in entries])
+    axes.set_yticks(range(len(entries)), [entry.path for entry in entries], parse_math=False)
     axes.invert_yaxis()
     axes.set_axisbelow(True)
     axes.set_xlim(0, 1)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    _as_text(figure.legend(frameon=False, loc="outside lower center", ncols=3))
     return figure
 
 
@@ -134,7 +135,7 @@ def gains(table: pd.DataFrame, *, metric: str) -> Figure:
     names = table["segment"].astype(str)
     if "users" in table:
         names = [f"{name}  (n = {count:,})" for name, count in zip(names, table["users"], strict=True)]
-    axes.set_yticks(place, list(names), parse_math=False)  # a name is the user's: '$' is no formula
+    axes.set_yticks(place, list(names), parse_math=False)  # see _as_text
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
@@ -147,6 +148,12 @@ def _need(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
     if missing or not len(table):
         listed = f"{', '.join(columns[:-1])} and {columns[-1]}"
         raise ValueError(f"Expected rows with {listed}; missing: {missing or 'any row'}.")
+
+
+def _as_text(legend: Legend) -> None:
+    """A name is the user's: '$' is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _figure(x: str, y: str, *, height: float = 4.5) -> tuple[Figure, Axes]:

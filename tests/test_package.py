@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import io
 import pkgutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 
 import jaxrec
 from jaxrec import plot
+from jaxrec.transfer import CopyReport
+from jaxrec.transfer._copy import Entry
 
 ROOMS = [
     "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios",
@@ -117,6 +120,21 @@ def test_labels_of_curves_are_the_callers():
     table = pd.DataFrame([("a", 0, 0.1, 0.05, 0.15)], columns=["method", "shots", "mean", "low", "high"])
     assert plot.cold_start(table, metric="hit@5").axes[0].get_xlabel() == "interactions known of a new user"
     assert plot.cold_start(table, metric="hit@5", known="rows of an item").axes[0].get_xlabel() == "rows of an item"
+
+
+def test_names_are_drawn_as_they_are():
+    """Between two '$' others would be read as a formula, and refused where they are none."""
+    name = "$net_$"
+    table = pd.DataFrame([(name, 0, 0.1, 0.05, 0.15)], columns=["method", "shots", "mean", "low", "high"])
+    entry = Entry(f"item/features/{name}", "rows copied", 3, 4, "", sources=((name, 3),))
+    for figure in (
+        plot.learning_curves({name: history(0.1, 0.3)}, metric="loss"),
+        plot.cold_start(table, metric="ndcg@10"),
+        plot.copied(CopyReport((entry,))),
+    ):
+        figure.savefig(io.BytesIO())
+        legend = (*figure.legends, figure.axes[0].get_legend())[0]
+        assert name in legend.get_texts()[0].get_text()
 
 
 def test_gains_have_a_bar_and_an_interval_per_segment():
