@@ -2,12 +2,10 @@
 
 from typing import Literal
 
-import numpy as np
-
 from jaxrec._types import Link
 from jaxrec.data import Dataset
 from jaxrec.evaluation._rows import NAMES as OF_ROWS
-from jaxrec.evaluation._rows import OF_PROBABILITIES
+from jaxrec.evaluation._rows import OF_PROBABILITIES, gives_probabilities
 from jaxrec.evaluation._top_k_metrics import NAMES as OF_LISTS
 
 _LOWER_IS_BETTER = ("loss", "rmse", "mse", "mae", "log_loss", "calibration_error")
@@ -42,11 +40,10 @@ def check_metric(metric: str, held_out: Dataset, link: Link = "identity", *, by_
                    "the schema names no target.")
                 + " Use one of ranked lists, such as 'ndcg@10'."
             )  # fmt: skip
-        targets = held_out.encoder.original_target(held_out.target.astype(np.float64))
-        if metric in OF_PROBABILITIES and not (link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all()):
+        if metric in OF_PROBABILITIES and not gives_probabilities(held_out, link):
             raise ValueError(
-                f"The metric {metric!r} is one of probabilities: it needs targets of 0 and 1 and a model trained by "
-                "loss='sigmoid_cross_entropy'. Use 'rmse' or 'mae' for other targets."
+                f"The metric {metric!r} is one of probabilities: it needs targets of 0 and 1, without a scale, and a "
+                "model trained by loss='sigmoid_cross_entropy'. Use 'rmse' or 'mae' for other targets."
             )
         if by_user and metric in ("auc", "calibration_error"):
             raise ValueError(f"{metric!r} has no value per user to compare. Use 'log_loss', or 'ndcg@10' of lists.")

@@ -27,8 +27,9 @@ class Recommender:
       encoder: ids, features and scaling of the domain.
       seen: interactions of the training part, then those added since; never recommended again by default.
       num_trained: how many of ``seen`` the parameters were trained on.
-      link: what turns a score into a prediction in the (scaled) unit of the target; ``"rank"`` where the data has a
-        target and the loss only ordered items, so that there is no such prediction.
+      link: what turns a score into a prediction in the (scaled) unit of the target, which ``predict`` turns back into
+        the target's own; ``"rank"`` where the data has a target and the loss only ordered items, so that there is no
+        such prediction.
       log: one row per epoch of the training.
       mesh: devices that share the work of scoring, each with a copy of the parameters; None for one device.
       folding: of ``fit_als``, by which interactions since the training are folded in; None for a softmax.

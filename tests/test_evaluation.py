@@ -617,6 +617,26 @@ def test_targets_are_unscaled_by_the_encoder_that_scaled_them(scale):
     assert expected > 100
 
 
+@pytest.mark.parametrize("scale", ["minmax", "quantile"])
+def test_probabilities_of_scaled_targets_come_back_in_the_targets_own_unit(scale):
+    train = data.encode(data.Parts(RATED, None, None), data.Schema(target="r", target_scale=scale)).train
+    recommender = untrained(train, link="sigmoid")
+    p = 1 / (1 + np.exp(-_recommend.row_scores(recommender, train).astype(float)))
+    expected = train.encoder.original_target(p)
+    np.testing.assert_allclose(jaxrec.predict(recommender, RATED), expected, rtol=1e-6)
+    report = jaxrec.evaluate(recommender, train, draws=5)
+    assert report["rmse"] == pytest.approx(np.sqrt(np.mean((expected - RATED["r"]) ** 2)), rel=1e-6)
+    assert report["rmse"] < 2 and set(report.table["metric"]) == {"rmse", "mse", "mae"}
+
+
+@pytest.mark.parametrize("scale", [None, "minmax", "log1p", "quantile"])
+def test_probabilities_are_of_targets_that_no_scale_moves(scale):
+    frame = RATED.assign(r=[0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    train = data.encode(data.Parts(frame, None, None), data.Schema(target="r", target_scale=scale)).train
+    report = jaxrec.evaluate(untrained(train, link="sigmoid"), train, draws=5)
+    assert ("log_loss" in set(report.table["metric"])) == (scale in (None, "minmax"))
+
+
 def test_context_that_another_encoder_scaled_is_refused():
     frame = RATED.assign(price=np.arange(6.0))
     schema = data.Schema(context=(data.Numeric("price"),))

@@ -300,6 +300,18 @@ def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, 
     np.testing.assert_allclose(found["scores"], jaxrec.predict(recommender, pairs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["minmax", "quantile"])
+def test_an_artefact_turns_probabilities_of_scaled_targets_back(scale, rated_world, tmp_path):
+    schema = dataclasses.replace(rated_world.target.schema, target_scale=scale, user_features=(), item_features=())
+    train = data.encode(data.Parts(rated_world.target.interactions, None, None), schema).train
+    recommender = trained("clicks", train)
+    export.write_artefact(recommender, tmp_path / "artefact")
+    pairs = rated_world.target.interactions.head(20)
+    served = export.load_artefact(tmp_path / "artefact").score(pairs["user"], pairs["item"])
+    np.testing.assert_allclose(served, jaxrec.predict(recommender, pairs), rtol=1e-4)
+    assert served.min() >= 1 and served.max() > 1.5
+
+
 def test_an_artefact_takes_any_batch_and_lowers_everywhere(factorization, tmp_path):
     export.write_artefact(factorization, tmp_path / "artefact", k=5)
     artefact = export.load_artefact(tmp_path / "artefact")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec._recommender import Recommender
+from jaxrec._types import Link
 from jaxrec.data import Dataset
 from jaxrec.evaluation import _pointwise
 from jaxrec.evaluation._intervals import bootstrap_statistic, resampled
@@ -40,9 +41,7 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
             "Look for NaN in the parameters or features."
         )
     targets = test.encoder.original_target(test.target.astype(np.float64))
-    metrics = _ERRORS
-    if recommender.link == "sigmoid" and np.isin(targets, (0.0, 1.0)).all():
-        metrics += OF_PROBABILITIES
+    metrics = NAMES if gives_probabilities(test, recommender.link) else _ERRORS
     tables = []
     for name, chosen in _slices(recommender, test).items():
         if name == "all" or chosen.any() and not chosen.all():
@@ -51,6 +50,15 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
             tables.append(table.assign(slice=name))
     per_user = _per_user(recommender, test, metrics, predictions, targets)
     return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
+
+
+def gives_probabilities(test: Dataset, link: Link) -> bool:
+    """Whether predictions of this link are probabilities of the targets: these are 0 or 1 and no scale moves them."""
+    if link != "sigmoid" or test.target is None:
+        return False
+    original, same = test.encoder.original_target, np.array([0.0, 0.5, 1.0])
+    clicks = np.isin(original(test.target.astype(np.float64)), (0.0, 1.0)).all()
+    return bool(clicks) and np.array_equal(original(same), same)
 
 
 def _slices(recommender: Recommender, test: Dataset) -> dict[str, np.ndarray]:

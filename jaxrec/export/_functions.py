@@ -80,7 +80,7 @@ class Functions:
     def score(self, arrays: Arrays, inputs: Inputs) -> jax.Array:
         scores = self._scores.of_pairs(arrays["model"], self._prepared(inputs), Features(**arrays["features"]))
         if self._of.link == "sigmoid":
-            return jax.nn.sigmoid(scores)
+            scores = jax.nn.sigmoid(scores)
         target = self._of.encoder.target
         if target is None or self._of.link == "rank":
             return scores

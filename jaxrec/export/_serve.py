@@ -114,7 +114,7 @@ class Artefact:
         return lists
 
     def score(self, users=None, items=None, *, context=None, touched=None, values=None):
-        """Predictions for pairs, in the target's unit.
+        """Predictions for pairs, in the target's unit; after a sigmoid probabilities, unless the target was scaled.
 
         ``context``, where the model reads one, has a row per pair, in the data's own unit; NaN is a missing number.
         """

@@ -150,8 +150,9 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
         users and items are scored as the unknown one (see the model).
 
     Returns:
-      float64 ``[rows]``: ratings where the model was trained on (scaled) targets, probabilities after a sigmoid
-      cross-entropy, plain scores after a ranking loss.
+      float64 ``[rows]``: ratings where the model was trained on (scaled) targets, plain scores after a ranking loss.
+      After a sigmoid cross-entropy probabilities, which are turned back as targets are where these were scaled: of
+      stars from 1 to 5 under ``"minmax"`` one half comes back as 3.
 
     Raises:
       ValueError: columns are missing or their values are not finite, as for ``Encoder.encode``.
@@ -164,7 +165,7 @@ def predict(recommender: Recommender, pairs: pd.DataFrame | Dataset) -> np.ndarr
     scores = row_scores(recommender, data).astype(np.float64)
     if recommender.link == "sigmoid":
         small = np.exp(-np.abs(scores))
-        return np.where(scores >= 0, 1.0, small) / (1.0 + small)
+        scores = np.where(scores >= 0, 1.0, small) / (1.0 + small)
     return scores if recommender.link == "rank" else recommender.encoder.original_target(scores)
 
 
