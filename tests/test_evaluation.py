@@ -617,6 +617,27 @@ def test_targets_are_unscaled_by_the_encoder_that_scaled_them(scale):
     assert expected > 100
 
 
+MORE = pd.DataFrame({"user": [9, 1, 8, 1, 9], "item": [3, 1, 1, 2, 7], "r": [5.0, 2.0, 1.0, 4.0, 3.0]})
+
+
+def test_slices_of_rows_have_their_users_values():
+    encoded = data.encode(data.Parts(RATED, None, MORE), data.Schema(target="r"))
+    recommender = untrained(encoded.train)
+    report = jaxrec.evaluate(recommender, encoded.test, draws=5)
+    error = pd.Series(np.abs(jaxrec.predict(recommender, MORE) - MORE["r"]))
+    cold = MORE["user"] > 3
+    slices = {"all": cold | True, "cold users": cold, "warm users": ~cold, "cold items": MORE["item"] == 7}
+    for name, chosen in slices.items():
+        expected = error[chosen].groupby(MORE["user"]).mean()
+        found = report.users("mae", name)
+        assert found.index.tolist() == expected.index.tolist()
+        np.testing.assert_allclose(found, expected)
+        assert report.table.set_index("slice").loc[name, "users"].tolist() == [len(expected)] * 3
+    moved = recommender.replace(params=jax.tree.map(lambda leaf: leaf + 1.0, recommender.params))
+    paired = report.versus(jaxrec.evaluate(moved, encoded.test, draws=5), "mae", "cold users")
+    assert paired.users == 2 and paired.difference != 0
+
+
 @pytest.mark.parametrize("scale", ["minmax", "quantile"])
 def test_probabilities_of_scaled_targets_come_back_in_the_targets_own_unit(scale):
     train = data.encode(data.Parts(RATED, None, None), data.Schema(target="r", target_scale=scale)).train

@@ -15,8 +15,9 @@ class Report:
     Args:
       table: columns ``slice``, ``metric``, ``mean``, ``low``, ``high`` (of the interval), ``users`` and, for row-wise
         metrics, ``rows``.
-      per_user: one row per user of the test part and slice: ``slice``, ``user`` (raw id) and a column per metric. For
-        data without users, one row per row of the test part.
+      per_user: one row per user of the test part and slice: ``slice``, ``user`` (raw id) and a column per metric; rows
+        of users that the encoder does not know are nobody's. For data without users, one row per row of the test part
+        and slice, its number as ``user``.
       coverage: share of the candidates that stand in at least one user's list, by cut-off; empty for row-wise metrics.
       left_out: rows of the test part that are in no figure, by reason.
     """
@@ -44,11 +45,21 @@ class Report:
         return float(row["low"]), float(row["high"])
 
     def users(self, metric: str, slice: str = "all") -> pd.Series:
-        """The users' values by raw id."""
-        self._row(metric, slice)
+        """The users' values by raw id.
+
+        Raises:
+          ValueError: the metric or slice is not in the table, the metric is a figure of all rows together, or the
+            slice has rows of unknown users alone.
+        """
+        found = self._row(metric, slice)
         if metric not in self.per_user.columns:
             raise ValueError(f"{metric!r} has no value per user. It is a figure of all rows together.")
         rows = self.per_user[self.per_user["slice"] == slice]
+        if not len(rows) and found.get("rows", 0):
+            raise ValueError(
+                f"The encoder knows no user of {slice!r}, so there are no values per user. Pass the test part as a "
+                "frame, or encode all parts together with data.encode."
+            )
         return pd.Series(rows[metric].to_numpy(), index=pd.Index(rows["user"], tupleize_cols=False), name=metric)
 
     def versus(self, other: "Report", metric: str, slice: str = "all", *, level: float = 0.95, seed: int = 0) -> Paired:

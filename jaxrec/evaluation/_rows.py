@@ -42,13 +42,20 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
         )
     targets = test.encoder.original_target(test.target.astype(np.float64))
     metrics = NAMES if gives_probabilities(test, recommender.link) else _ERRORS
-    tables = []
+    who = np.arange(len(test)) if test.user is None else test.user
+    known = np.ones(len(test), bool) if test.user is None else test.user > 0
+    tables, own = [], []
     for name, chosen in _slices(recommender, test).items():
         if name == "all" or chosen.any() and not chosen.all():
             users = None if test.user is None else test.user[chosen]
             table = _figures(metrics, predictions[chosen], targets[chosen], users, level, draws, seed)
             tables.append(table.assign(slice=name))
-    per_user = _per_user(recommender, test, metrics, predictions, targets)
+            told = chosen & known
+            if name == "all" or told.any():
+                own.append(_per_user(name, metrics, predictions[told], targets[told], who[told]))
+    per_user = pd.concat(own, ignore_index=True)
+    if test.user is not None:
+        per_user["user"] = recommender.encoder.users.decode(per_user["user"].to_numpy())
     return Report(pd.concat(tables, ignore_index=True), per_user, {}, {})
 
 
@@ -122,16 +129,12 @@ def _by_row(metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarr
 
 
 def _per_user(
-    recommender: Recommender, test: Dataset, metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarray
+    slice: str, metrics: tuple[str, ...], predictions: np.ndarray, targets: np.ndarray, users: np.ndarray
 ) -> pd.DataFrame:
-    """Each known user's own figures (the figures over all rows are not their means); without users, each row's."""
-    known = np.ones(len(test), bool) if test.user is None else test.user > 0
-    index = np.arange(len(test)) if test.user is None else test.user[known]
-    users, group = np.unique(index, return_inverse=True)
-
+    """Each user's own figures (the figures over all rows are not their means)."""
+    users, group = np.unique(users, return_inverse=True)
     count = np.bincount(group)
-    of_row = _by_row(metrics, predictions[known], targets[known])
-    means = {name: np.bincount(group, values) / count for name, values in of_row.items()}
-    values = {"rmse": np.sqrt(means["mse"]), **means}
-    raw = users if test.user is None else recommender.encoder.users.decode(users)
-    return pd.DataFrame({"slice": "all", "user": raw, **values})
+    means = {
+        name: np.bincount(group, values) / count for name, values in _by_row(metrics, predictions, targets).items()
+    }
+    return pd.DataFrame({"slice": slice, "user": users, "rmse": np.sqrt(means["mse"]), **means})
