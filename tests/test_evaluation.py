@@ -638,6 +638,19 @@ def test_slices_of_rows_have_their_users_values():
     assert paired.users == 2 and paired.difference != 0
 
 
+def test_rows_of_unknown_users_are_drawn_one_by_one():
+    train = data.encode(data.Parts(RATED, None, None), data.Schema(target="r")).train
+    recommender = untrained(train)
+    report = jaxrec.evaluate(recommender, train.encoder.encode(MORE), draws=50)
+    for name, users, rows in (("all", 1, 5), ("cold users", 0, 3), ("warm users", 1, 2)):
+        row = report.table[report.table["slice"] == name].iloc[0]
+        assert (row["users"], row["rows"]) == (users, rows)
+        assert (row["low"] < row["high"]) == (name != "warm users")
+    assert report.users("mae").index.tolist() == [1]
+    with pytest.raises(ValueError, match="The encoder knows no user of 'cold users'.*Pass the test part as a frame"):
+        report.users("mae", "cold users")
+
+
 @pytest.mark.parametrize("scale", ["minmax", "quantile"])
 def test_probabilities_of_scaled_targets_come_back_in_the_targets_own_unit(scale):
     train = data.encode(data.Parts(RATED, None, None), data.Schema(target="r", target_scale=scale)).train

@@ -57,7 +57,8 @@ def evaluate(
 
     Rating: ``rmse``, ``mse``, ``mae`` over all rows and, where targets are 0 or 1 and the model gives probabilities
     (``loss="sigmoid_cross_entropy"``), ``log_loss``, ``auc``, ``accuracy`` and ``calibration_error``; intervals by
-    resampling users (rows, for data without users).
+    resampling users (rows, for data without users, and of users that the encoder does not know each by itself). Every
+    row counts alike, whatever its weight.
 
     Args:
       model: a recommender, or any function of raw user ids and raw item ids (arrays) that returns their scores
@@ -88,10 +89,10 @@ def evaluate(
       Per-user values, means with intervals, coverage.
 
     Raises:
-      ValueError: the test part is empty or has unknown users, a cut-off is larger than the number of candidates, an
-        item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN, an option of ranked
-        lists is given for ratings, ratings are asked of a recommender whose scores only order items, or lists of one
-        whose model reads context.
+      ValueError: the test part is empty or, for lists, has unknown users, a cut-off is larger than the number of
+        candidates, an item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN, an
+        option of ranked lists is given for ratings, ratings are asked of a recommender whose scores only order items,
+        or lists of one whose model reads context.
       TypeError: ``seen`` is given for a recommender, or ``ks`` or ``exclude`` is of another kind.
     """
     if draws < 1:

@@ -87,9 +87,11 @@ def _figures(
     draws: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Figures over all rows, with intervals by resampling users, or rows where there are none."""
-    group = np.arange(len(targets)) if users is None else np.unique(users, return_inverse=True)[1]
-    count = 0 if users is None else int(group.max()) + 1
+    """Figures over all rows, with intervals by resampling users, or rows where there are none or nobody knows them."""
+    group, count = np.arange(len(targets)), 0
+    if users is not None:
+        count = np.count_nonzero(np.unique(users))
+        group = np.unique(np.where(users > 0, users, -1 - group), return_inverse=True)[1]
     values_of = _drawn(metrics, predictions, targets, group, draws, seed)
     rows = []
     for metric in metrics:
