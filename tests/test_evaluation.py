@@ -740,6 +740,12 @@ def test_figures_that_are_means_take_as_many_draws_as_are_asked_for(clicks):
         assert few.interval(metric) == many.interval(metric)
 
 
+def test_rows_of_one_class_have_no_auc_and_no_warning(clicks):
+    recommender, test = clicks
+    report = jaxrec.evaluate(recommender, test.subset(test.target == 1), draws=10)
+    assert np.isnan([report["auc"], *report.interval("auc")]).all() and np.isfinite(report.interval("log_loss")).all()
+
+
 def test_no_rows_have_no_errors(clicks):
     recommender, test = clicks
     with pytest.raises(ValueError, match="test part is empty. Expected at least one held-out row"):

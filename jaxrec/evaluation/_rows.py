@@ -96,7 +96,9 @@ def _figures(
     rows = []
     for metric in metrics:
         function, values = getattr(_pointwise, metric), values_of[metric]
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        low = high = np.nan  # of rows of one class no drawing has an AUC, and NumPy would warn
+        if not np.isnan(values).all():
+            low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         rows.append((metric, function(predictions, targets), low, high, count, len(targets)))
     return pd.DataFrame(rows, columns=["metric", "mean", "low", "high", "users", "rows"])
 
