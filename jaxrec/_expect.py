@@ -54,6 +54,12 @@ def one_of(value: Any, options: Sequence[Any], name: str) -> None:
         raise ValueError(f"Expected {name} to be {', '.join(map(repr, options))}, got {value!r}.")
 
 
+def need_level(level: float) -> None:
+    """Raises a ValueError unless intervals can cover with this probability."""
+    if not 0 < level < 1:
+        raise ValueError(f"Expected level in (0, 1), the probability that an interval covers, got {level}. Say 0.95.")
+
+
 def raw_ids(ids: Any, name: str) -> None:
     """Raises a TypeError unless these can be raw ids one after the other: a string would be read letter by letter, and
     a frame gives the names of its columns."""

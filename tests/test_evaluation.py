@@ -359,6 +359,24 @@ def test_reports_answer_and_compare(factorization, towers, parts):
         ours.versus(fewer, "ndcg@10")
 
 
+@pytest.mark.parametrize("task", ["ranking", "rating"])
+def test_level_and_seed_are_those_of_the_intervals(factorization, parts, clicks, task):
+    recommender, test = (factorization, parts.test) if task == "ranking" else clicks
+    metric = "ndcg@10" if task == "ranking" else "auc"
+    reports = [jaxrec.evaluate(recommender, test, **options) for options in ({}, {"level": 0.5}, {"seed": 1})]
+    (low, high), (inner_low, inner_high), drawn_anew = (report.interval(metric) for report in reports)
+    assert low < inner_low < inner_high < high and drawn_anew != (low, high)
+    zeros = recommender.replace(params=jax.tree.map(jnp.zeros_like, recommender.params))
+    other, metric = jaxrec.evaluate(zeros, test, draws=1), metric if task == "ranking" else "mae"
+    wide, narrow, anew = (reports[0].versus(other, metric, **options) for options in ({}, {"level": 0.5}, {"seed": 1}))
+    assert wide.low < narrow.low < narrow.high < wide.high and anew[1:3] != wide[1:3]
+    for level in (0, 1.0, 95, -0.5, math.nan):
+        with refuses(ValueError, r"level in \(0, 1\)"):
+            jaxrec.evaluate(recommender, test, level=level)
+        with refuses(ValueError, r"level in \(0, 1\)"):
+            reports[0].versus(other, metric, level=level)
+
+
 def test_coverage_is_the_share_of_candidates_listed():
     _, encoded, _ = planted(0, cold=False)
     same = jaxrec.evaluate(lambda users, items: np.tile(-np.arange(len(items)), (len(users), 1)), encoded.test,
@@ -729,6 +747,14 @@ def test_intervals_take_one_value_of_each_user():
         evaluation.paired_test(np.arange(3.0), np.zeros((3, 3)))
     with refuses(ValueError, r"one value of each user, got the shape \(3, 3\)"):
         evaluation.bootstrap_interval(np.zeros((3, 3)))
+
+
+def test_intervals_need_a_level_and_drawings():
+    for options, message in (({"level": 1.0}, r"level in \(0, 1\), .* got 1.0"), ({"draws": 0}, "draws >= 1, got 0")):
+        with pytest.raises(ValueError, match=message):
+            evaluation.bootstrap_interval(np.arange(3.0), **options)
+        with pytest.raises(ValueError, match=message):
+            evaluation.paired_test(np.arange(3.0), np.zeros(3), **options)
 
 
 def test_figures_that_are_means_take_as_many_draws_as_are_asked_for(clicks):

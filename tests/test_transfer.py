@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -337,6 +338,19 @@ def test_compare_says_what_transfer_is_worth(comparison, target):
     assert comparison.verdict in ("helped", "hurt", "no difference") and "ndcg@10" in str(comparison)
 
 
+def test_intervals_and_verdict_of_compare_are_of_the_level(source, target):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", transfer.NegativeTransfer)
+        found = transfer.compare(source, target.train, target.test, epochs=1, batch_size=256, level=0.5)
+    row, ours, theirs = found.table.iloc[0], found.reports["transfer"], found.reports["scratch"]
+    half, most = (ours.versus(theirs, "ndcg@10", level=level) for level in (0.5, 0.95))
+    assert most.low < half.low == row.low < row.high == half.high < most.high
+    assert (found.verdict == "no difference") == (row.p_value >= 0.5 or row.low <= 0 <= row.high)
+    wide = jaxrec.evaluate(found.scratch, target.test, ks=(10,)).interval("ndcg@10")
+    narrow = theirs.interval("ndcg@10")
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
 def test_compare_turns_errors_round(rated_world):
     ours, theirs = encoded(rated_world.source), encoded(rated_world.target)
     rich = jaxrec.fit(models.MatrixFactorization.for_data(ours.train, dim=4), ours.train, epochs=2)
@@ -485,6 +499,7 @@ def test_probabilities_go_on_as_probabilities(rated_world):
     [
         ({"metric": "ndgc@10"}, ValueError, "metric such as 'ndcg@10', of recall"),
         ({"metric": "ndcg@1000"}, ValueError, "metric at 1 .. \\d+ "),
+        ({"level": 95}, ValueError, "level in \\(0, 1\\), .* got 95"),
         ({"strategy": {"freeze": "*"}}, TypeError, "freeze is an option of compare itself"),
         ({"strategy": {"adapters": "rank4"}}, TypeError, "Expected a LowRank or Bottleneck for adapters, got str"),
         ({"strategy": {"params": {}}}, TypeError, "adapt sets params= of fit itself. .* patterns="),

@@ -15,7 +15,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Interactions
 from jaxrec.data._counting import distinct
-from jaxrec.evaluation._intervals import bootstrap_bounds
+from jaxrec.evaluation._intervals import bootstrap_bounds, need_drawable
 from jaxrec.evaluation._own import own_lists
 from jaxrec.evaluation._report import Report
 from jaxrec.evaluation._rows import NaNScore, evaluate_rows
@@ -77,7 +77,7 @@ def evaluate(
         held-out item are not read.
       exclude: further interactions whose items are left out of their user's list.
       exclude_seen: whether training interactions are left out.
-      level: of the intervals.
+      level: of the intervals, in (0, 1).
       draws: of the bootstrap; ``auc`` and ``calibration_error``, for which each takes a pass over all rows, take 200 at
         most.
       seed: of the bootstrap.
@@ -92,11 +92,10 @@ def evaluate(
       ValueError: the test part is empty or, for lists, has unknown users, a cut-off is larger than the number of
         candidates, an item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN, an
         option of ranked lists is given for ratings, ratings are asked of a recommender whose scores only order items,
-        or lists of one whose model reads context.
+        or lists of one whose model reads context, or ``level`` or ``draws`` is out of range.
       TypeError: ``seen`` is given for a recommender, or ``ks`` or ``exclude`` is of another kind.
     """
-    if draws < 1:
-        raise ValueError(f"Expected draws >= 1, got {draws}.")
+    need_drawable(level, draws)
     _sharded.check(mesh)
     subject, test = _prepared(model, test, seen)
     if mesh is not None:

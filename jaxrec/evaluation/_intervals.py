@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxrec._expect import need_level
+
 _CELLS = 2**23  # most resampling counts held at once
 _MANY = 100_000  # users above whom what draws would give is its limit, the normal distribution, within a few percent
 
@@ -45,11 +47,12 @@ def bootstrap_interval(
       All NaN without a value.
 
     Raises:
-      ValueError: there is more than one value of each user.
+      ValueError: there is more than one value of each user, or an option is out of range.
 
     References:
       Efron and Tibshirani, An introduction to the bootstrap, 1993, chapter 13.
     """
+    need_drawable(level, draws)
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise ValueError(f"Expected one value of each user, got the shape {values.shape}. Give one metric at a time.")
@@ -58,6 +61,13 @@ def bootstrap_interval(
         return Interval(np.nan, np.nan, np.nan)
     (low,), (high,) = bootstrap_bounds(values[:, None], level=level, draws=draws, seed=seed)
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def need_drawable(level: float, draws: int) -> None:
+    """Raises unless an interval of this level can be had of so many drawings."""
+    need_level(level)
+    if draws < 1:
+        raise ValueError(f"Expected draws >= 1, got {draws}.")
 
 
 def bootstrap_bounds(
@@ -118,12 +128,13 @@ def paired_test(
       seed: of ``numpy.random.default_rng``.
 
     Raises:
-      ValueError: the numbers of users differ, or there is more than one value of each.
+      ValueError: the numbers of users differ, there is more than one value of each, or an option is out of range.
 
     References:
       Smucker, Allan and Carterette, A comparison of statistical significance tests for information retrieval
       evaluation, CIKM 2007 (randomisation test, two-sided).
     """
+    need_drawable(level, draws)
     if np.shape(a) != np.shape(b) or np.ndim(a) != 1:
         raise ValueError(
             f"Expected one value of each of the same users, got the shapes {np.shape(a)} and {np.shape(b)}. Evaluate "

@@ -63,7 +63,8 @@ class Report:
         return pd.Series(rows[metric].to_numpy(), index=pd.Index(rows["user"], tupleize_cols=False), name=metric)
 
     def versus(self, other: "Report", metric: str, slice: str = "all", *, level: float = 0.95, seed: int = 0) -> Paired:
-        """This model minus another, user by user; see ``paired_test``. Users that are not in both are an error."""
+        """This model minus another, user by user; see ``paired_test``. Users that are not in both are an error, and so
+        is a ``level`` outside (0, 1)."""
         ours, theirs = self.users(metric, slice), other.users(metric, slice)
         if len(ours) != len(theirs) or not ours.index.isin(theirs.index).all():
             raise ValueError("The two reports are about different users. Evaluate both models on one test part.")

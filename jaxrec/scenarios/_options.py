@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from jaxrec._expect import expect
+from jaxrec._expect import expect, need_level
 from jaxrec._metrics import task_of
 from jaxrec.data import Categorical, Frames, Schema
 from jaxrec.data._schema import need_columns
@@ -63,8 +63,7 @@ class Options(NamedTuple):
                 "Expected shares above 0 that leave something for training, got "
                 f"validation={self.validation} and test={self.test}."
             )
-        if not 0 < self.level < 1:
-            raise ValueError(f"Expected level in (0, 1), got {self.level}.")
+        need_level(self.level)
 
     def need_item_features(self, frames: Frames) -> None:
         """Raises unless items are described."""

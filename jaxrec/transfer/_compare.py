@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from jaxrec import _tree
-from jaxrec._expect import expect
+from jaxrec._expect import expect, need_level
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Link
@@ -110,7 +110,7 @@ def compare(
       strategy: further options for ``adapt`` alone: ``adapters``, ``importance``, ``rename``, ``unmatched``,
         ``conflict``, and what of ``fit`` makes sense for the transferred model only, such as ``unfreeze`` or an
         ``optimizer`` with ``optim.l2_sp``.
-      level: of the intervals.
+      level: of the intervals, in (0, 1).
       seed: of both trainings and of the bootstrap.
       options: for ``fit``, given to both.
 
@@ -120,13 +120,14 @@ def compare(
 
     Raises:
       ValueError: as ``adapt``, the metric is none of scores that the loss gives (or, where all is frozen, of those of
-        the source), or the test part leaves nobody to measure on.
+        the source), ``level`` is out of range, or the test part leaves nobody to measure on.
       TypeError: an option is of the transferred model alone, and was not given in ``strategy``, or the reverse.
 
     Warns:
       NegativeTransfer: transfer hurt.
     """
     expect(test, Dataset, "test")
+    need_level(level)
     alone = sorted({*inspect.signature(adapt).parameters, "unfreeze"} & set(options))
     if alone:
         raise TypeError(
