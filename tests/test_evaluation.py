@@ -533,9 +533,11 @@ def test_rows_with_targets_read_no_options_of_lists(rated_parts):
     model = models.MatrixFactorization.for_data(rated_parts.train, dim=4)
     fitted = jaxrec.fit(model, rated_parts.train, epochs=1, batch_size=256)
     items = fitted.encoder.items.ids[:30]
-    for options in ({"ks": (5,)}, {"candidates": items}, {"exclude": rated_parts.train}):
-        with pytest.raises(ValueError, match="is of ranked lists.*Say task='ranking'"):
-            jaxrec.evaluate(fitted, rated_parts.test, **options)
+    lists = {"ks": (5,), "candidates": items, "exclude": rated_parts.train, "exclude_seen": False, "relevant_from": 4.0}
+    for task in (None, "rating"):
+        for name in lists if task else list(lists)[:-1]:
+            with pytest.raises(ValueError, match=f"^{name}= is of ranked lists.*Say task='ranking'"):
+                jaxrec.evaluate(fitted, rated_parts.test, task=task, **{name: lists[name]})
     report = jaxrec.evaluate(fitted, rated_parts.test, relevant_from=4.0, ks=(5,), draws=10)
     assert "ndcg@5" in set(report.table.metric)
     for metric, message in (("auc", "one of probabilities"), ("ndcg@99", "metric at 1 .. 60")):

@@ -67,8 +67,8 @@ def evaluate(
         as cold ones.
       ks: cut-offs, by default 10 and 20, or as many as there are candidates.
       task: by default ``"ranking"`` where the schema names no target, the recommender was trained by a loss of ranking,
-        or ``relevant_from`` is given, else ``"rating"``, which reads none of the arguments from here to
-        ``exclude_seen``.
+        or ``relevant_from`` is given, else ``"rating"``, for which none of ``ks`` and the arguments from here to
+        ``exclude_seen`` may be given.
       relevant_from: ranking of data with a target: lowest target of a relevant row; None for every row.
       seen: the training part, for a function; a recommender knows its own.
       candidates: raw ids of the items that are ranked, by default the whole catalogue. Or a frame with the schema's
@@ -104,15 +104,16 @@ def evaluate(
         subject = subject._replace(model=subject.model.on(mesh))
     if task is None:
         ordered = isinstance(subject.model, Recommender) and subject.model.link == "rank"
-        given = {"ks": ks, "relevant_from": relevant_from, "candidates": candidates, "exclude": exclude}
-        asked = [name for name, value in given.items() if value is not None]
         task = "ranking" if test.target is None or ordered or relevant_from is not None else "rating"
-        if task == "rating" and asked:
+    if task == "rating":
+        given = {"ks": ks, "relevant_from": relevant_from, "candidates": candidates, "exclude": exclude}
+        given["exclude_seen"] = None if exclude_seen else False
+        asked = [name for name, value in given.items() if value is not None]
+        if asked:
             raise ValueError(
                 f"{asked[0]}= is of ranked lists, and rows with a target are compared with it one by one. Say "
                 "task='ranking', and with relevant_from= which targets are relevant; or leave it out."
             )
-    if task == "rating":
         if not isinstance(subject.model, Recommender):
             raise TypeError("Row-wise metrics need a recommender. A function can be evaluated with task='ranking'.")
         return evaluate_rows(subject.model, test, level=level, draws=draws, seed=seed)

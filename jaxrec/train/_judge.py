@@ -109,7 +109,8 @@ class Judge:
             return float(self._metric(recommender))
         assert self._metric is not None and self._validation is not None
         task, ks = task_of(self._metric)
-        return evaluate(recommender, self._validation, ks=ks, task=task, draws=1)[self._metric]
+        cut_offs = ks if task == "ranking" else None
+        return evaluate(recommender, self._validation, ks=cut_offs, task=task, draws=1)[self._metric]
 
 
 def _name(function: Callable[[Recommender], float]) -> str:

@@ -157,8 +157,9 @@ def compare(
     check_metric(metric, test, adapted.recommender.link, by_user=True)  # all frozen, it says what the source says
     scratch = fit(resized(first.model if model is None else model, train), train, seed=seed, **options)
     task, ks = task_of(metric)
+    cut_offs = ks if task == "ranking" else None
     reports = {
-        what: evaluate(recommender, test, ks=ks, task=task, level=level, seed=seed)
+        what: evaluate(recommender, test, ks=cut_offs, task=task, level=level, seed=seed)
         for what, recommender in (("transfer", adapted.recommender), ("scratch", scratch))
     }
     sign = -1.0 if lower_is_better(metric) else 1.0
