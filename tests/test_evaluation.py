@@ -658,6 +658,21 @@ def test_slices_of_rows_have_their_users_values():
     assert paired.users == 2 and paired.difference != 0
 
 
+def test_weights_and_times_need_not_be_given_for_they_are_not_read():
+    full = RATED.assign(when=np.arange(6.0), weight=np.arange(6.0))
+    schema = data.Schema(target="r", time="when", weight="weight", context=(data.Numeric("when"),))
+    train = data.encode(data.Parts(full, None, None), schema).train
+    frame = full.drop(columns="weight")
+    report = jaxrec.evaluate(untrained(train), frame, draws=5)
+    pd.testing.assert_frame_equal(report.table, jaxrec.evaluate(untrained(train), train, draws=5).table)
+    with pytest.raises(ValueError, match="lacks the column 'when'"):  # which is context too
+        jaxrec.evaluate(untrained(train), frame.drop(columns="when"))
+    plain = data.encode(data.Parts(full, None, None), dataclasses.replace(schema, context=())).train
+    for options in ({"task": "rating"}, {"task": "ranking", "exclude_seen": False}):
+        found, expected = (jaxrec.evaluate(untrained(plain), test, draws=5, **options) for test in (RATED, plain))
+        pd.testing.assert_frame_equal(found.table, expected.table)
+
+
 def test_rows_of_unknown_users_are_drawn_one_by_one():
     train = data.encode(data.Parts(RATED, None, None), data.Schema(target="r")).train
     recommender = untrained(train)

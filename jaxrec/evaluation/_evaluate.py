@@ -1,5 +1,6 @@
 """The verb ``evaluate``: the full catalogue, cold and warm apart, with intervals; or row-wise errors."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -192,8 +193,9 @@ def _prepared(
             model = add(
                 model, **{name: test[column].unique() for name, column in ids.items() if column in test.columns}
             )
-            # Without a target to compare with no figure reads weights or times.
-            test = model.encoder.encode(test, labelled=schema.target is not None)
+            # No figure reads weights or times.
+            schema = dataclasses.replace(schema, weight=None, time=None)
+            test = dataclasses.replace(model.encoder, schema=schema).encode(test)
         expect(test, Dataset, "test")
         model.check(test)
         return _Subject(model, model.encoder, model.seen, model.trained), test
