@@ -187,6 +187,20 @@ def test_statistics_of_target_and_context_come_from_an_encoder(folder, tmp_path)
     np.testing.assert_array_equal(streamed.target, expected.target)
 
 
+def test_a_column_may_have_two_roles(folder, tmp_path):
+    schema = data.Schema(target="stars", weight="stars", time="time", context=(data.Numeric("time"),))
+    assert schema.columns() == ("user", "item", "stars", "time")
+    expected = in_memory(ratings(), schema)
+    for number, source in enumerate((folder, lambda: [ratings()])):
+        streamed = data.encode_to_disk(source, schema, tmp_path / f"rows {number}", like=expected.encoder)
+        assert streamed.encoder == expected.encoder
+        for name, values in expected.columns().items():
+            np.testing.assert_array_equal(streamed.columns()[name], values)
+    assert len(expected.encoder.encode(ratings().drop(columns="stars"), labelled=False)) == 600
+    with pytest.raises(ValueError, match="lacks the column 'time'"):  # for it is context too
+        expected.encoder.encode(ratings().drop(columns="time"), labelled=False)
+
+
 def test_an_interrupted_call_leaves_nothing(tmp_path):
     passes = []
 

@@ -177,10 +177,8 @@ class Encoder:
           TypeError: ids of another type than the vocabulary's.
         """
         schema = self.schema
-        columns = schema.columns()
-        if not labelled:
-            columns = tuple(name for name in columns if name not in (schema.target, schema.weight, schema.time))
-        need_columns(frame, columns, "interactions")
+        needed = schema if labelled else dataclasses.replace(schema, target=None, weight=None, time=None)
+        need_columns(frame, needed.columns(), "interactions")
         target = weight = time = None
         if labelled and schema.target is not None:
             target = finite(frame, schema.target, "target")

@@ -128,9 +128,10 @@ class Schema:
                 )
 
     def columns(self) -> tuple[str, ...]:
-        """The columns that the frame of interactions must have."""
+        """The columns that the frame of interactions must have, each once: one may have two roles."""
         named = (self.user, self.item, self.target, self.time, self.weight)
-        return tuple(name for name in named if name is not None) + tuple(feature.column for feature in self.context)
+        context = (feature.column for feature in self.context)
+        return tuple(dict.fromkeys((*(name for name in named if name is not None), *context)))
 
 
 def need_columns(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> None:
