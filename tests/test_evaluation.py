@@ -738,6 +738,10 @@ def test_metrics_of_lists_check_shapes_and_nan(name):
             metric(scores, relevant, k=1)
     with refuses(ValueError, "'exclude': .*Give a row for each user"):
         metric(scores, jnp.ones((1, 3), bool), k=1, exclude=jnp.zeros((2, 3), bool))
+    with refuses(TypeError, "Expected bool for relevant, got int32.*Say relevant > 0"):
+        metric(scores, jnp.array([[0, 2, 3]]), k=3)
+    with refuses(TypeError, "Expected bool for exclude, got float32"):
+        metric(scores, jnp.ones((1, 3), bool), k=3, exclude=jnp.zeros((1, 3)))
     broken, relevant = jnp.array([[3.0, jnp.nan, 1.0], [3.0, 2.0, 1.0]]), jnp.ones((2, 3), bool)
     with pytest.raises(ValueError, match="1 scores are NaN.*exclude them"):
         metric(broken, relevant, k=1)

@@ -64,6 +64,7 @@ def recall_at_k(
     Raises:
       ValueError: ``k`` is outside ``1 .. items``, shapes differ, or outside ``jit`` the score of an item that is not
         excluded is NaN, so that it has no rank.
+      TypeError: ``relevant`` or ``exclude`` is not bool.
 
     Examples:
       >>> scores = jnp.array([[3.0, 2.0, 1.0]])
@@ -178,6 +179,9 @@ def _metric(name: str, scores: jax.Array, relevant: jax.Array, k: int, exclude: 
     shapes |= {} if exclude is None else {"exclude": exclude.shape}
     if len(set(shapes.values())) > 1 or scores.ndim != 2:
         raise ValueError(f"Expected arrays [users, items] of one shape, got {shapes}. Give a row for each user.")
+    for what, mask in (("relevant", relevant), ("exclude", exclude)):
+        if mask is not None and mask.dtype != bool:
+            raise TypeError(f"Expected bool for {what}, got {mask.dtype}, and there are no grades. Say {what} > 0.")
     unranked = jnp.isnan(scores) if exclude is None else jnp.isnan(scores) & ~exclude
     if not isinstance(unranked, Tracer) and unranked.any():
         raise ValueError(
