@@ -763,6 +763,20 @@ def test_metrics_of_rows_check_shapes_and_nan(name):
     assert np.isnan(metric(two[:0], two[:0]))
 
 
+@pytest.mark.parametrize("name", ["log_loss", "auc", "accuracy", "calibration_error"])
+def test_metrics_of_probabilities_take_no_logits_and_no_ratings(name):
+    metric, ends = getattr(evaluation, name), np.array([0.0, 1.0])
+    assert np.isfinite(metric(ends, ends))
+    for beyond in (-0.5, 3.2):
+        if name == "auc":  # of any scores
+            assert metric(np.array([-1.0, beyond]), ends) in (0.0, 1.0)
+        else:
+            with pytest.raises(ValueError, match=f"predictions in .0, 1., got {beyond} in one of 1 .* Apply a sigmoid"):
+                metric(np.array([0.5, beyond]), ends)
+        with pytest.raises(ValueError, match=f"targets in .0, 1., got {beyond} .* Turn them into 0 and 1"):
+            metric(ends, np.array([0.0, beyond]))
+
+
 def test_intervals_take_one_value_of_each_user():
     with refuses(ValueError, r"one value of each of the same users, got the shapes \(3,\) and \(3, 3\)"):
         evaluation.paired_test(np.arange(3.0), np.zeros((3, 3)))

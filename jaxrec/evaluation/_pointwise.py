@@ -1,5 +1,6 @@
 """Metrics of predictions, row by row, in float64 on the host. Each takes weights, which also serve the bootstrap."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ def mse(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> f
       weight: non-negative, None for equal ones.
 
     Raises:
-      ValueError: the arrays are not ``[rows]`` of one length, or one has NaN. Likewise in the other functions.
+      ValueError: the arrays are not ``[rows]`` of one length, or one has NaN. Likewise in the other functions, and
+        where probabilities or targets that are to be in [0, 1] are not.
 
     Examples:
       >>> mse(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
@@ -42,8 +44,8 @@ def log_loss(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
     """Mean negative log-likelihood of targets in [0, 1], in nats.
 
     Args:
-      predictions: probabilities. One that is 0 or 1 and wrong costs as much as the nearest float64 inside (0, 1), about
-        36 nats at 1 and 708 at 0.
+      predictions: probabilities in [0, 1]. One that is 0 or 1 and wrong costs as much as the nearest float64 inside
+        (0, 1), about 36 nats at 1 and 708 at 0.
       targets: in [0, 1].
       weight: non-negative.
 
@@ -51,7 +53,7 @@ def log_loss(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None)
       >>> print(f"{log_loss(np.array([0.5]), np.array([1.0])):.4f}")
       0.6931
     """
-    rows = _checked(predictions, targets, weight)
+    rows = _checked(predictions, targets, weight, inside=("predictions", "targets"))
     return _mean(log_losses(rows.prediction, rows.target), rows.weight)
 
 
@@ -76,7 +78,7 @@ def auc(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> f
       >>> auc(np.array([0.1, 0.4, 0.4]), np.array([0.0, 0.0, 1.0]))
       0.75
     """
-    scores, target, w = _checked(predictions, targets, weight)
+    scores, target, w = _checked(predictions, targets, weight, inside=("targets",))
     order = np.argsort(scores, kind="stable")
     scores, positive, negative = scores[order], (w * target)[order], (w * (1 - target))[order]
     total = positive.sum() * negative.sum()
@@ -92,11 +94,16 @@ def auc(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> f
 def accuracy(predictions: _Rows, targets: _Rows, *, weight: _Rows | None = None) -> float:
     """Share of rows whose probability is on the target's side of one half; exactly one half predicts 1.
 
+    Args:
+      predictions: probabilities in [0, 1].
+      targets: in [0, 1].
+      weight: non-negative.
+
     Examples:
       >>> accuracy(np.array([0.2, 0.5]), np.array([1.0, 1.0]))
       0.5
     """
-    rows = _checked(predictions, targets, weight)
+    rows = _checked(predictions, targets, weight, inside=("predictions", "targets"))
     return _mean(hits(rows.prediction, rows.target), rows.weight)
 
 
@@ -125,7 +132,7 @@ def calibration_error(predictions: _Rows, targets: _Rows, *, weight: _Rows | Non
       Naeini, Cooper and Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015 (for the
       probability of the positive class).
     """
-    prediction, target, w = _checked(predictions, targets, weight)
+    prediction, target, w = _checked(predictions, targets, weight, inside=("predictions", "targets"))
     bin_of = np.minimum((prediction * bins).astype(int), bins - 1)
     gap = np.bincount(bin_of, w * prediction, bins) - np.bincount(bin_of, w * target, bins)
     return float(np.abs(gap).sum() / w.sum()) if w.sum() > 0 else float("nan")
@@ -139,7 +146,9 @@ class _Checked(NamedTuple):
     weight: np.ndarray
 
 
-def _checked(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray | None) -> _Checked:
+def _checked(
+    predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, *, inside: Sequence[str] = ()
+) -> _Checked:
     arrays = {"predictions": predictions, "targets": targets}
     arrays |= {"weight": np.ones(np.shape(targets)) if weight is None else weight}
     wide = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
@@ -153,6 +162,13 @@ def _checked(predictions: np.ndarray, targets: np.ndarray, weight: np.ndarray | 
             raise ValueError(
                 f"{int(np.isnan(values).sum())} of {len(values)} {name} are NaN, so there is no error to measure. "
                 "Leave these rows out, or look for NaN in the model."
+            )
+        beyond = values[(values < 0) | (values > 1)] if name in inside else values[:0]
+        if len(beyond):
+            remedy = "Apply a sigmoid to logits" if name == "predictions" else "Turn them into 0 and 1"
+            raise ValueError(
+                f"Expected {name} in [0, 1], got {beyond[0]:g} in one of {len(beyond)} such rows. {remedy}, or take "
+                "rmse or mae."
             )
     return _Checked(*wide.values())
 
