@@ -56,7 +56,7 @@ def mse(
       2.0
     """
     _need_same_shape(predictions, targets)
-    return _mean(jnp.square(_float32(predictions) - _float32(targets)), weight)
+    return _mean(jnp.square(_kept(_float32(predictions) - _float32(targets), weight)), weight)
 
 
 def sigmoid_cross_entropy(
@@ -82,7 +82,7 @@ def sigmoid_cross_entropy(
       0.6931
     """
     _need_same_shape(logits, targets)
-    logits = _float32(logits)
+    logits = _kept(logits, weight)
     return _mean(jax.nn.softplus(logits) - _float32(targets) * logits, weight)
 
 
@@ -110,7 +110,7 @@ def bpr(scores: Float[Array, "batch columns"], *, weight: Float[Array, " batch"]
       to the optimiser's weight decay).
     """
     _need_negatives(scores)
-    scores = _float32(scores)
+    scores = _kept(scores, weight)
     return _mean(jax.nn.softplus(scores[:, 1:] - scores[:, :1]).mean(axis=1), weight)
 
 
@@ -141,7 +141,7 @@ def softmax(
       multinomial likelihood, less the constant that no parameter changes).
     """
     _need_same_shape(scores, targets)
-    return _mean(-_expected(_float32(targets), jax.nn.log_softmax(_float32(scores), axis=1)), weight)
+    return _mean(-_expected(_float32(targets), jax.nn.log_softmax(_kept(scores, weight), axis=1)), weight)
 
 
 def sampled_softmax(
@@ -174,7 +174,7 @@ def sampled_softmax(
       is applied to the positive as well).
     """
     _need_negatives(scores)
-    logits = _corrected(scores, log_q)
+    logits = _corrected(_kept(scores, weight), log_q)
     if hit is not None:
         logits = jnp.where(hit, -jnp.inf, logits)
     return _mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0], weight)
@@ -218,7 +218,7 @@ def in_batch_softmax(
             f"Expected a column for every row's positive, got scores of shape {scores.shape}. Draw the batch with "
             "Negatives(in_batch=True)."
         )
-    logits = _corrected(scores, log_q)
+    logits = _corrected(_kept(scores, weight), log_q)
     own = jnp.eye(*logits.shape, dtype=bool)
     if item is not None:
         item = jnp.asarray(item)
@@ -274,7 +274,7 @@ def warp(
         raise ValueError(f"Expected margin > 0, got {margin}. It is how far the positive should be ahead.")
     if num_items is not None and num_items < 2:
         raise ValueError(f"Expected num_items >= 2, the catalogue's size, got {num_items}.")
-    scores = _float32(scores)
+    scores = _kept(scores, weight)
     kept = jnp.ones(scores[:, 1:].shape, bool) if hit is None else ~jnp.asarray(hit)[:, 1:]
     hinge = jnp.where(kept, jax.nn.relu(margin - scores[:, :1] + scores[:, 1:]), 0.0)
     violating = (hinge > 0).astype(jnp.float32).sum(axis=1)
@@ -326,7 +326,7 @@ def _softmax(scores: jax.Array, batch: Batch) -> jax.Array:
             "'sampled_softmax'."
         )
     # Dropout may have drawn the positive's own column otherwise than that in the catalogue, which counts.
-    everything = _float32(scores[:, 1:])
+    everything = _kept(scores[:, 1:], batch.weight)
     positive = jnp.where(jnp.asarray(batch.shared_negatives)[None, :] == jnp.asarray(batch.item), everything, 0.0)
     return _mean(jax.nn.logsumexp(everything, axis=1) - positive.sum(axis=1), batch.weight)
 
@@ -404,8 +404,17 @@ def _float32(x: Array) -> jax.Array:
     return jnp.asarray(x).astype(jnp.float32)
 
 
-def _corrected(scores: Array, log_q: Array | None) -> jax.Array:
+def _kept(scores: Array, weight: Array | None) -> jax.Array:
+    """float32, with 0 in rows without weight: what cannot be computed there must not reach the gradient either, as 0
+    times NaN."""
     scores = _float32(scores)
+    if weight is None or jnp.shape(weight) != scores.shape[: jnp.ndim(weight)]:  # which _mean refuses
+        return scores
+    kept = jnp.asarray(weight) > 0
+    return jnp.where(jnp.expand_dims(kept, tuple(range(kept.ndim, scores.ndim))), scores, 0.0)
+
+
+def _corrected(scores: jax.Array, log_q: Array | None) -> jax.Array:
     return scores if log_q is None else scores - _float32(log_q)
 
 
@@ -451,7 +460,7 @@ def distillation(
     if not temperature > 0:
         raise ValueError(f"Expected temperature > 0, got {temperature}.")
     wanted = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(teacher)) / temperature, axis=1)
-    share, found = jnp.exp(wanted), jax.nn.log_softmax(_float32(scores), axis=1)
+    share, found = jnp.exp(wanted), jax.nn.log_softmax(_kept(scores, weight), axis=1)
     return _mean(_expected(share, wanted - found), weight)
 
 
