@@ -52,15 +52,22 @@ def by_content(
     k: int,
     dense: Sequence[tuple[int, int]],
     codes: Sequence[str],
+    modalities: Sequence[int] = (),
 ) -> Nearest:
     """The nearest trained items of ``items`` by cosine of content.
 
     Content is the unit rows of each part, side by side, and again of unit length. ``dense`` are parts of
     ``Features.item_dense`` by their first column and the one behind the last; ``codes`` are names in
     ``Features.item_codes``, whose labels weigh ``ln((1 + n) / (1 + df)) + 1``, of ``n`` trained items ``df`` having it.
+    ``modalities`` are the columns of ``Features.item_present`` that say which items have the dense parts; without
+    them what stands there counts.
     """
     trained = np.flatnonzero(features.item_row)
-    parts = [_unit(np.asarray(features.item_dense)[:, first:last]) for first, last in dense]
+    wide = [np.asarray(features.item_dense)[:, first:last] for first, last in dense]
+    if modalities and features.item_present is not None:  # where one is absent stands a placeholder
+        present = np.asarray(features.item_present)
+        wide = [np.where(present[:, [at]], part, 0.0) for at, part in zip(modalities, wide, strict=True)]
+    parts = [_unit(part) for part in wide]
     parts += [_tf_idf(np.asarray(features.item_codes[name]), trained) for name in codes]
     scale = np.maximum(sum(_filled(part).astype(np.float64) for part in parts), 1.0) ** -0.5
     return _search([_scaled(part, scale) for part in parts], items, trained, k, lambda products, *_: products)

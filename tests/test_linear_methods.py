@@ -248,6 +248,23 @@ def test_numbers_beside_one_another_are_one_part_of_content():
     np.testing.assert_allclose(found, np.maximum(cosine.max(axis=1), 0.0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", ["minmax", "quantile", "log1p"])
+def test_a_number_that_is_missing_is_no_content(scale):
+    items = CONTENT[["item", "tags"]].assign(price=np.arange(ITEMS) % 5 + 1.0)
+    items.loc[BARE, "price"] = np.nan
+    items["tags"] = [["t1", "t2"] if item == BARE else tags for item, tags in enumerate(items["tags"])]
+    schema = data.Schema(item_features=(data.Labels("tags"), data.Numeric("price", scale=scale)))
+    encoded = data.encode(data.Parts(INTERACTIONS, None, None), schema, items=items).train
+    alone = coldstart.add(train.fit_content_knn(encoded, features=["price"]), items=[77])
+    index = alone.encoder.items.encode([3, BARE, 77])
+    assert np.asarray(alone.params["item"]["neighbours"])[index].any(axis=1).tolist() == [True, False, False]
+    both = train.fit_content_knn(encoded)
+    tags = content_of(("tags",), items.assign(vector=[np.zeros(3)] * ITEMS))
+    parts = 1 + (np.asarray(encoded.features.item_dense)[1 : ITEMS + 1, 0] > 0)
+    expected = np.sort(np.delete(tags[BARE] @ tags.T / np.sqrt(parts), [BARE, *COLD]))[:-4:-1]
+    np.testing.assert_allclose(both.params["item"]["similarity"][1 + BARE, :3], expected, rtol=1e-5)
+
+
 # New users and items
 
 

@@ -204,6 +204,22 @@ def test_unmatched_rows_are_the_mean_of_their_neighbours(shelves):
     }  # fmt: skip
 
 
+def test_a_number_that_is_missing_has_no_neighbours():
+    items = pd.DataFrame({"item": range(12), "year": np.arange(12.0)})
+    items.loc[11, "year"] = np.nan
+    schema = data.Schema(item_features=(data.Numeric("year", scale="minmax"),))
+
+    def part(chosen):
+        frame = pd.DataFrame([(user, item) for user in range(3) for item in chosen], columns=["user", "item"])
+        return data.encode(data.Parts(frame, None, None), schema, items=items[items["item"].isin(chosen)]).train
+
+    ours, theirs = part(range(8)), part(range(4, 12))
+    source = jaxrec.fit(models.MatrixFactorization.for_data(ours, dim=2, bias=False), ours, epochs=1)
+    report = transfer.adapt(source, theirs, unmatched="neighbours", freeze="*").copied
+    entry = next(each for each in report.entries if each.path == "item/embedding")
+    assert entry.filled == (("neighbours", 3), ("unknown", 1))
+
+
 def test_labels_that_are_new_begin_as_the_mean(world, towers):
     genres = world.target.items["genres"].str.replace("nature", "gardens")
     theirs = encoded(world.target._replace(items=world.target.items.assign(genres=genres))).train

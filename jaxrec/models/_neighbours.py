@@ -37,6 +37,8 @@ class Neighbours:
       codes: likewise: names in ``Features.item_codes``. Without either, similarity is by the users in common.
       similarity: of two items by their users, ``"cosine"`` or ``"jaccard"``.
       shrink: of similarity by users.
+      modalities: of each part in ``dense`` the column of ``Features.item_present`` that says which items have it; of
+        the others it is no content. None given: every item has all of them.
 
     References:
       Sarwar et al., Item-based collaborative filtering recommendation algorithms, WWW 2001 (a candidate looks for its
@@ -52,6 +54,7 @@ class Neighbours:
     codes: tuple[str, ...] = ()
     similarity: _nearest.Similarity = "cosine"
     shrink: float = 0.0
+    modalities: tuple[int, ...] = ()
 
     context = 0  # not a field: of the class
 
@@ -64,6 +67,8 @@ class Neighbours:
                 raise ValueError(f"Expected {name} >= 0, got {getattr(self, name)}.")
         if self.similarity not in ("cosine", "jaccard"):
             raise ValueError(f"Expected similarity 'cosine' or 'jaccard', got {self.similarity!r}.")
+        if self.modalities and len(self.modalities) != len(self.dense):
+            raise ValueError(f"Expected a modality for each of {len(self.dense)} dense parts, got {self.modalities}.")
 
     @property
     def tables(self) -> dict[str, str]:
@@ -145,7 +150,8 @@ class Neighbours:
     def find(self, features: Features, seen: Interactions, items: Int[np.ndarray, " items"]) -> Params:
         """Parameters of some items alone ``[len(items), neighbours]``, as fitting on these interactions finds them."""
         if self.dense or self.codes:
-            found = _nearest.by_content(features, items, k=self.neighbours, dense=self.dense, codes=self.codes)
+            parts: dict[str, Any] = {"dense": self.dense, "codes": self.codes, "modalities": self.modalities}
+            found = _nearest.by_content(features, items, k=self.neighbours, **parts)
         else:
             found = _nearest.by_interactions(
                 features, seen, items, k=self.neighbours, similarity=self.similarity, shrink=self.shrink

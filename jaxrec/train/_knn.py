@@ -10,6 +10,7 @@ from jaxrec import _nearest
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset, Encoder, Numeric
+from jaxrec.data._features import modalities
 from jaxrec.models import Neighbours
 from jaxrec.train._implicit import history_length, need_plain
 
@@ -85,7 +86,8 @@ def fit_content_knn(
     Content is made of parts, each a row of unit length: numbers that follow one another in the schema together, every
     vector, every category and every set of labels. Labels weigh :math:`\ln((1 + n) / (1 + n_l)) + 1`, of :math:`n`
     trained items :math:`n_l` having label :math:`l`, and labels that the encoder does not know do not count. Several
-    parts stand side by side in one row, again of unit length. Numbers are read as the encoder scales them.
+    parts stand side by side in one row, again of unit length. Numbers are read as the encoder scales them; an item that
+    lacks all of those that follow one another lacks the part, and one that lacks some has the middle of their scale.
 
     Args:
       train: implicit feedback; of the interactions nothing but the histories is read.
@@ -109,12 +111,13 @@ def fit_content_knn(
     """
     expect(train, Dataset, "train")
     need_plain(train)
-    dense, codes = _parts(train.encoder, features)
+    dense, modality, codes = _parts(train.encoder, features)
     model = Neighbours(
         items=len(train.features.item_row),
         neighbours=_kept(train, neighbours),
         normalise=normalise,
         dense=dense,
+        modalities=modality,
         codes=codes,
         history=history_length(train, history),
     )
@@ -134,8 +137,10 @@ def _counted(model: Neighbours, train: Dataset) -> Recommender:
     return Recommender(model, params, train.encoder, train.interactions, len(train.interactions))
 
 
-def _parts(encoder: Encoder, features: Iterable[str] | None) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
-    """Columns of ``Features.item_dense`` and names of ``Features.item_codes``."""
+def _parts(
+    encoder: Encoder, features: Iterable[str] | None
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...], tuple[str, ...]]:
+    """Columns of ``Features.item_dense``, of ``Features.item_present``, and names of ``Features.item_codes``."""
     known = [each.name for each in encoder.item_features]
     chosen = known if features is None else list(features)
     if isinstance(features, str) or not chosen or set(chosen) - set(known):
@@ -143,7 +148,9 @@ def _parts(encoder: Encoder, features: Iterable[str] | None) -> tuple[tuple[tupl
             f"Expected names of item features ({', '.join(known) or 'the schema has none'}), got {features!r}. Name "
             "them in Schema(item_features=...) and give the frame of items to data.encode."
         )
+    number_of = {each.name: at for at, group in enumerate(modalities(encoder.item_features)) for each in group}
     dense: list[tuple[int, int]] = []
+    found: list[int] = []
     codes, first, before = [], 0, False
     for each in encoder.item_features:
         if each.is_code:
@@ -153,6 +160,7 @@ def _parts(encoder: Encoder, features: Iterable[str] | None) -> tuple[tuple[tupl
         if each.name in chosen:
             joined = number and before and dense[-1][1] == first
             dense = [*dense[:-1], (dense[-1][0], last)] if joined else [*dense, (first, last)]
+            found += [] if joined else [number_of[each.name]]
             before = number
         first = last
-    return tuple(dense), tuple(codes)
+    return tuple(dense), tuple(found), tuple(codes)

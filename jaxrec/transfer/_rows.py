@@ -111,10 +111,12 @@ def _by_neighbours(
         item_row=place,  # the neighbours are those that have a row
         item_dense=features[f"{side}_dense"],
         item_codes=features[f"{side}_codes"],
+        item_present=features[f"{side}_present"],
     )
     ends = list(itertools.accumulate((width for _, width in sizes[f"{side}_modalities"]), initial=0))
+    dense = list(itertools.pairwise(ends))
     near = _nearest.by_content(
-        alone, others, k=_NEIGHBOURS, dense=list(itertools.pairwise(ends)), codes=list(alone.item_codes)
+        alone, others, k=_NEIGHBOURS, dense=dense, codes=list(alone.item_codes), modalities=range(len(dense))
     )
     total = near.similarity.sum(axis=1, keepdims=True)
     padded = np.concatenate([np.zeros((1, rows.shape[1]), np.float32), rows])
