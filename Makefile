@@ -1,7 +1,7 @@
 # `make demo`, `make scenarios` and `make test` need nothing but make and Python >= 3.11; each makes its environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-OUT ?= demo-output
+OUT = demo-output
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo scenarios test doctest lint types check bench clean
@@ -32,7 +32,7 @@ bench: .venv/.bench  ## the quick form, 7 to 16 minutes on two cores
 check: lint types doctest test
 
 clean:
-	rm -rf .venv $(OUT) scenarios.html build dist .pytest_cache .ruff_cache
+	rm -rf .venv demo-output scenarios.html build dist .pytest_cache .ruff_cache
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed" if sys.version_info < (3, 11) else 0)'
