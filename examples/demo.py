@@ -46,7 +46,7 @@ def main() -> None:
     jaxrec.save(users["tuned"], out / "model.jaxrec")
     export.write_artefact(users["tuned"], out / "artefact", k=20)
     some = users["tuned"].encoder.users.ids[:1].tolist()
-    print(f"\nThe artefact, read by jax and numpy alone, recommends to user {some[0]}:")
+    print(f"\nThe artefact, read by jax, numpy and flatbuffers alone, recommends to user {some[0]}:")
     script = f"import serve; print(serve.load('.').recommend({some}, k=5)[0])"
     subprocess.run([sys.executable, "-c", script], cwd=out / "artefact", check=True)
     print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

@@ -25,7 +25,7 @@ load_artefact = _serve.load
 
 
 def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100) -> None:
-    """Writes a folder from which jax and numpy alone score and recommend, on CPU, GPU and TPU.
+    """Writes a folder from which jax, numpy and flatbuffers alone score and recommend, on CPU, GPU and TPU.
 
     The folder has ``manifest.json``, ``arrays.npz``, functions exported by ``jax.export`` with a batch of any size, and
     ``serve.py``, which reads it. Users who are not known are recommended to from what they touched. It is written

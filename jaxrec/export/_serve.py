@@ -1,4 +1,4 @@
-"""Reads a jaxrec artefact and recommends, with jax and numpy alone. A copy of this file lies in every artefact.
+"""Reads a jaxrec artefact and recommends, with jax, numpy and flatbuffers alone. A copy of it lies in every artefact.
 
 import serve
 artefact = serve.load("path/to/artefact")
