@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.legend import Legend
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("jaxrec.plot needs matplotlib. Install the extra: pip install 'jaxrec[plot]'.") from error
 
 from jaxrec._metrics import lower_is_better
 from jaxrec.transfer import CopyReport

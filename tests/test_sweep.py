@@ -1,6 +1,7 @@
 """Many runs in one compiled loop: each is what ``fit`` gives, and the worse half is dropped at rungs."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -109,6 +110,11 @@ def test_a_run_that_diverges_leaves_the_others_alone(line):
     same(swept.best, jaxrec.fit(model, line.train, hyperparams={"learning_rate": 0.1}, **options))
     with pytest.raises(train.Diverged, match="in every run"):
         train.sweep(model, line.train, [{"learning_rate": 1e30}], **options)
+    huge = dataclasses.replace(line.train, target=line.train.target * np.float32(1e30))
+    folds = train.sweep(model, [line.train, huge], RATES[:2], **options | {"validation": [line.validation] * 2})
+    assert folds.table["diverged"].tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="Every setting diverged in some fold or seed. Try smaller"):
+        _ = folds.best_setting
     frozen = train.sweep(model, line.train, RATES[:1], freeze="bias", **{**options, "validation": None})
     assert float(frozen.recommenders[0].params["bias"]) == 0.0 and "rmse" not in frozen.table
     with pytest.raises(ValueError, match="Without a metric no setting is the best"):
@@ -253,6 +259,12 @@ def test_optuna_proposes_settings_and_prunes(line):
     silent = train.optuna_objective(lambda setting, _: train_one(setting, []), space, metric="recall@10")
     with refuses(ValueError, "history has no 'recall@10', it has epoch, loss"):
         optuna.create_study(direction="maximize").optimize(silent, n_trials=1)
+
+
+def test_a_search_without_optuna_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with refuses(ModuleNotFoundError, r"needs optuna. Install the extra: pip install 'jaxrec\[search\]'"):
+        train.optuna_objective(lambda setting, callbacks: None, {"rate": (0.1, 0.2)})
 
 
 def test_a_fraction_for_an_integer_is_refused_before_it_is_traced(parts):

@@ -21,15 +21,8 @@ def plots() -> Any:
     Raises:
       ModuleNotFoundError: Matplotlib is not installed.
     """
-    try:
-        from jaxrec import plot
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ModuleNotFoundError(
-            "Plots need Matplotlib, which is not installed. Install the extra: pip install 'jaxrec[plot]'.",
-            name="matplotlib",
-        ) from None
+    from jaxrec import plot
+
     return plot
 
 

@@ -34,19 +34,24 @@ def optuna_objective(
       for a metric of which less is better, such as ``"rmse"``.
 
     Raises:
+      ModuleNotFoundError: the extra ``search`` (optuna) is not installed.
       ValueError: a range is empty or not positive; in a trial: the study goes the other way, or the history lacks the
         metric.
 
     References:
       Akiba et al., Optuna: a next-generation hyperparameter optimization framework, KDD 2019.
     """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "train.optuna_objective needs optuna. Install the extra: pip install 'jaxrec[search]'."
+        ) from error
     otherwise = "such as lambda trial: trial.suggest_float('dropout', 0.0, 0.5)"
     log_ranges(space, f"the trial for what is not searched in the logarithm, {otherwise}")
     better = min if lower_is_better(metric) else max
 
     def objective(trial: Any) -> float:
-        import optuna
-
         wanted = "MINIMIZE" if better is min else "MAXIMIZE"
         if trial.study.direction.name != wanted:
             raise ValueError(f"Expected a study with direction={wanted.lower()!r} for {metric!r}.")
