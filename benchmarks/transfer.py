@@ -35,7 +35,6 @@ from strategies import Fitted, Method, Setting, forget, methods_for, settings_of
 
 import jaxrec
 from jaxrec.evaluation import Report
-from jaxrec.ranking._vectors import scorer
 
 _RESULTS = Path(__file__).parent / "results" / "transfer.json"
 _NEGATIVES, _DRAWS = 999, 1000
@@ -64,17 +63,17 @@ def answers(fitted: Fitted, pair: Pair, asked: pd.DataFrame) -> Answers:
 
 def by_row(fitted: Fitted, pair: Pair, rows: pd.DataFrame) -> pd.DataFrame:
     """Expected HR@10, NDCG@10 and MRR of each held-out row among 999 items that are not in the user's training rows."""
-    recommender, encoder = fitted.recommender, fitted.recommender.encoder
     catalogue = fitted.named(pd.DataFrame({"user": 0, "item": pair.candidates}), pair)["item"]
-    items = encoder.items.encode(catalogue)
     users, row = np.unique(rows["user"].to_numpy(), return_inverse=True)
-    index = encoder.users.encode(users)
-    scores = np.array(scorer(recommender, items.astype(np.int32))(index.astype(np.int32), len(index)))
+    listed = jaxrec.recommend(fitted.recommender, users, k=len(catalogue), candidates=catalogue, exclude_seen=False)
+    scores = np.full((len(users), len(catalogue)), -np.inf, np.float32)
+    places = pd.Index(catalogue).get_indexer(pd.Index(listed["item"]))
+    scores[pd.Index(users).get_indexer(pd.Index(listed["user"])), places] = listed["score"]
     known = pair.domains[pair.target].interactions
     known = known[known["user"].isin(users)]
     places = pd.Index(pair.candidates).get_indexer(pd.Index(known["item"]))
     scores[np.searchsorted(users, known["user"]), places] = -np.inf
-    count = len(items) - np.bincount(np.searchsorted(users, known["user"]), minlength=len(users))
+    count = len(catalogue) - np.bincount(np.searchsorted(users, known["user"]), minlength=len(users))
     place = pd.Index(pair.candidates).get_indexer(pd.Index(rows["item"]))
     own = scores[row, place][:, None]
     if not np.isfinite(own).all():

@@ -3,9 +3,13 @@
 import importlib
 import inspect
 import io
+import os
 import pkgutil
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,7 @@ from jaxrec import plot
 from jaxrec.transfer import CopyReport
 from jaxrec.transfer._copy import Entry
 
+ROOT = Path(__file__).parents[1]
 ROOMS = [
     "coldstart", "data", "evaluation", "export", "losses", "models", "optim", "plot", "ranking", "scenarios",
     "sharding", "sources", "train", "transfer",
@@ -72,15 +77,30 @@ def test_no_function_has_the_name_of_a_module():
         assert not [name for name in module.__all__ if inspect.isfunction(getattr(module, name)) and name in modules]
 
 
-def test_private_modules_are_not_imported_by_users(tmp_path):
-    from pathlib import Path
+def test_private_names_are_not_used_by_users():
+    private = re.compile(r"\bjaxrec(\.\w+)*\._\w|^\s*from jaxrec[\w.]* import .*\b_\w", re.MULTILINE)
+    paths = [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert paths and [str(path) for path in paths if private.search(path.read_text())] == []
 
-    root = Path(__file__).parents[1]
-    for path in [*root.glob("examples/*.py"), *root.glob("benchmarks/*.py")]:
-        assert "jaxrec._" not in path.read_text() and "import _" not in path.read_text(), path
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_leaves_alone_what_the_environment_names():
+    for target, named in (("clean", "rm -rf .venv demo-output"), ("demo", "--out demo-output")):
+        said = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, env={"PATH": os.environ["PATH"], "OUT": "precious"},
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert named in said and "precious" not in said
 
 
 # Plots
+
+
+def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "jaxrec.plot")
+    with pytest.raises(ModuleNotFoundError, match=r"needs matplotlib. Install the extra: pip install 'jaxrec\[plot\]'"):
+        importlib.import_module("jaxrec.plot")
 
 
 def history(*values):
