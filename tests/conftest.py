@@ -5,7 +5,6 @@ import jaxtyping
 jaxtyping.install_import_hook("jaxrec", "typecheck.check")
 
 import atexit  # noqa: E402
-import importlib.metadata  # noqa: E402
 import importlib.util  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
@@ -22,6 +21,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from helpers import FEWER_EMITTERS  # noqa: E402
 
 import jaxrec  # noqa: E402
 from jaxrec import data, models  # noqa: E402
@@ -29,10 +29,12 @@ from jaxrec import data, models  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_disable_most_optimizations", True)  # the suite is bound by compiling: a fifth less time
+# The suite is bound by compiling, so it compiles fast and badly; what is asked of a compiled program is asked of one
+# that was compiled with `helpers.AS_USERS`, which has to give back all that is taken here. This is a fifth less time.
+jax.config.update("jax_disable_most_optimizations", True)
 # XLA's newer way to emit fused loops takes nearly half of the compiling. A flag that a version of jaxlib does not know
 # ends the process, so it is given only where it was tried.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+if FEWER_EMITTERS:
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 jax.config.update("jax_num_cpu_devices", 8)  # all on the same cores; only the tests of sharding use more than one
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import DIM, FEATURES, MODELS, batch_of, columns, shaken
-from helpers import refuses, untyped
+from helpers import AS_USERS, refuses, untyped
 
 from jaxrec import _tree, models
 from jaxrec._rows import rows_at
@@ -628,20 +628,20 @@ def test_reading_rows_passes_gradients_on_and_copies_no_table():
     table, index = jnp.ones((5_000, 16)), jnp.asarray([[2, 3], [2, 4]])
     grads = jax.grad(lambda table: (rows_at(table, index) * jnp.arange(16.0)[None, None]).sum())(table)
     np.testing.assert_array_equal(grads[jnp.asarray([1, 2, 3])], np.asarray([[0], [2], [1]]) * np.arange(16))
-    compiled = jax.jit(rows_at).lower(table, index).compile()
+    compiled = jax.jit(rows_at).lower(table, index).compile(AS_USERS)
     assert compiled.memory_analysis().temp_size_in_bytes < table.nbytes / 10
 
 
 def test_a_large_table_is_drawn_in_blocks_without_taking_its_memory_twice(monkeypatch):
     shape = (20_001, 12)
-    whole = _base.normal.lower(jax.random.key(0), shape, 0.5).compile().memory_analysis()
+    whole = _base.normal.lower(jax.random.key(0), shape, 0.5).compile(AS_USERS).memory_analysis()
     _base.normal.clear_cache()
     monkeypatch.setattr(_base, "_AT_ONCE", 2**14)  # fifteen blocks, of which the last is a piece
     table = np.asarray(_base.normal(jax.random.key(0), shape, 0.5))
     np.testing.assert_array_equal(table, _base.normal(jax.random.key(0), shape, 0.5))
     assert abs(table.mean()) < 5e-3 and table.std() == pytest.approx(0.5, rel=5e-3)
     assert len(np.unique(table, axis=0)) == len(table) and table.all()
-    blocks = _base.normal.lower(jax.random.key(0), shape, 0.5).compile().memory_analysis()
+    blocks = _base.normal.lower(jax.random.key(0), shape, 0.5).compile(AS_USERS).memory_analysis()
     assert blocks.temp_size_in_bytes < 1.5 * table.nbytes < 2.0 * table.nbytes < whole.temp_size_in_bytes
 
 
@@ -769,11 +769,6 @@ def test_a_call_adapts_a_module_with_another_signature():
 
 def on_context(module, batch, features):
     return module(batch.context)
-
-
-def test_columns_helper_agrees_with_the_order_of_scores():
-    shared = batch_of(2)._replace(shared_negatives=jnp.asarray([5, 6], jnp.int32))
-    assert columns(shared)[:, 2:].tolist() == [[5, 6], [5, 6]]
 
 
 def test_widths_may_be_a_list():

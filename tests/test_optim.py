@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, epoch, stack_of, step
+from helpers import AS_USERS
 
 from jaxrec import _tree, models, optim, train
 from jaxrec.data import Batch, Features
@@ -290,7 +291,7 @@ def test_a_step_at_a_million_rows_allocates_nothing_table_sized(name):
         features,
     )
     stack = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((5, *leaf.shape), leaf.dtype), shapes(batch))
-    compiled = epoch.lower(state, stack, features, 5, model=model, loss=BPR, optimizer=optimizer).compile()
+    compiled = epoch.lower(state, stack, features, 5, model=model, loss=BPR, optimizer=optimizer).compile(AS_USERS)
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < rows  # a quarter of one column of a table
     tables = 2 * 4 * rows * dim

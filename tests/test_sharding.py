@@ -11,7 +11,7 @@ import optax
 import pandas as pd
 import pytest
 from cases import BPR, FEATURES, MODELS, OPTIMISERS, batch_of, shaken, stack_of
-from helpers import refuses
+from helpers import AS_USERS, refuses
 from test_ranking import Pairwise
 
 import jaxrec
@@ -180,7 +180,7 @@ def test_only_touched_rows_travel_and_no_device_holds_a_table(mesh):
     params = model.init(jax.random.key(0))
     state = train.init_state(model, params, optimizer, batch, features, key=jax.random.key(1), mesh=mesh)
     options: dict[str, Any] = {"model": model, "loss": BPR, "optimizer": optimizer, "mesh": mesh}
-    compiled = STEP.lower(state, batch, features, **options).compile()
+    compiled = STEP.lower(state, batch, features, **options).compile(AS_USERS)
     moved = collectives(compiled.as_text())
     assert {kind for kind, _ in moved} >= {"all-gather", "reduce-scatter"}
     assert max(elements for _, elements in moved) <= size * 2 * dim
@@ -211,11 +211,20 @@ def collectives(text):
     return found
 
 
-def test_fit_on_a_mesh_equals_fit(mesh, parts):
+@pytest.mark.parametrize("how", ["plainly", "in phases", "towards the start"])
+def test_fit_on_a_mesh_equals_fit(mesh, parts, how):
     model = models.MatrixFactorization.for_data(parts.train, dim=4)
+    # So that there are rows of padding.
+    model = dataclasses.replace(model, user_rows=model.user_rows + 3, item_rows=model.item_rows + 5)
     options: dict[str, Any] = {
         "epochs": 2, "batch_size": 101, "validation": parts.validation, "optimizer": optax.adagrad(0.1),
     }  # fmt: skip
+    if how == "in phases":
+        options |= {"freeze": "user/*", "unfreeze": {2: "*"}}
+    if how == "towards the start":
+        start = model.init(jax.random.key(0))
+        options["optimizer"] = optax.chain(optim.ewc(1.0), optax.adagrad(0.1))
+        options["hyperparams"] = {"strength": 0.5, "importance": jax.tree.map(jnp.abs, shaken(start))}
     one, many = jaxrec.fit(model, parts.train, **options), jaxrec.fit(model, parts.train, mesh=mesh, **options)
     same(_tree.flatten(many.params), _tree.flatten(one.params), atol=1e-4)
     np.testing.assert_allclose(many.history["ndcg@10"], one.history["ndcg@10"], atol=1e-3)
@@ -284,7 +293,7 @@ def test_search_on_a_mesh_holds_a_share_of_the_items(mesh):
     items, live = _search._filled(jnp.ones((100_000, 4)), jnp.ones(100_000, bool), mesh)
     assert {shard.data.shape for shard in items.addressable_shards} == {(14_336, 4)}
     users, exclude = jnp.ones((40, 4)), jnp.zeros((40, 1), jnp.int32)
-    text = _search._search_shards.lower(users, items, live, exclude, k=10, mesh=mesh).compile().as_text()
+    text = _search._search_shards.lower(users, items, live, exclude, k=10, mesh=mesh).compile(AS_USERS).as_text()
     assert max(elements for _, elements in collectives(text)) == 40 * 10 * DEVICES
 
 
