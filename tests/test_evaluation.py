@@ -417,6 +417,16 @@ def test_cross_validation_trains_anew_in_every_fold(world):
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, ks=(61,)), ValueError, r"in 1 .. 60 .*got \(61,\)"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test.subset([])), ValueError, "test part is empty"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, task="rating"), ValueError, "need a target"),
+        (
+            lambda rec, parts: jaxrec.evaluate(lambda u, i: None, parts.test, seen=parts.train, task="rating"),
+            TypeError,
+            "Row-wise metrics need a recommender",
+        ),
+        (
+            lambda rec, parts: jaxrec.evaluate(rec, dataclasses.replace(parts.test, user=None)),
+            ValueError,
+            "Ranking needs users and items. Name both",
+        ),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, relevant_from=3.0), ValueError, "from needs a target"),
         (lambda rec, parts: jaxrec.evaluate(rec, parts.test, candidates=["no"]), ValueError, "items, such as 'no'"),
         (lambda rec, parts: jaxrec.evaluate(len, parts.test), TypeError, "give test and seen="),
@@ -564,6 +574,8 @@ def test_metrics_are_checked_before_training(parts, factorization, clicks):
         jaxrec.fit(factorization.model, parts.train, validation=parts.validation, metric="rmse")
     with pytest.raises(ValueError, match="'auc' has no value per user"):
         jaxrec.transfer.compare(*clicks, clicks[1], metric="auc")
+    with pytest.raises(ValueError, match="'auc' has no value per user. It is a figure of all rows together"):
+        jaxrec.evaluate(*clicks, draws=1).users("auc")
 
 
 def test_few_shapes_are_compiled_for_predictions(factorization):

@@ -505,8 +505,23 @@ def test_an_artefact_refuses_ids_that_could_never_match(artefact, factorization)
     ):
         with pytest.raises(ValueError, match=message):
             served.recommend([user], **options)
+    with pytest.raises(ValueError, match=r"equally many users, items and rows of context, got \[1, 2\]"):
+        served.score([user], [item, item])
     several = factorization.encoder.items.ids[:2]
     assert served.recommend([-1], touched=np.array([several])) == served.recommend([-1], touched=[several.tolist()])
+
+
+def test_artefacts_without_flatbuffers_say_what_to_install(artefact, factorization, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("jax.") and name.endswith("export.serialization")]:
+        monkeypatch.delitem(sys.modules, name)  # which is imported when it is needed
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    for call in (
+        lambda: export.write_artefact(factorization, tmp_path / "artefact", k=5),
+        lambda: export.load_artefact(artefact),
+    ):
+        with pytest.raises(ImportError, match="install 'flatbuffers'"):
+            call()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_artefact_refuses_scores_that_are_nan(parts, tmp_path):
@@ -526,9 +541,14 @@ def test_an_artefact_refuses_targets_that_the_process_would(world, tmp_path):
     export.write_artefact(trained("ranked", train), tmp_path / "artefact", k=3)
     served, item = export.load_artefact(tmp_path / "artefact"), frame["item"].iloc[0]
     assert len(served.recommend([-1], touched=np.array([[item]]), values=np.array([[2.0]]), k=3)[0]) == 3
-    for value, message in ((np.nan, "finite values, got nan"), (-3.0, "log1p scale of 'hours', got -3")):
+    for values, message in (
+        ([[np.nan]], "finite values, got nan"),
+        ([[-3.0]], "log1p scale of 'hours', got -3"),
+        ([[2.0, 2.0]], "one value for each touched item, got 2 for 1"),
+        (None, "trained on targets: give values= beside touched="),
+    ):
         with pytest.raises(ValueError, match=message):
-            served.recommend([-1], touched=[[item]], values=[[value]])
+            served.recommend([-1], touched=[[item]], values=values)
 
 
 def test_folding_in_does_not_depend_on_what_was_asked_before(world, tmp_path):

@@ -1,5 +1,6 @@
 """Ways to fine-tune: adapters, schedules, traced rates, penalties towards the source."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -143,10 +144,22 @@ def test_adapters_that_cannot_be_are_refused(options, message):
         models.LoRA(base=MODELS["factorization"].model, **options)
 
 
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """A model of somebody's own, whose leaves stand where adapters would go."""
+
+    tables = {}
+
+    def init(self, key):
+        return {"adapters": {"kernel": jax.random.normal(key, (8, 8))}}
+
+
 def test_adapters_have_no_adapters_and_integers_no_sum():
     model = MODELS["adapters"].model
     with pytest.raises(ValueError, match="has adapters already. Merge them first"):
         models.LoRA(base=model)
+    with pytest.raises(ValueError, match="leaves under 'adapters', where adapters go. Rename them"):
+        models.LoRA(base=Taken())
     params = model.init(jax.random.key(0))
     narrow = _tree.replace(params, {"user/embedding": params["user"]["embedding"].astype(jnp.int8)})
     with pytest.raises(ValueError, match="'user/embedding' holds int8"):

@@ -233,10 +233,12 @@ def test_labels_that_are_new_begin_as_the_mean(world, towers):
     assert next(entry.filled for entry in adapted.copied.entries if "genres" in entry.path) == (("unknown", 1),)
 
 
-def test_unmatched_rows_need_something_to_go_by(shelves, parts, factorization):
+def test_unmatched_rows_need_something_to_go_by(shelves, parts, towers):
     source, theirs, _ = shelves
     with refuses(ValueError, "Expected unmatched to be 'fresh', 'unknown', 'content', 'neighbours', got 'mean'"):
         transfer.adapt(source, theirs, unmatched="mean")
+    with refuses(ValueError, "unmatched='unknown' starts rows from those that were copied, and none was"):
+        transfer.adapt(towers, parts.train, unmatched="unknown", patterns="item/mlp/*")
     strangers = pd.DataFrame({"user": [7, 8, 9], "item": [70, 80, 90]})
     plain = data.encode(data.Parts(strangers, None, None), data.Schema()).train
     with refuses(ValueError, "Nothing of weight was copied"):

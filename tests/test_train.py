@@ -516,6 +516,11 @@ def test_targets_and_losses_must_agree(rated_parts, parts):
         jaxrec.fit(rated, rated_parts.train, loss="sigmoid_cross_entropy")
     with pytest.raises(ValueError, match="The data has a target"):
         jaxrec.fit(rated, rated_parts.train, negatives=data.Negatives(num=1))
+    schema = data.Schema(user=None, item=None, target="y", context=(data.Numeric("x"),))
+    plain = data.encode(data.Parts(pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0]}), None, None), schema).train
+    for options in ({"negatives": data.Negatives(num=1)}, {"loss": "bpr"}):
+        with pytest.raises(ValueError, match="Negatives are items, and the data has none. Name the item column"):
+            jaxrec.fit(models.Linear.for_data(plain), plain, **options)
     logistic = models.Linear.for_data(parts.train, link="sigmoid")
     with pytest.raises(ValueError, match="link 'sigmoid', which goes with the loss 'sigmoid_cross_entropy'"):
         jaxrec.fit(logistic, parts.train, loss="mse")
