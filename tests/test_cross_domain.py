@@ -329,6 +329,11 @@ class TestRegression:
             transfer.regress(books, there, dim=1000)
         with refuses(ValueError, "Expected l2 > 0"):
             transfer.regress(books, there, dim=4, l2=0.0)
+        with refuses(ValueError, "The source has no users or no items. Name both columns"):
+            transfer.regress(dataclasses.replace(books, user=None), there)
+        named = films._replace(interactions=films.interactions.astype({"user": str}))
+        with refuses(ValueError, "No user is shared: ids .* of different types. Convert one column"):
+            transfer.regress(books, encoded(named))
         with refuses(ValueError, "at least one recommender"):
             transfer.blend([], [])
         with refuses(ValueError, "a finite weight for each of 1"):
@@ -524,6 +529,9 @@ class TestSharedSpecific:
             models.SharedSpecific(user_rows=2, item_rows=2, domains=3, specific=False, orthogonality=1.0)
         with refuses(ValueError, "domains >= 2"):
             models.SharedSpecific(user_rows=2, item_rows=2, domains=1)
+        model = models.SharedSpecific(user_rows=9, item_rows=7, dim=2, domains=3)
+        with refuses(ValueError, "features lack the item code 'domain'. Use those of the stacked domains"):
+            model.item_vectors(model.init(jax.random.key(0)), jnp.ones(1, jnp.int32), FEATURES._replace(item_codes={}))
 
 
 def table(frames: data.Frames) -> pd.DataFrame:

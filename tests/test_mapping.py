@@ -516,6 +516,9 @@ def test_options_that_do_not_fit_are_refused(cold, backbone):
         models.BackboneTowers(user_rows=2, item_rows=2, dim=2, user=models.Heater(), history=3)
     with pytest.raises(ValueError, match="A ContentMap maps content, and this side has no features"):
         models.BackboneTowers(user_rows=2, item_rows=2, dim=2, user=models.ContentMap()).init(KEY)
+    for width in (0, 3):
+        with pytest.raises(ValueError, match=f"two vectors of one width side by side, got content of width {width}"):
+            models.Bridge().init(KEY, content=width, dim=2)
 
 
 def test_a_map_is_stopped_on_those_whom_it_serves(cold, backbone):

@@ -560,6 +560,8 @@ def test_what_cannot_be_meta_learned_is_refused(parts, tastes, world, decisions)
     with refuses(ValueError, "have items that the encoder does not know"):
         unknown = dataclasses.replace(parts.train, item=np.zeros_like(parts.train.item))
         coldstart.meta_learn(Slope(), unknown, inner_of())
+    with refuses(ValueError, "Tasks are users and the items that they prefer. Name both columns"):
+        coldstart.meta_learn(Slope(), dataclasses.replace(parts.train, user=None), inner_of())
     with refuses(ValueError, "There is no interaction"):
         coldstart.meta_learn(Slope(), parts.train.subset(np.zeros(0, np.int64)), inner_of())
 
