@@ -153,12 +153,16 @@ def test_a_part_is_given_the_latest_that_it_reads():
 
 
 def test_what_cannot_be_mixed_is_refused(two, factorization):
+    encoder = two[0].encoder
+    schema = dataclasses.replace(encoder.schema, user=None, user_features=())
+    bare = two[0].replace(encoder=dataclasses.replace(encoder, schema=schema))
     other = dataclasses.replace(two[0].folding, item=coldstart.ImplicitSquares(0.0, 9.0))
     for parts, weight, options, message in (
         ([], [], {}, "at least one recommender"),
         (two, [[1.0, 1.0, 1.0]], {}, r"shape \(2, 3\)"),
         (two, [[1.0, 1.0, 1.0], [1.0, float("nan"), 1.0]], {}, "finite weights"),
         (two, [[[1.0] * 3] * 2] * 2, {}, r"or of shape \(2, 3, 3\), by users and by items"),
+        ((bare, bare), BY_USER, {}, "Expected users for a gate that looks at them"),
         (two, WEIGHT, {"few": 0}, "few >= 1"),
         (two, BY_USER, {"few": 0}, "few >= 1"),
         ((two[0], factorization), WEIGHT, {}, "fold interactions in alike"),
@@ -168,6 +172,11 @@ def test_what_cannot_be_mixed_is_refused(two, factorization):
     ):
         with pytest.raises(ValueError, match=message):
             coldstart.mix(parts, weight, **options)
+    rows = dataclasses.replace(
+        two[0].encoder.encode(pd.DataFrame({"user": [1], "item": ["film-00000"], "time": 0})), item=None
+    )
+    with refuses(ValueError, "Expected rows with items, got none"):
+        jaxrec.predict(coldstart.mix(two, WEIGHT), rows)
     with refuses(ValueError, "Expected few >= 0, got -1"):
         models.Mixture(parts=(two[0].model,), item_rows=2, few=-1)
 
