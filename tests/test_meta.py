@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +217,26 @@ def test_every_user_is_a_task_of_rows_that_do_not_overlap(parts):
     assert (first != other).any()
 
 
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_a_pair_that_the_support_shows_is_not_asked_for_again(side):
+    """Of a log of plays, in which pairs repeat."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"user": rng.integers(0, 12, 300), "item": rng.integers(0, 6, 300)})
+    dataset = data.encode(data.Parts(frame, None, None), data.Schema()).train
+    options: dict[str, Any] = {"support": 4, "query": 6, "negatives": 2, "batch_size": 4, "seed": 0, "side": side}
+    asked = {}
+    for whole in (False, True):
+        episodes = Episodes(dataset, pool_of(dataset, side), whole=whole, **options)
+        asked[whole] = 0
+        for stack, _ in episodes.epoch(0):
+            of_tasks = stack.item[..., 0].reshape(-1, 10), stack.weight.reshape(-1, 10) > 0
+            for other, used in zip(*of_tasks, strict=True):
+                shown, query = set(other[:4][used[:4]]), set(other[4:][used[4:]])
+                assert whole or not shown & query
+                asked[whole] += used[4:].sum()
+    assert 0 < asked[False] < asked[True] == 6 * len(np.unique(frame[side]))
+
+
 def test_an_items_support_are_its_first_users(parts):
     dataset = parts.train
     pool = pool_of(dataset, "item")
@@ -391,6 +411,51 @@ def test_interactions_count_by_their_weights_when_adapted_to(rated_parts):
         np.testing.assert_allclose(copy, leaf.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
+def linked(dataset, link, value=0.0):
+    """Untrained towers, which name no link, whose scores mean what a training's loss says; all targets are the same."""
+    model = models.TwoTower.for_data(dataset, dim=4, hidden=(), code_dim=2)
+    seen = dataclasses.replace(dataset.interactions, value=np.full(len(dataset), value, np.float32))
+    return train.Recommender(model, model.init(jax.random.key(0)), dataset.encoder, seen, len(seen), link=link)
+
+
+def test_log_odds_are_adapted_as_log_odds_though_the_model_names_no_link(rated_parts):
+    """Whoever refused something is less likely to click, and so on with every refusal: not until the score is 0."""
+    inner = coldstart.InnerLoop(personal=PERSONAL, rate=1.0, steps=5, support=4)
+    recommender = linked(rated_parts.train, "sigmoid")
+    mine = coldstart.personalise(recommender, inner)
+    named = coldstart.personalise(recommender, dataclasses.replace(inner, loss="sigmoid_cross_entropy"))
+    jax.tree.map(np.testing.assert_array_equal, mine.params, named.params)
+    seen = recommender.seen
+    batch = Batch(user=seen.user[:200], item=seen.item[:200, None])
+    before, after = (apply(each.model, each.params, batch, each.features) for each in (recommender, mine))
+    assert after.mean() < before.mean() - 0.1 and mine.link == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("link", "loss", "message"),
+    [
+        ("sigmoid", "mse", "has the link 'sigmoid', which goes with a loss such as 'sigmoid_cross.*got 'mse'"),
+        ("identity", "sigmoid_cross_entropy", "has the link 'identity', which goes with a loss such as 'mse'"),
+        ("rank", "mse", "has the link 'rank', which goes with a loss such as 'bpr'"),
+        ("rank", None, r"scores are no targets.*Say which loss to adapt by, such as InnerLoop\(loss='bpr'\)"),
+    ],
+)
+def test_targets_are_not_taken_for_what_the_scores_do_not_say(rated_parts, link, loss, message):
+    with refuses(ValueError, message):
+        coldstart.personalise(linked(rated_parts.train, link), coldstart.InnerLoop(personal=PERSONAL, loss=loss))
+
+
+def test_a_table_may_be_taken_out_of_what_is_personal(parts):
+    model = models.TwoTower.for_data(parts.train, dim=2, hidden=(), code_dim=2)
+    options: dict[str, Any] = {"support": 2, "negatives": 1}
+    taken, named = (
+        coldstart.InnerLoop(personal=personal, **options) for personal in (("user/*", "!user/*embedding"), PERSONAL)
+    )
+    found = [coldstart.meta_learn(model, parts.train, inner, query=2, epochs=1) for inner in (taken, named)]
+    jax.tree.map(np.testing.assert_array_equal, found[0].params, found[1].params)
+    assert coldstart.personalise(found[0], taken).model.personal == taken.personal
+
+
 ITEM_LAYERS = coldstart.InnerLoop(personal=("mlp/*",), rate=1.0, support=8, side="item")
 
 
@@ -527,7 +592,8 @@ def test_inner_loops_that_cannot_be_are_refused():
         ({"support": 0}, "Expected support >= 1"),
         ({"side": "items"}, "Expected side to be 'user', 'item'"),
         ({"loss": "nothing"}, "Expected a loss among"),
-        ({"loss": "in_batch_softmax"}, "no other tasks to take negatives from"),
+        ({"loss": "in_batch_softmax"}, "neither other tasks nor the catalogue to take negatives from, as 'in_batch"),
+        ({"loss": "softmax"}, "neither other tasks nor the catalogue to take negatives from, as 'softmax"),
     ]:
         with refuses(ValueError, message):
             coldstart.InnerLoop(**{"personal": "own/*", **options})
@@ -538,6 +604,7 @@ def test_inner_loops_that_cannot_be_are_refused():
 
 
 def test_what_cannot_be_meta_learned_is_refused(parts, tastes, world, decisions):
+    weightless = dataclasses.replace(parts.train, weight=np.zeros(len(parts.train), np.float32))
     for options, message in [
         ({"query": 0}, "Expected query >= 1"),
         ({"epochs": 0}, "Expected epochs >= 1"),
@@ -547,6 +614,7 @@ def test_what_cannot_be_meta_learned_is_refused(parts, tastes, world, decisions)
         ({"method": "reptile", "steps": 16}, "at most as many inner steps as a task has rows.*15"),
         ({"personal": "nothing/*"}, "matches no parameter"),
         ({"validation": encoded(world.source).train}, "numbered by another encoder"),
+        ({"validation": weightless}, "No row of the validation part can be asked for"),
     ]:
         with refuses(ValueError, message):
             slope_of(parts, **options)

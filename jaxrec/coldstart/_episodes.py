@@ -30,7 +30,7 @@ class Episodes:
     The rows of a task are ``support`` and then ``query`` ones, of which those in use come first and the others have
     weight 0. The size of the support is drawn uniformly from 0 to ``support``, less where the user has fewer other
     interactions; as many of the others as there is room for are the query. A user's support is any of the rows; an
-    item's are its first ones in time, as when it was new.
+    item's are its first ones in time, as when it was new. Rows that repeat a pair of the support are not asked for.
 
     Batches of items are mirrored (``Mirrored``): ``Batch.user`` has the item and ``Batch.item`` the users.
 
@@ -109,11 +109,18 @@ class Episodes:
         place = np.where(asked, column - self._support + known[:, None], column)
         used = place < np.where(asked, count[:, None], known[:, None])
         row = rows[self._first[entities][:, None] + np.where(used, place, 0)]
+        if not self._whole:
+            used[:, self._support :] &= ~self._shown(row, used)
         missing = self._per_chunk * self._size - len(entities)
         row, used = (np.pad(values, ((0, missing), (0, 0))).reshape(-1) for values in (row, used))
         examples = with_negatives(self._data, row, used, self._pool, self._negatives, rng, side=self._side)
         shape = self._per_chunk, self._size * column.shape[1]
         return Batch(*(None if values is None else values.reshape(*shape, *values.shape[1:]) for values in examples))
+
+    def _shown(self, row: np.ndarray, used: np.ndarray) -> np.ndarray:
+        """Of each row of the query ``[tasks, query]`` whether the support has the same pair and so shows the answer."""
+        other = np.where(used, whose(self._data, self._side)[1][row], -1)
+        return (other[:, self._support :, None] == other[:, None, : self._support]).any(axis=2)
 
 
 def with_negatives(

@@ -38,8 +38,8 @@ class InnerLoop:
         decision layers of ``NeuMF``, ``("user/bias", "user/mlp/*")`` for the user tower of ``TwoTower``.
       steps: of gradient descent, at least 1.
       rate: of gradient descent, positive.
-      loss: name of a loss, of the outer loop too. By default ``"mse"`` (``"sigmoid_cross_entropy"`` for a model with a
-        sigmoid link) where there is a target; else ``"sampled_softmax"`` (likewise).
+      loss: name of a loss, of the outer loop too. By default ``"mse"`` (``"sigmoid_cross_entropy"`` for a model or
+        recommender with a sigmoid link) where there is a target; else ``"sampled_softmax"`` (likewise).
       negatives: drawn for each interaction, uniformly from trained items; none where the target says what is negative.
       support: most interactions that a user is adapted to, the latest where there are more.
       side: ``"item"``: the parameters become an item's own, such as ``("item/bias", "item/mlp/*")`` of ``TwoTower``,
@@ -73,10 +73,10 @@ class InnerLoop:
         one_of(self.side, ("user", "item"), "side")
         if self.loss is not None:
             losses.on_batch(self.loss)
-        if self.loss == "in_batch_softmax":
+        if self.loss in ("in_batch_softmax", "softmax"):
             raise ValueError(
-                "A task's support has no other tasks to take negatives from. Use loss='sampled_softmax', whose "
-                "negatives are drawn."
+                f"A task's support has neither other tasks nor the catalogue to take negatives from, as {self.loss!r} "
+                "does. Use loss='sampled_softmax', whose negatives are drawn."
             )
 
     def adapt(self, model: Model, params: Params, support: Batch, features: Features) -> Params:

@@ -1,5 +1,6 @@
 """Meta-learning: an initialisation from which a few gradient steps on a few interactions fit a new user or item."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,7 +48,8 @@ def meta_learn(
 
     Every user of the training part is a task, once an epoch: some of the interactions, 0 to ``inner.support`` of them,
     are the support that the inner loop adapts the personal parameters :math:`\theta` to; others are the query, and the
-    loss on it is what the outer loop lowers, by :math:`\theta` and by all that is shared. Methods:
+    loss on it is what the outer loop lowers, by :math:`\theta` and by all that is shared. A pair that the support shows
+    is not asked for again, however often it is repeated. Methods:
 
     - ``"maml"``: the gradient of :math:`L(\phi(\theta), \text{query})`, through the inner steps;
     - ``"first_order"``: the same with :math:`\partial\phi/\partial\theta` taken as the identity, which is cheaper;
@@ -87,7 +89,7 @@ def meta_learn(
 
     Raises:
       ValueError: a personal pattern matches nothing or a table, the model reads a history or a context, an option does
-        not fit the data.
+        not fit the data, or ``validation`` has nothing to ask for.
       Diverged: loss or gradient is not finite; the exception carries the last good parameters.
 
     References:
@@ -120,7 +122,8 @@ def meta_learn(
     inner, link = inner.chosen(model, train)
     side = inner.side
     blank = Recommender(model, {}, train.encoder.without_rows(side), train.interactions, len(train), link=link)
-    check_model(blank, inner)
+    # Paths instead of patterns: a step has no tables, and what takes one out ("!user/embedding") would match nothing.
+    inner = dataclasses.replace(inner, personal=check_model(blank, inner))
     tasks = Tasks(mirrored(model, side), inner, query, method)
     pool = pool_of(train, side)
     options: dict[str, Any] = {
@@ -172,10 +175,10 @@ def check_data(data: Dataset) -> None:
             )
 
 
-def check_model(recommender: Recommender, inner: InnerLoop) -> None:
-    """Raises unless users or items of this model can be adapted."""
+def check_model(recommender: Recommender, inner: InnerLoop) -> tuple[str, ...]:
+    """The paths of the personal parameters; raises unless users or items of this model can be adapted."""
     model = recommender.model
-    check_personal(model, _tree.flatten(_tree.shapes(model)), inner.personal)
+    personal = check_personal(model, _tree.flatten(_tree.shapes(model)), inner.personal)
     if recommender.pooled_history:
         raise ValueError(
             "The model reads a history, so it knows a user's interactions already, and a task has none to show it. "
@@ -186,10 +189,16 @@ def check_model(recommender: Recommender, inner: InnerLoop) -> None:
             "The model reads columns of the interaction itself, which a recommender does not keep of its users. Leave "
             "context out of the schema."
         )
+    return personal
 
 
 def _query_loss(episodes: Episodes, tasks: Tasks) -> Callable[[Recommender], float]:
     stacks = [stack for stack, _ in episodes.epoch(0)]
+    if not any(_asked(stack, tasks).any() for stack in stacks):
+        raise ValueError(
+            "No row of the validation part can be asked for: users (or items) repeat what their support shows, or all "
+            "rows have weight 0. Leave validation= out, or hold out others."
+        )
     # Whatever the outer gradient, what counts is how well a task is fitted by the whole support.
     tasks = Tasks(tasks.base, tasks.inner, tasks.query, "first_order")
 
@@ -206,8 +215,12 @@ def _losses(params: Params, stack: Batch, features: Features, *, tasks: Tasks) -
     """Of each step: the mean over its tasks, and their number."""
 
     def of_step(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        asked = jnp.asarray(batch.weight).reshape(-1, tasks.inner.support + tasks.query)[:, tasks.inner.support :]
         loss = TaskLoss(tasks)(tasks.apply(params, batch, features), batch)
-        return loss, (asked.sum(axis=1) > 0).sum()
+        return loss, (_asked(batch, tasks).sum(axis=1) > 0).sum()
 
     return jax.lax.map(of_step, stack)
+
+
+def _asked(batch: Batch, tasks: Tasks) -> jax.Array:
+    """Weights of the rows of all queries ``[tasks, query]``."""
+    return jnp.asarray(batch.weight).reshape(-1, tasks.inner.support + tasks.query)[:, tasks.inner.support :]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxrec import _tree
+from jaxrec import _tree, losses
 from jaxrec._add import add
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
@@ -51,7 +51,8 @@ def personalise(
 
     Raises:
       ValueError: a personal pattern matches nothing or a table, the recommender was personalised with another part or
-        side, nobody has an interaction.
+        side, nobody has an interaction, the loss takes targets for something else than the recommender's scores say, or
+        none is named where these only order items.
     """
     expect(recommender, Recommender, "recommender")
     expect(inner, InnerLoop, "inner")
@@ -70,7 +71,7 @@ def personalise(
     model = _personalised(recommender)
     seen = recommender.seen
     data = Dataset(recommender.encoder, seen.user, seen.item, seen.value, seen.weight)
-    inner, _ = inner.chosen(model.base, data)
+    inner = _with_loss(inner, recommender, model.base, data)
     pool = pool_of(recommender.trained, side)
     start = model.unwrap(recommender.params)
     copies = jax.tree.map(jnp.copy, recommender.params["personal"])  # written in place, block by block
@@ -86,6 +87,27 @@ def personalise(
         place[: len(part)] = rows[first : first + block]
         copies = _adapted(start, copies, place, support, recommender.features, model=model.base, inner=inner)
     return recommender.replace(params={**recommender.params, "personal": copies})
+
+
+def _with_loss(inner: InnerLoop, recommender: Recommender, model: Model, data: Dataset) -> InnerLoop:
+    """With a loss under which the scores go on to mean what they do: the link may have come of the loss of the training
+    and not be the model's. By squared error log-odds would be drawn to 0 and 1."""
+    link = recommender.link
+    if inner.loss is None and link == "sigmoid":
+        inner = dataclasses.replace(inner, loss="sigmoid_cross_entropy")
+    if inner.loss is None and link == "rank" and data.target is not None:
+        raise ValueError(
+            "The recommender was trained by a loss of ranking, whose scores are no targets, and by default targets are "
+            "fitted by squared error. Say which loss to adapt by, such as InnerLoop(loss='bpr')."
+        )
+    chosen, found = inner.chosen(model, data)
+    if data.target is not None and chosen.loss in losses.POINTWISE and found != link:
+        fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse" if link == "identity" else "bpr"
+        raise ValueError(
+            f"The recommender has the link {link!r}, which goes with a loss such as {fitting!r}, got {chosen.loss!r}. "
+            "Give InnerLoop that one, or train by the other."
+        )
+    return chosen
 
 
 def _block(copies: Params, number: int) -> int:
