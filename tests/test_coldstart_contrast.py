@@ -15,6 +15,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, coldstart, data, models, optim, train
+from jaxrec.coldstart import _aldi, _clcrec, _gar
 from jaxrec.data import Batch, Features
 from jaxrec.models import _base
 from jaxrec.train import _adversarial
@@ -410,6 +411,37 @@ def test_contrastive_learning_starts_from_a_backbone_or_from_scratch(parts, back
     assert scratch.model.dim == 4 and frozen.model.dim == 8
     with pytest.raises(ValueError, match="the backbone's dim 8, got 4"):
         coldstart.clcrec(parts.train, backbone=backbone, dim=4)
+
+
+def test_options_reach_the_model_and_training(parts, backbone, monkeypatch):
+    told: dict[str, Any] = {}
+
+    def caught(model, part, params=None, *given, **options):
+        told.update(options, model=model, params=params)
+        return backbone
+
+    for module in (_aldi, _clcrec):
+        monkeypatch.setattr(module, "fit", caught)
+    monkeypatch.setattr(_gar, "play", caught)
+    networks = {"hidden": (3,), "code_dim": 5}
+    of_clcrec = {"temperature": 0.7, "alignment": 0.4, "mix": 0.1}
+    of_aldi = {"rating": 0.1, "ranking": 0.2, "identification": 0.3, "qualify": 0.4}
+    of_gar = {"similarity": 0.1, "negative_share": 0.3}
+    for name, options in (("clcrec", of_clcrec), ("aldi", of_aldi), ("gar", of_gar)):
+        getattr(coldstart, name)(train=parts.train, backbone=backbone, **options, **networks)
+        wanted = options | networks
+        assert {field: getattr(told["model"], field) for field in wanted} == wanted
+    first = told["params"]["item"]["mlp"]["0"]["kernel"]
+    coldstart.gar(backbone, parts.train, negatives=3, seed=1, **networks)
+    assert told["negatives"] == data.Negatives(num=3) and told["seed"] == 1
+    assert (told["params"]["item"]["mlp"]["0"]["kernel"] != first).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_backbone_that_was_trained_on_fewer_is_refused(name, parts, backbone):
+    half = dataclasses.replace(backbone, seen=backbone.seen.part(slice(20)), num_trained=20)
+    with pytest.raises(ValueError, match="was not trained on .* of the .* users with a table row"):
+        getattr(coldstart, name)(backbone=half, train=parts.train)
 
 
 def test_the_game_stops_early_and_keeps_the_best_epoch(parts, backbone):

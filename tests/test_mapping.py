@@ -326,6 +326,52 @@ def test_a_map_folds_in_as_the_backbone_does_and_keeps_what_was_added_since(kind
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_map_and_dropoutnet_keep_the_unit_of_what_the_backbone_predicts(rated_world, rated_parts):
+    train_part = rated_parts.train
+    model = models.MatrixFactorization.for_data(train_part, dim=2)
+    params = model.init(KEY)
+    rated = train.Recommender(model, params, train_part.encoder, train_part.interactions, len(train_part))
+    schema, scaler = train_part.encoder.schema, train_part.encoder.target
+    assert scaler is not None
+    encoder = dataclasses.replace(
+        train_part.encoder, target=dataclasses.replace(scaler, statistics=scaler.statistics + 1.0)
+    )
+    others = {"with target_scale='zscore'": dataclasses.replace(train_part, encoder=encoder)}
+    for change, what in (({"target_scale": None}, "target_scale=None"), ({"target": None}, "no target")):
+        plain = dataclasses.replace(schema, **({"target_scale": None} | change))
+        others[what] = encoded(rated_world.target._replace(schema=plain)).train
+    for what, other in others.items():
+        for method in (coldstart.map_content, coldstart.dropoutnet):
+            with refuses(ValueError, f"predicts 'rating' with target_scale='zscore', and the training .*{what}"):
+                method(rated, other)
+        assert coldstart.map_content(rated.replace(link="rank"), other).link == "rank"  # of which nothing has a unit
+    assert coldstart.map_content(rated, train_part).encoder is train_part.encoder
+
+
+@pytest.mark.parametrize("kind", ["ridge", "mlp"])
+def test_those_whose_rows_all_weigh_nothing_are_mapped_as_cold(kind, cold):
+    weight = np.where(cold.train.item % 3 == 0, np.float32(0), np.float32(1))
+    weighed = dataclasses.replace(cold.train, weight=weight)
+    backbone = train.fit_als(weighed, dim=3, epochs=2, l2=0.002, unobserved=0.1)
+    options: dict[str, Any] = {"kind": kind, "hidden": (), "epochs": 1, "batch_size": 512} if kind == "mlp" else {}
+    mapped = coldstart.map_content(backbone, weighed, **options)
+    assert mapped.seen == backbone.seen and mapped.num_trained == backbone.num_trained
+    row = cold.train.features.item_row
+    met = np.setdiff1d(cold.train.item, np.flatnonzero(np.arange(len(row)) % 3 == 0))
+    vectors = _vectors(backbone, "item")
+    np.testing.assert_allclose(
+        mapped.params["backbone"]["item"]["mean"], vectors[met].mean(axis=0), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_array_equal(_vectors(mapped, "item")[met], vectors[met])
+    nothing = np.setdiff1d(cold.train.item, met)
+    assert len(nothing) > 20 and not vectors[nothing].any() and _vectors(mapped, "item")[nothing].any(axis=1).all()
+    if kind == "ridge":
+        inputs = np.concatenate(list(_mapping.content_inputs(cold.train, "item", np.arange(len(row))).values()), axis=1)
+        found = ridge(inputs[met], vectors[met], l2=float(mapped.history["l2"][0]))
+        expected = inputs[nothing] @ found.kernel + found.intercept
+        np.testing.assert_allclose(_vectors(mapped, "item")[nothing], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_backbone_that_others_were_added_to_is_not_mapped(cold, backbone):
     with refuses(ValueError, "knows 1 users and 0 items that the training part does not, as after coldstart.add"):
         coldstart.map_content(coldstart.add(backbone, users=[-1]), cold.train)

@@ -46,8 +46,8 @@ def aldi(
       A recommender of an ``ALDI``.
 
     Raises:
-      ValueError: there are no item features, an option is out of range, or the backbone does not factorise or does not
-        know the same entities.
+      ValueError: there are no item features, an option is out of range, or the backbone does not factorise, does not
+        know the same entities or was not trained on all of them.
 
     References:
       Huang et al., Aligning distillation for cold-start item recommendation, SIGIR 2023.

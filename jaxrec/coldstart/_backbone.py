@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrec import optim
+from jaxrec import _values, optim
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Params
-from jaxrec.data import Dataset
+from jaxrec.data import Dataset, Encoder
 from jaxrec.data._sides import Side
 from jaxrec.models import BackboneTowers
 from jaxrec.ranking._vectors import item_vectors, user_vectors
@@ -78,6 +78,46 @@ def trained(train: Dataset, side: Side) -> np.ndarray:
     return entities[np.argsort(row[entities])]
 
 
+def need_trained(backbone: Recommender, entities: np.ndarray, side: Side) -> None:
+    """Raises unless the backbone was trained on all of these entities: of others it knows the unknown's vector."""
+    count = backbone.trained.user_count if side == "user" else backbone.trained.item_count
+    missing = int((count[entities] == 0).sum())
+    if missing:
+        raise ValueError(
+            f"The backbone was not trained on {missing} of the {len(entities)} {side}s with a table row. Give the "
+            "training part that it was fitted on."
+        )
+
+
+def need_same_target(backbone: Recommender, train: Dataset) -> None:
+    """Raises unless the backbone's scores predict the target in the unit of ``train``."""
+    ours, theirs = backbone.encoder, train.encoder
+    same = ours.schema.target == theirs.schema.target and _values.same(ours.target, theirs.target)
+    if backbone.link != "rank" and not same:
+        raise ValueError(
+            f"The backbone predicts {_unit(ours)}, and the training part has {_unit(theirs)}. They have to be the same "
+            "and scaled by the same statistics. Encode what the backbone was fitted on, with like=backbone.encoder."
+        )
+
+
+def _unit(encoder: Encoder) -> str:
+    schema = encoder.schema
+    return f"{schema.target!r} with target_scale={schema.target_scale!r}" if schema.target else "no target"
+
+
+def weighing(train: Dataset) -> Dataset:
+    """The rows that weigh something; users and items without any have no table row: nothing was learned of them."""
+    if train.weight is None or (train.weight > 0).all():
+        return train
+    assert train.user is not None and train.item is not None
+    kept, rows = train.weight > 0, {}
+    for name, index in (("user_row", train.user), ("item_row", train.item)):
+        rows[name] = np.array(getattr(train.features, name))
+        rows[name][np.setdiff1d(index, index[kept])] = 0
+    encoder = dataclasses.replace(train.encoder, features=train.features._replace(**rows))
+    return dataclasses.replace(train.subset(kept), encoder=encoder)
+
+
 def distinct(train: Dataset, side: Side) -> Dataset:
     """The rows weighted so that every entity of the side counts as one."""
     index = train.user if side == "user" else train.item
@@ -112,13 +152,7 @@ def reserve(options: dict[str, Any], method: str, *names: str) -> None:
 
 def _table(backbone: Recommender, train: Dataset, side: Side) -> dict[str, jax.Array]:
     entities = trained(train, side)
-    count = backbone.trained.user_count if side == "user" else backbone.trained.item_count
-    missing = int((count[entities] == 0).sum())
-    if missing:
-        raise ValueError(
-            f"The backbone was not trained on {missing} of the {len(entities)} {side}s with a table row. Give the "
-            "training part that it was fitted on."
-        )
+    need_trained(backbone, entities, side)
     vectors = vectors_of(backbone, entities, side)
     row = np.asarray(train.features.user_row if side == "user" else train.features.item_row)[entities]
     rows = train.sizes.user_rows if side == "user" else train.sizes.item_rows

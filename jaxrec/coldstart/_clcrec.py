@@ -45,7 +45,7 @@ def clcrec(
 
     Raises:
       ValueError: there are no item features, an option is out of range, or the backbone does not factorise, does not
-        know the same entities or is of another width.
+        know the same entities, was not trained on all of them or is of another width.
 
     References:
       Wei et al., Contrastive learning for cold-start recommendation, MM 2021.

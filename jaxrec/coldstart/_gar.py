@@ -61,8 +61,8 @@ def gar(
       A recommender of a ``GAR``; its ``history`` has both players' losses.
 
     Raises:
-      ValueError: there are no item features, an option is out of range, or the backbone does not factorise or does not
-        know the same entities.
+      ValueError: there are no item features, an option is out of range, or the backbone does not factorise, does not
+        know the same entities or was not trained on all of them.
       Diverged: a loss or gradient is not finite.
 
     References:

@@ -11,7 +11,18 @@ import numpy as np
 from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
-from jaxrec.coldstart._backbone import OPTIMIZER, check, distinct, need_features, over, penalty_alone, trained, width_of
+from jaxrec.coldstart._backbone import (
+    OPTIMIZER,
+    check,
+    distinct,
+    need_features,
+    need_same_target,
+    over,
+    penalty_alone,
+    trained,
+    weighing,
+    width_of,
+)
 from jaxrec.coldstart._ridge import ridge
 from jaxrec.data import Dataset
 from jaxrec.data._sides import Side, label_shares
@@ -33,14 +44,15 @@ def map_content(
 ) -> Recommender:
     r"""Cold users or items get the vector that their content is mapped to; trained ones keep the backbone's.
 
-    The map is learned on the side's trained entities with content, each counting as one. Whoever has no content gets
-    the mean of the trained vectors. What the backbone says of trained users and items stays as it was, and so does how
-    it folds interactions in. To map both sides, call it again on the result.
+    The map is learned on the side's trained entities with content, each counting as one; those whose interactions all
+    weigh 0 are cold. Whoever has no content gets the mean of the trained vectors. What the backbone says of trained
+    users and items stays as it was, and so does how it folds interactions in. To map both sides, call it again on the
+    result.
 
     Args:
       backbone: from ``fit``, ``fit_als``, or this function for the other side: any whose scores are inner products.
       train: the training part that the backbone was fitted on. Only its features and which entities are trained count,
-        so the backbone need not know of the features.
+        so the backbone need not know of the features. A target is of the same name and scale.
       side: whose content is mapped.
       kind: ``"ridge"``, a linear map in closed form, where an entity's labels of one feature share a weight of 1, or
         ``"mlp"``, a perceptron.
@@ -58,8 +70,8 @@ def map_content(
 
     Raises:
       ValueError: the side has no features, no trained entity has content, the backbone does not factorise, does not
-        fit the data or knows users or items that ``train`` does not, an option belongs to the other kind, or
-        ``validation`` has nobody whom the map serves.
+        fit the data, predicts another target or knows users or items that ``train`` does not, an option belongs to the
+        other kind, or ``validation`` has nobody whom the map serves.
 
     References:
       Gantner et al., Learning attribute-to-feature mappings for cold-start recommendations, ICDM 2010 (the maps that
@@ -68,7 +80,9 @@ def map_content(
     one_of(side, ("user", "item"), "side")
     one_of(kind, ("ridge", "mlp"), "kind")
     check(backbone, train)
+    need_same_target(backbone, train)
     _need_nobody_added(backbone, train)
+    train = weighing(train)
     need_features(train, side, "map_content")
     if kind == "ridge":
         if hidden is not None or code_dim is not None or options:

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
-from jaxrec.coldstart._backbone import check, vectors_of
+from jaxrec.coldstart._backbone import check, need_trained, vectors_of
 from jaxrec.data import Dataset
 
 
@@ -18,13 +18,15 @@ def vectors_by_row(backbone: Recommender, train: Dataset) -> dict[str, jax.Array
     that a sigmoid of them says something and networks get inputs of a known size.
 
     Raises:
-      ValueError: the backbone does not factorise or has vectors that are not finite, or its entity indices are not
-        those of ``train``.
+      ValueError: the backbone does not factorise or has vectors that are not finite, its entity indices are not those
+        of ``train``, or it was not trained on some that ``train`` has.
     """
     check(backbone, train)
     sizes, features = train.sizes, train.features
     users = _entity_of_row(features.user_row, sizes.user_rows)
     items = _entity_of_row(features.item_row, sizes.item_rows)
+    need_trained(backbone, users[users > 0], "user")
+    need_trained(backbone, items[items > 0], "item")
     return {
         "user": _scaled(vectors_of(backbone, users, "user"), users > 0),
         "item": _scaled(vectors_of(backbone, items, "item"), items > 0),
