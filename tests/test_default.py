@@ -11,7 +11,10 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import coldstart, data, models, train
+from jaxrec.coldstart import _default, _personalise
+from jaxrec.coldstart._default import spread
 from jaxrec.models import _base
+from jaxrec.ranking._vectors import scorer
 
 WEIGHT = [[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]]
 
@@ -179,6 +182,68 @@ def test_what_cannot_be_mixed_is_refused(two, factorization):
         jaxrec.predict(coldstart.mix(two, WEIGHT), rows)
     with refuses(ValueError, "Expected few >= 0, got -1"):
         models.Mixture(parts=(two[0].model,), item_rows=2, few=-1)
+
+
+def test_parts_that_read_other_features_than_the_first_are_refused(two, parts):
+    """All parts are told what the first one's encoder says."""
+    encoder, whole = two[1].encoder, [[1.0] * 3] * 2
+    features = encoder.features
+    scaled = dataclasses.replace(encoder, features=features._replace(item_dense=2.0 * features.item_dense))
+    with refuses(ValueError, r"trained on other features \(item_dense\)"):
+        coldstart.mix([two[0], two[1].replace(encoder=scaled)], whole)
+    older = dataclasses.replace(encoder, features=features._replace(user_dense=2.0 * features.user_dense))
+    assert coldstart.mix([two[0], two[1].replace(encoder=older)], whole)  # neighbours do not look at users
+    nothing = dict.fromkeys(("user_dense", "item_dense", "user_present", "item_present"))
+    bare = features._replace(**nothing, user_codes={}, item_codes={})
+    bare = dataclasses.replace(encoder, features=bare, user_features=(), item_features=())
+    often = coldstart.popularity(parts.train).replace(encoder=bare)
+    with refuses(ValueError, r"item_codes\['genres'\]\).* a part that reads features goes before one that reads none"):
+        coldstart.mix([often, two[1]], whole)
+    assert coldstart.mix([two[1], often], whole)
+
+
+def test_parts_with_personal_parameters_of_different_users_are_refused(parts):
+    model = models.TwoTower.for_data(parts.train, dim=2, hidden=(), code_dim=2)
+    seen, encoder = parts.train.interactions, parts.train.encoder
+    towers = train.Recommender(model, model.init(jax.random.key(0)), encoder, seen, len(seen))
+    one = _personalise._wrapped(towers, coldstart.InnerLoop(personal="user/bias"))
+    code = np.zeros((len(encoder.features.user_row), 1), np.int32)
+    code[3] = 1
+    other = one.replace(encoder=encoder.with_code("user", "personal row", code))
+    whole = [[1.0] * 3] * 2
+    for pair in ([one, other], [towers, one]):
+        with refuses(ValueError, r"user_codes\['personal row'\]\)"):
+            coldstart.mix(pair, whole)
+    assert coldstart.mix([one, towers], whole)
+
+
+def test_parts_whose_targets_are_scaled_otherwise_are_refused(rated_parts):
+    model = models.MatrixFactorization.for_data(rated_parts.train, dim=2)
+    seen, encoder = rated_parts.train.interactions, rated_parts.train.encoder
+    one = train.Recommender(model, model.init(jax.random.key(0)), encoder, seen, len(seen))
+    scaler = dataclasses.replace(encoder.target, statistics=encoder.target.statistics + 1.0)
+    pair = [one, one.replace(encoder=dataclasses.replace(encoder, target=scaler))]
+    with refuses(ValueError, "targets are scaled alike"):
+        coldstart.mix(pair, [[1.0] * 3] * 2)
+    assert coldstart.mix([each.replace(link="rank") for each in pair], [[1.0] * 3] * 2)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_spread_of_scores_is_taken_block_by_block(two, which, monkeypatch):
+    recommender = two[which]
+    users = np.random.default_rng(0).permutation(np.flatnonzero(recommender.trained.user_count))[:500]
+    items = np.flatnonzero(recommender.encoder.features.item_row).astype(np.int32)
+    expected = float(np.asarray(scorer(recommender, items)(users, len(users))).std())
+    assert spread(recommender, 0) == pytest.approx(expected, rel=1e-4)
+    sizes = []
+
+    def blocks(num_users, num_candidates):
+        for start in range(0, num_users, 64):
+            sizes.append(64)
+            yield np.arange(start, min(start + 64, num_users)), 64
+
+    monkeypatch.setattr(_default, "user_blocks", blocks)
+    assert spread(recommender, 0) == pytest.approx(expected, rel=1e-4) and len(sizes) > 1
 
 
 @pytest.fixture(scope="module")
@@ -451,3 +516,10 @@ def test_a_mixture_adds_its_parts_penalties():
     found = model.score(params, gathered, batch_of(), FEATURES)
     expected = sum(float(_base.scored(each).penalty) for each in alone)
     assert expected > 0 and float(found.penalty) == pytest.approx(expected, rel=1e-5) and found.warmup == 20
+
+
+def test_popularity_counts_beyond_what_float32_adds_up():
+    parts = data.encode(data.Parts(pd.DataFrame({"user": [0], "item": [0]}), None, None), data.Schema())
+    many = np.broadcast_to(np.int32(1), 2**24 + 2)
+    found = coldstart.popularity(dataclasses.replace(parts.train, user=many, item=many))
+    assert float(found.params["item"]["count"][1, 0]) == 2**24 + 2

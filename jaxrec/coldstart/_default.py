@@ -1,6 +1,7 @@
 """The default for newcomers: it tries a few settings on held-out rows and says in words what it took."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from jaxrec.coldstart._part import encode_part
 from jaxrec.data import Parts, Schema, encode, split_random
 from jaxrec.data._schema import need_columns
 from jaxrec.models import MatrixFactorization, TwoTower
+from jaxrec.ranking._top_k import user_blocks
 from jaxrec.ranking._vectors import everything, scorer
 from jaxrec.train import fit, fit_als, fit_content_knn
 
@@ -422,5 +424,10 @@ def spread(recommender: Recommender, seed: int) -> float:
     chosen = np.random.default_rng(seed).permutation(users)[:_SAMPLE]
     candidates = everything(recommender.encoder)
     candidates = np.where(recommender.encoder.features.item_row > 0, candidates, 0)
-    scores = np.asarray(scorer(recommender, candidates.astype(np.int32))(np.sort(chosen), len(chosen)))
-    return float(scores[:, candidates > 0].std())
+    score_of, chosen, live = scorer(recommender, candidates.astype(np.int32)), np.sort(chosen), candidates > 0
+    moments = np.zeros(3)  # number, sum and sum of squares
+    for block, size in user_blocks(len(chosen), len(candidates)):
+        scores = np.asarray(score_of(chosen[block], size))[: len(block)][:, live]
+        moments += scores.size, scores.sum(dtype=np.float64), np.square(scores, dtype=np.float64).sum()
+    mean, square = moments[1:] / moments[0]
+    return math.sqrt(max(square - mean**2, 0.0))

@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import _values
 from jaxrec._recommender import Recommender
-from jaxrec._types import Folding
-from jaxrec.models import Mixture
+from jaxrec._types import Batch, Folding
+from jaxrec.models import Mixture, Neighbours
 
 
 def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few: int = 5) -> Recommender:
     """A recommender whose score is the weighted sum of several recommenders' scores.
 
     Args:
-      parts: trained on the same interactions with the same encoder.
+      parts: trained on the same interactions with the same encoder. What others than the first read of users and items
+        has to stand in its encoder, in the same numbers.
       weight: float ``[len(parts), 3]``: what each part's score is multiplied by for an item that was not trained, for
         one with fewer than ``few`` interactions, and for the others. Or float ``[len(parts), 3, 3]``, first by user:
         without any interaction, with fewer than ``few``, others; then by item. A part with weight 0 has no say.
@@ -27,8 +30,8 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
       adds count, and a user's first ones move the user to the next weights.
 
     Raises:
-      ValueError: there is no part, the parts are not of the same data or number it differently, weights are not finite
-        or of another shape, or two parts fold interactions in differently.
+      ValueError: there is no part, the parts are not of the same data, number it differently or read other features,
+        weights are not finite or of another shape, or two parts fold interactions in differently.
     """
     parts = list(parts)
     weight = np.asarray(weight, np.float32)
@@ -49,6 +52,19 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
                     f"{first!r} and {other!r}. What coldstart.meta_learn gives knows no user (item) by its own row: "
                     "mix it with others of its kind."
                 )
+        if first.link != "rank" and not _values.same(first.encoder.target, other.encoder.target):
+            raise ValueError(
+                "Expected recommenders whose targets are scaled alike: scores in different units cannot be added. "
+                "Train each on data of one encoder, or encode with like=."
+            )
+        differing = _read_otherwise(other, first)
+        if differing:
+            raise ValueError(
+                f"Expected recommenders of one encoder: {first!r} stands first, so all parts are told what its encoder "
+                f"says of users and items, and {other!r} was trained on other features ({', '.join(differing)}). Train "
+                "each on data of one encoder; a part that reads features goes before one that reads none, and one with "
+                "personal parameters before all others."
+            )
     if weight.shape not in ((len(parts), 3), (len(parts), 3, 3)) or not np.isfinite(weight).all():
         raise ValueError(
             f"Expected finite weights of shape ({len(parts)}, 3): a row per recommender, for items that are cold, "
@@ -87,3 +103,40 @@ def _foldings(recommender: Recommender) -> set[Folding | None]:
     if recommender.parts:
         return {folding for part in recommender.parts for folding in _foldings(part)}
     return {recommender.folding} if recommender.folds else set()
+
+
+def _read_otherwise(part: Recommender, first: Recommender) -> list[str]:
+    """Names of the features that a part reads and the first one's encoder lacks or gives in other numbers."""
+    if part.encoder is first.encoder:
+        return []
+    if part.parts:
+        return sorted({name for each in part.parts for name in _read_otherwise(each, first)})
+    ours = dict(jax.tree_util.tree_leaves_with_path(first.encoder.features))
+    theirs = jax.tree_util.tree_leaves_with_path(part.encoder.features)
+    differing = [path for path, values in theirs if not _values.same(ours.get(path), values)]
+    read = _read(part) if differing else set()
+    return [jax.tree_util.keystr(path).removeprefix(".") for path in differing if path in read]
+
+
+def _read(part: Recommender) -> set[Any]:
+    """Paths of the features that a part's scores come from, or the neighbours of items that are added."""
+    model, features = part.model, part.encoder.features
+    width = part.encoder.sizes.context
+    batch = Batch(
+        user=np.zeros(1, np.int32),
+        item=np.zeros((1, 1), np.int32),
+        history=np.zeros((1, part.pooled_history), np.int32) if part.pooled_history else None,
+        context=np.zeros((1, width), np.float32) if width else None,
+    )
+    traced = jax.make_jaxpr(model.apply)(part.params, batch, features).jaxpr
+    used = {id(each) for eqn in traced.eqns for each in eqn.invars}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(features)]
+    given = traced.invars[-len(paths) :]
+    found = {path for path, each in zip(paths, given, strict=True) if id(each) in used}
+    if isinstance(model, Neighbours):
+        codes = [("item_codes", name) for name in model.codes]
+        for path in paths:
+            field, *name = (getattr(step, "name", getattr(step, "key", None)) for step in path)
+            if (field, *name) in codes or (field == "item_dense" and model.dense):
+                found.add(path)
+    return found

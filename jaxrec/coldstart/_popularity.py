@@ -7,15 +7,16 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender, order_of
 from jaxrec.coldstart._mix import mix
 from jaxrec.data import Dataset
+from jaxrec.data._counting import counted
 from jaxrec.models import Popularity
 
 
 def popularity(train: Dataset) -> Recommender:
     """The baseline that recommends what was touched most often, the same to everybody."""
     model = Popularity.for_data(train)
-    count = np.zeros((train.sizes.item_rows, 1), np.float32)
-    row = train.features.item_row
-    np.add.at(count[:, 0], row[train.interactions.item], 1.0)
+    # Whole numbers, made float32 at the end: added up in it they would stop at 2^24.
+    row = np.asarray(train.features.item_row)[train.interactions.item]
+    count = counted(row, train.sizes.item_rows).astype(np.float32)[:, None]
     count[0] = 0.0
     return Recommender(
         model=model,
@@ -28,10 +29,11 @@ def popularity(train: Dataset) -> Recommender:
 
 
 def or_popular(recommender: Recommender, train: Dataset) -> Recommender:
-    """The recommender, with popularity among items that it scores alike.
+    """The recommender, with popularity among items that it scores 0, or nearly.
 
     EASE and nearest neighbours score everything 0 for a user who touched nothing, and ties go by raw id. With this such
-    a user gets the most popular items; other scores move by a millionth at most.
+    a user gets the most popular items; other scores move by a millionth at most. Where items tie at a score that is
+    larger, this is mostly lost in rounding: at 1 it tells apart counts that differ by a tenth of the largest or more.
 
     Args:
       recommender: trained on ``train``, before anything is added to it.
