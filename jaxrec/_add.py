@@ -21,8 +21,9 @@ def add(
 
     A new user or item is scored from its features; from interactions too: a model that pools histories reads them,
     any other model that factorises and reads no context is folded in (see ``fold_in``). Nearest neighbours of a new
-    item are found. Without either it is the unknown one. Within the encoder's capacity nothing is compiled again, but
-    for lists among some candidates whose number has passed a power of two.
+    item are found. Without either it is the unknown one. Users who were trained keep their vector under a
+    ``dropoutnet`` with a history, which reads it for others alone. Within the encoder's capacity nothing is compiled
+    again, but for lists among some candidates whose number has passed a power of two.
 
     Args:
       recommender: stays as it is.
@@ -59,6 +60,8 @@ def add(
             changed = _touched(old.items, encoder.items, schema.item, items)
             # An item is folded in from its users' vectors, which change with what is said of them too.
             described = interactions is not None or isinstance(users, pd.DataFrame)
+            if recommender.pooled_history:
+                described |= isinstance(items, pd.DataFrame)  # of which the users' vectors are made
             folded = grown.added.item if described else changed[:0]
             folded = folded[np.asarray(encoder.features.item_row)[folded] == 0]
             _carry_catalogue(recommender, grown, np.union1d(changed, folded).astype(np.int32))

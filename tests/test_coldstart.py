@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from cases import shaken
 
 import jaxrec
 from jaxrec import coldstart, data, losses, models
@@ -191,6 +192,25 @@ def test_vectors_of_the_catalogue_are_carried_over_when_interactions_are_added(r
         assert "catalogue" in recommender.__dict__
         anew = dataclasses.replace(recommender)  # which carries nothing over
         np.testing.assert_allclose(recommender.catalogue, anew.catalogue, rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_of_folded_items_follow_what_is_said_of_their_users_items(parts, world):
+    """A user's vector is pooled from the history, and a new item's is folded in from its users'."""
+    model = models.TwoTower.for_data(parts.train, dim=4, hidden=(), code_dim=2, history=5)
+    seen, encoder = parts.train.interactions, parts.train.encoder
+    recommender = jaxrec.train.Recommender(model, shaken(model.init(jax.random.key(0))), encoder, seen, len(seen))
+    user = int(seen.user[0])
+    read = encoder.items.decode(seen.item[seen.user == user][-1:])
+    rows = pd.DataFrame({"user": encoder.users.decode(np.array([user])), "item": ["new"], "time": 0})
+    touched = coldstart.add(recommender, interactions=rows)
+    _ = touched.catalogue
+    frame = world.target.items[~world.target.items["item"].isin(read)].head(1).assign(item=read)
+    grown = coldstart.add(touched, items=frame)
+    anew = dataclasses.replace(grown)  # which carries nothing over
+    anew.__dict__["prior"] = grown.prior  # but what interactions are folded in by, measured when they came
+    new = grown.encoder.items.encode(["new"])[0]
+    np.testing.assert_allclose(grown.catalogue, anew.catalogue, rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(grown.catalogue)[new] - np.asarray(touched.catalogue)[new]).max() > 1e-3
 
 
 def test_a_few_rows_are_added_without_grouping_all_again(monkeypatch):
