@@ -276,6 +276,10 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
         ({"unobserved": 0.0}, "unobserved > 0"),
         ({"l2": -1.0}, "l2 > 0"),
         ({"dim": 0}, "dim >= 1"),
+        ({"l2": np.inf}, "a finite l2 > 0, got inf"),
+        ({"content_l2": np.inf}, "a finite content_l2 > 0, got inf"),
+        ({"exponent": -1.0, "fold_user": coldstart.ImplicitSquares(0.1, 1.0)}, "exponent >= 0, got .* and -1.0"),
+        ({"exponent": np.nan, "fold_user": coldstart.ImplicitSquares(0.1, 1.0)}, "exponent >= 0, got .* and nan"),
     ):
         with pytest.raises(ValueError, match=message):
             train.fit_als(parts.train, **options)
@@ -285,6 +289,38 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
     for name in ("fold_user", "fold_item"):
         with refuses(TypeError, f"Expected an? ImplicitSquares for {name}, got tuple"):
             train.fit_als(parts.train, **{name: (0.1, 1.0)})
+
+
+def test_a_falling_metric_stops_it_and_the_best_epoch_is_kept(parts):
+    values, seen = iter([0.1, 0.3, 0.2, 0.1, 0.5]), []
+
+    def metric(recommender):
+        seen.append(recommender.params)
+        return next(values)
+
+    found = train.fit_als(parts.train, dim=4, epochs=9, metric=metric, patience=2)
+    assert found.history["metric"].tolist() == [0.1, 0.3, 0.2, 0.1]
+    jax.tree.map(np.testing.assert_array_equal, found.params, seen[1])
+
+
+def test_more_steps_come_nearer_to_what_an_epoch_minimises(parts):
+    exact, few, more = (
+        np.asarray(train.fit_als(parts.train, dim=4, epochs=1, steps=steps).params["item"]["embedding"])
+        for steps in (20, 1, 4)
+    )
+    assert 0 < np.abs(more - exact).max() < 0.5 * np.abs(few - exact).max()
+
+
+def test_a_regression_on_features_leaves_out_those_whose_rows_weigh_nothing(parts):
+    weight = np.where(parts.train.item % 3 == 0, np.float32(0), np.float32(1))
+    weighed = dataclasses.replace(parts.train, weight=weight)
+    options = {"unobserved": jnp.float32(0.1), "exponent": jnp.float32(1.0)}
+    priors = _prior.Priors(weighed, 4, options, 1.0, ("item",), None)
+    row = parts.train.features.item_row
+    items = np.flatnonzero(row)
+    counts = np.asarray(priors._weight["item"])[row[items]]
+    np.testing.assert_array_equal(counts > 0, items % 3 != 0)
+    assert counts[counts > 0].mean() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_weights_are_confidences():

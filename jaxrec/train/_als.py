@@ -1,6 +1,7 @@
 """Alternating least squares for implicit feedback: each side in turn is a regression on the other."""
 
 import functools
+import math
 import time
 import warnings
 from typing import Any, NamedTuple
@@ -148,8 +149,9 @@ def fit_als(
         if fold is not None:
             expect(fold, ImplicitSquares, name)
     for name, number in (("unobserved", unobserved), ("l2", l2), ("content_l2", content_l2)):
-        if not number > 0:
-            raise ValueError(f"Expected {name} > 0, got {number}.")
+        if not 0 < number < math.inf:
+            raise ValueError(f"Expected a finite {name} > 0, got {number}.")
+    own = ImplicitSquares(unobserved, l2, exponent)
     model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
     check_rows(model, train)
     _sharded.check(mesh)
@@ -191,7 +193,7 @@ def fit_als(
         train.encoder,
         train.interactions,
         len(train.interactions),
-        folding=Folding(fold_user or ImplicitSquares(unobserved, l2, exponent), fold_item or Folding.item),
+        folding=Folding(fold_user or own, fold_item or Folding.item),
     )
     judge, score = Judge(validation, metric, patience, encoder=train.encoder), 1.0
     log: list[dict[str, Any]] = []

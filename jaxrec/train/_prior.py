@@ -13,6 +13,7 @@ from jaxrec import _sharded
 from jaxrec._exact import exact
 from jaxrec._types import Array, Features, Params
 from jaxrec.data import Dataset
+from jaxrec.data._counting import counted
 from jaxrec.models import TwoTower
 
 _STEPS = 5  # of conjugate gradients in an epoch, which starts where the last one ended
@@ -60,17 +61,21 @@ class Priors:
         }
         self._regression = {side: _nothing(self.model, side) for side in rows}
         self.tables: dict[str, jax.Array | None] = dict.fromkeys(rows)
-        interactions = train.interactions
-        counts = {"user": interactions.user_count, "item": interactions.item_count}
+        assert train.user is not None and train.item is not None
+        met = slice(None) if train.weight is None else train.weight > 0
+        counts = {
+            "user": counted(train.user[met], len(train.features.user_row)),
+            "item": counted(train.item[met], len(train.features.item_row)),
+        }
         self._weight = {}
         for side, other in (("user", "item"), ("item", "user")):
             row = getattr(train.features, f"{side}_row")
-            known = np.flatnonzero(row)
+            known = np.flatnonzero(counts[side])  # others have the vector zero, which their features know nothing of
             weight = np.zeros(rows[side], np.float32)
             # An error counts as much as the vector's own regularisation in the objective.
             unseen = float(options["unobserved"]) * np.count_nonzero(counts[other])
             weight[row[known]] = (counts[side][known] + unseen) ** float(options["exponent"])
-            self._weight[side] = jnp.asarray(weight / weight[row[known]].mean())
+            self._weight[side] = jnp.asarray(weight / weight[row[known]].mean() if len(known) else weight)
 
     def refit(self, side: str, table: jax.Array) -> None:
         self._regression[side] = _refitted(
