@@ -156,6 +156,20 @@ def test_every_option_counts(trained):
         assert (found.params["autoencoder"]["bias"] != plain.params["autoencoder"]["bias"]).any(), other
 
 
+def test_options_reach_the_game(trained, monkeypatch):
+    parts, found = trained
+    told: dict[str, Any] = {}
+
+    def caught(game, part, params, *given, **options):
+        told.update(options, game=game)
+        return found
+
+    monkeypatch.setattr(_cfgan, "play", caught)
+    coldstart.cfgan(parts.train, zero_weight=0.1, smoothness=0.2, dim=3, latent=5)
+    game = told["game"]
+    assert (game.zero_weight, game.smoothness, game.base.dim, game.base.latent) == (0.1, 0.2, 3, 5)
+
+
 def test_it_stops_by_the_recommender_that_it_returns(frame):
     """Of which items without training have the mean of the trained ones."""
     parts = data.split_random(frame, validation=0.2, test=0.0, seed=0)

@@ -105,6 +105,8 @@ def test_goodbooks(tmp_path):
     frames = data.read_goodbooks(tmp_path)
     assert frames.items["tags"].tolist()[0] == ["to-read", "fantasy"]
     assert data.read_goodbooks(tmp_path, max_tags=1).items["tags"].tolist()[0] == ["to-read"]
+    assert data.read_goodbooks(tmp_path, min_tag_count=3).items["tags"].tolist()[0] == ["to-read", "fantasy", "rare"]
+    assert data.read_goodbooks(tmp_path, min_tag_count=501).items["tags"].tolist()[0] == ["to-read"]
     features = (data.Labels("authors", ","), data.Labels("tags"))
     schema = data.Schema(user="user_id", item="book_id", target="rating", item_features=features)
     encoder = data.Encoder.fit(frames.interactions, schema, items=frames.items)
@@ -161,6 +163,14 @@ def test_popularity_is_planted_and_long_tailed():
         if zipf:
             assert np.corrcoef(planted, np.log1p(counts.reindex(planted.index, fill_value=0)))[0, 1] > 0.7
     assert shares[0] < shares[1] < shares[2] and shares[2] > 2 * shares[0]
+
+
+def test_taste_and_the_number_of_factors_are_planted_as_stated():
+    options = {"seed": 0, "source_users": 3000, "source_items": 20, "target_users": 10, "target_items": 20}
+    for taste, factors in ((0.0, 8), (1.0, 4), (3.0, 5)):
+        truth = data.generate(taste=taste, factors=factors, **options).source_truth
+        assert truth.user_factors.shape == (3000, factors) and truth.item_factors.shape == (20, factors)
+        assert truth.user_factors.std() * factors**0.5 == pytest.approx(taste, rel=0.1)
 
 
 @pytest.mark.parametrize("transferable", [0.0, 0.5, 1.0])

@@ -48,6 +48,16 @@ def test_a_student_comes_closer_to_its_teacher(parts, teacher):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=5e-3), without.params, plain.params)
 
 
+def test_the_temperature_counts(parts, teacher):
+    model = models.MatrixFactorization.for_data(parts.train, dim=2, bias=False)
+    found = [
+        transfer.distill(teacher, parts.train, model=model, **OPTIONS | {"epochs": 1}, **chosen).params
+        for chosen in ({}, {"temperature": 1.0}, {"temperature": 0.1})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, found[0], found[1])
+    assert (np.asarray(found[0]["item"]["embedding"]) != np.asarray(found[2]["item"]["embedding"])).any()
+
+
 def test_without_a_say_of_the_teacher_an_autoencoder_learns_as_by_fit(parts, teacher):
     model = models.VariationalAutoencoder.for_data(parts.train, dim=8, latent=4, history=8, dropout=0.0)
     options = {"epochs": 3, "batch_size": 256, "progress": False}

@@ -68,6 +68,19 @@ def test_runs_of_settings_and_seeds_are_those_of_fit_and_other_values_compile_no
     assert compiled == []
 
 
+def test_a_sweep_starts_from_given_parameters_and_draws_the_negatives_that_are_named(line, parts):
+    linear = models.Linear.for_data(line.train)
+    start = jax.tree.map(lambda leaf: leaf + 1.0, linear.init(jax.random.key(7)))
+    swept = train.sweep(linear, line.train, [{"learning_rate": 0.0}], optimizer=SGD, epochs=1, params=start)
+    jax.tree.map(np.testing.assert_array_equal, swept.recommenders[0].params, start)
+    model = models.MatrixFactorization.for_data(parts.train, dim=2, bias=False)
+    options = OPTIONS | {"epochs": 1, "negatives": data.Negatives(num=3)}
+    drawn = train.sweep(model, parts.train, SETTINGS[:1], **options).recommenders[0]
+    same(drawn, jaxrec.fit(model, parts.train, hyperparams=SETTINGS[0], **options))
+    other = train.sweep(model, parts.train, SETTINGS[:1], **OPTIONS | {"epochs": 1}).recommenders[0]
+    assert (drawn.params["item"]["embedding"] != other.params["item"]["embedding"]).any()
+
+
 def test_folds_of_several_lengths_are_trained_at_once_each_on_its_own_rows(world):
     frames, schema = world.target, world.target.schema
     folds = [

@@ -15,6 +15,7 @@ from helpers import refuses
 
 import jaxrec
 from jaxrec import _tree, coldstart, data, models, train, transfer
+from jaxrec.models._base import resized
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 
@@ -349,6 +350,18 @@ def test_intervals_and_verdict_of_compare_are_of_the_level(source, target):
     wide = jaxrec.evaluate(found.scratch, target.test, ks=(10,)).interval("ndcg@10")
     narrow = theirs.interval("ndcg@10")
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_compare_trains_the_model_that_is_named_and_copies_what_is_named(source, target):
+    model = models.TwoTower.for_data(target.train, dim=8, hidden=(16,), code_dim=4, id_dropout=0.0)
+    assert model != resized(source.model, target.train)
+    found = transfer.compare(
+        source, target.train, target.test, model=model, patterns="user/*", epochs=1, batch_size=256
+    )
+    assert found.scratch.model == resized(model, target.train)
+    assert found.adapted.recommender.model.id_dropout == 0.0
+    copied = found.adapted.copied.paths("copied", "rows copied")
+    assert copied and all(path.startswith("user/") for path in copied)
 
 
 def test_compare_turns_errors_round(rated_world):
