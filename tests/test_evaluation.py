@@ -443,13 +443,21 @@ def test_cross_validation_trains_anew_in_every_fold(world):
                 lambda u, i: np.full((len(u), len(i)), np.nan), parts.test, seen=parts.train
             ),
             ValueError,
-            "A score is NaN",
+            "A score is infinite or NaN",
         ),
     ],
 )  # fmt: skip
 def test_evaluations_that_cannot_be_are_refused(factorization, parts, call, error, message):
     with refuses(error, message):
         call(factorization, parts)
+
+
+def test_scores_that_overflow_are_refused_of_a_recommender_and_taken_of_a_function(factorization, parts):
+    grown = factorization.replace(params=jax.tree.map(lambda leaf: 1e25 * jnp.sign(leaf), factorization.params))
+    with refuses(ValueError, "A score is infinite or NaN"):
+        jaxrec.evaluate(grown, parts.test, draws=10)
+    report = jaxrec.evaluate(lambda u, i: np.full((len(u), len(i)), np.inf), parts.test, seen=parts.train, draws=10)
+    assert np.isfinite(report["ndcg@10"])
 
 
 def test_data_of_another_encoder_are_refused(factorization, parts):
@@ -554,7 +562,7 @@ def test_rows_with_targets_read_no_options_of_lists(rated_parts):
         with pytest.raises(ValueError, match=message):
             jaxrec.fit(model, rated_parts.train, validation=rated_parts.validation, metric=metric)
     broken = fitted.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, fitted.params))
-    with pytest.raises(ValueError, match="predictions are NaN"):
+    with pytest.raises(ValueError, match="predictions are infinite or NaN"):
         jaxrec.evaluate(broken, rated_parts.test)
 
 

@@ -681,7 +681,10 @@ def leap(step):
 
 
 def test_scores_that_become_nan_end_training_with_the_best_parameters(parts, rated_parts):
-    for split, loss, message in ((parts, "bpr", "A score is NaN"), (rated_parts, "mse", "predictions are NaN")):
+    for split, loss, message in (
+        (parts, "bpr", "A score is infinite or NaN"),
+        (rated_parts, "mse", "are infinite or NaN"),
+    ):
         model = models.MatrixFactorization.for_data(split.train, dim=4)
         options: dict[str, Any] = {"loss": loss, "batch_size": None, "optimizer": optax.sgd(leap)}
         options["validation"] = split.validation

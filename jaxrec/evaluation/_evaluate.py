@@ -91,9 +91,9 @@ def evaluate(
 
     Raises:
       ValueError: the test part is empty or, for lists, has unknown users, a cut-off is larger than the number of
-        candidates, an item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN, an
-        option of ranked lists is given for ratings, ratings are asked of a recommender whose scores only order items,
-        or lists of one whose model reads context, or ``level`` or ``draws`` is out of range.
+        candidates, an item of ``candidates`` is unknown, a user has no candidates of their own, a score is NaN or a
+        recommender's infinite, an option of ranked lists is given for ratings, ratings are asked of a recommender whose
+        scores only order items, or lists of one whose model reads context, or ``level`` or ``draws`` is out of range.
       TypeError: ``seen`` is given for a recommender, or ``ks`` or ``exclude`` is of another kind.
     """
     need_drawable(level, draws)
@@ -289,8 +289,10 @@ def _ranked(
     relevant = Interactions(pairs.user[kept], pairs.item[kept], pairs.num_users, pairs.num_items)
     users = np.flatnonzero(relevant.user_count)
     if own is None:
-        _, position, nan = best_lists(subject.ranker(candidates), users, column_of, excluded, longest)
+        scores, position, nan = best_lists(subject.ranker(candidates), users, column_of, excluded, longest)
         items = np.where(position >= 0, candidates[position], 0)
+        # Products that overflow add up to NaN or to infinity, as the processor goes about it. A function may mean it.
+        nan |= isinstance(subject.model, Recommender) and bool(np.isposinf(scores).any())
     else:
         left = np.ones(len(own), bool)
         for each in excluded:
@@ -298,7 +300,10 @@ def _ranked(
         pairs = Interactions(own.user[left], own.item[left], own.num_users, own.num_items)
         items, nan = own_lists(subject.of_pairs, pairs, users, longest)
     if nan:
-        raise NaNScore("A score is NaN, so it has no rank. Look for NaN in the parameters, features or function.")
+        raise NaNScore(
+            "A score is infinite or NaN, so it has no rank. Look for such numbers in the parameters, features or "
+            "function."
+        )
     hits = relevant.contains(np.broadcast_to(users[:, None], items.shape), items) & (items > 0)
     return _Lists(users, items, hits, relevant, left_out, live)
 

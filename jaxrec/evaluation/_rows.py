@@ -20,7 +20,7 @@ _DRAWS = 200  # most, of a figure that is no mean and takes a pass over all rows
 
 
 class NaNScore(ValueError):
-    """A score is NaN. Whoever trains takes it for a sign that training has diverged."""
+    """A score is infinite or NaN. Whoever trains takes it for a sign that training has diverged."""
 
 
 def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draws: int, seed: int) -> Report:
@@ -35,10 +35,11 @@ def evaluate_rows(recommender: Recommender, test: Dataset, *, level: float, draw
             "task='ranking', or train with loss='mse' or 'sigmoid_cross_entropy'."
         )
     predictions = predict(recommender, test)
-    if np.isnan(predictions).any():
+    odd = int((~np.isfinite(predictions)).sum())
+    if odd:
         raise NaNScore(
-            f"{int(np.isnan(predictions).sum())} of {len(test)} predictions are NaN, so there is no error to measure. "
-            "Look for NaN in the parameters or features."
+            f"{odd} of {len(test)} predictions are infinite or NaN, so there is no error to measure. Look for such "
+            "numbers in the parameters or features."
         )
     targets = test.encoder.original_target(test.target.astype(np.float64))
     metrics = NAMES if gives_probabilities(test, recommender.link) else _ERRORS

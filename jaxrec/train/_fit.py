@@ -43,7 +43,7 @@ class Progress(NamedTuple):
 class Diverged(FloatingPointError):
     """A loss or gradient became infinite or NaN, or a validated score or a parameter is.
 
-    ``recommender`` has the parameters of the last good step; where a score is NaN, of the best epoch before.
+    ``recommender`` has the parameters of the last good step; where a score is not finite, of the best epoch before.
     """
 
     def __init__(self, message: str, recommender: Recommender) -> None:

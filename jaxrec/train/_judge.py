@@ -86,7 +86,7 @@ class Judge:
         """Writes the metric into the history's row; True if it is time to stop.
 
         Raises:
-          NaNScore: a score is NaN, or a metric that is a function.
+          NaNScore: a score is infinite or NaN, or a metric that is a function is NaN.
         """
         name = self.name
         if name is None:
