@@ -2,7 +2,8 @@
 
 ``fit`` takes one by name or any function ``(scores, batch) -> scalar``; ``on_batch`` gives the named ones in that form.
 Such a function has to weigh rows by ``batch.weight``, which is 0 for examples that only fill a batch up. Weights have
-the shape of the losses that they belong to.
+the shape of the losses that they belong to. A row of weight 0 adds nothing to the value, whatever it scored; its
+gradient is 0 where scores and targets are finite: give masked targets a number.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def mse(
       2.0
     """
     _need_same_shape(predictions, targets)
-    return _mean(jnp.square(_kept(_float32(predictions) - _float32(targets), weight)), weight)
+    return _mean(jnp.square(_float32(predictions) - _float32(targets)), weight)
 
 
 def sigmoid_cross_entropy(
@@ -82,7 +83,7 @@ def sigmoid_cross_entropy(
       0.6931
     """
     _need_same_shape(logits, targets)
-    logits = _kept(logits, weight)
+    logits = _float32(logits)
     return _mean(jax.nn.softplus(logits) - _float32(targets) * logits, weight)
 
 
@@ -110,7 +111,7 @@ def bpr(scores: Float[Array, "batch columns"], *, weight: Float[Array, " batch"]
       to the optimiser's weight decay).
     """
     _need_negatives(scores)
-    scores = _kept(scores, weight)
+    scores = _float32(scores)
     return _mean(jax.nn.softplus(scores[:, 1:] - scores[:, :1]).mean(axis=1), weight)
 
 
@@ -141,7 +142,7 @@ def softmax(
       multinomial likelihood, less the constant that no parameter changes).
     """
     _need_same_shape(scores, targets)
-    return _mean(-_expected(_float32(targets), jax.nn.log_softmax(_kept(scores, weight), axis=1)), weight)
+    return _mean(-_expected(_float32(targets), jax.nn.log_softmax(_float32(scores), axis=1)), weight)
 
 
 def sampled_softmax(
@@ -174,7 +175,7 @@ def sampled_softmax(
       is applied to the positive as well).
     """
     _need_negatives(scores)
-    logits = _corrected(_kept(scores, weight), log_q)
+    logits = _corrected(scores, log_q)
     if hit is not None:
         logits = jnp.where(hit, -jnp.inf, logits)
     return _mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0], weight)
@@ -218,7 +219,7 @@ def in_batch_softmax(
             f"Expected a column for every row's positive, got scores of shape {scores.shape}. Draw the batch with "
             "Negatives(in_batch=True)."
         )
-    logits = _corrected(_kept(scores, weight), log_q)
+    logits = _corrected(scores, log_q)
     own = jnp.eye(*logits.shape, dtype=bool)
     if item is not None:
         item = jnp.asarray(item)
@@ -274,7 +275,7 @@ def warp(
         raise ValueError(f"Expected margin > 0, got {margin}. It is how far the positive should be ahead.")
     if num_items is not None and num_items < 2:
         raise ValueError(f"Expected num_items >= 2, the catalogue's size, got {num_items}.")
-    scores = _kept(scores, weight)
+    scores = _float32(scores)
     kept = jnp.ones(scores[:, 1:].shape, bool) if hit is None else ~jnp.asarray(hit)[:, 1:]
     hinge = jnp.where(kept, jax.nn.relu(margin - scores[:, :1] + scores[:, 1:]), 0.0)
     violating = (hinge > 0).astype(jnp.float32).sum(axis=1)
@@ -326,7 +327,7 @@ def _softmax(scores: jax.Array, batch: Batch) -> jax.Array:
             "'sampled_softmax'."
         )
     # Dropout may have drawn the positive's own column otherwise than that in the catalogue, which counts.
-    everything = _kept(scores[:, 1:], batch.weight)
+    everything = _float32(scores[:, 1:])
     positive = jnp.where(jnp.asarray(batch.shared_negatives)[None, :] == jnp.asarray(batch.item), everything, 0.0)
     return _mean(jax.nn.logsumexp(everything, axis=1) - positive.sum(axis=1), batch.weight)
 
@@ -404,17 +405,8 @@ def _float32(x: Array) -> jax.Array:
     return jnp.asarray(x).astype(jnp.float32)
 
 
-def _kept(scores: Array, weight: Array | None) -> jax.Array:
-    """float32, with 0 in rows without weight: what cannot be computed there must not reach the gradient either, as 0
-    times NaN."""
+def _corrected(scores: Array, log_q: Array | None) -> jax.Array:
     scores = _float32(scores)
-    if weight is None or jnp.shape(weight) != scores.shape[: jnp.ndim(weight)]:  # which _mean refuses
-        return scores
-    kept = jnp.asarray(weight) > 0
-    return jnp.where(jnp.expand_dims(kept, tuple(range(kept.ndim, scores.ndim))), scores, 0.0)
-
-
-def _corrected(scores: jax.Array, log_q: Array | None) -> jax.Array:
     return scores if log_q is None else scores - _float32(log_q)
 
 
@@ -460,7 +452,7 @@ def distillation(
     if not temperature > 0:
         raise ValueError(f"Expected temperature > 0, got {temperature}.")
     wanted = jax.nn.log_softmax(jax.lax.stop_gradient(_float32(teacher)) / temperature, axis=1)
-    share, found = jnp.exp(wanted), jax.nn.log_softmax(_kept(scores, weight), axis=1)
+    share, found = jnp.exp(wanted), jax.nn.log_softmax(_float32(scores), axis=1)
     return _mean(_expected(share, wanted - found), weight)
 
 
@@ -486,6 +478,7 @@ def _mean(losses: jax.Array, weight: Array | None) -> jax.Array:
             f"Expected a weight for each of the losses, of shape {losses.shape}, got {weight.shape}, which would "
             "broadcast. Give them that shape, as by weight[:, None], or compare scores[:, 0] with plain targets."
         )
-    # A row without weight is padding: whatever it scored, inf included, must not reach the sum.
+    # A row without weight is padding: whatever it scored, inf included, must not reach the sum. Its gradient is 0 if
+    # that is finite, as padding's is: to replace scores first costs a tenth of an in-batch softmax, of others more.
     total = (weight * jnp.where(weight > 0, losses, 0.0)).sum()
     return total / jnp.where(weight.sum() > 0, weight.sum(), 1.0)

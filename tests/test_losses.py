@@ -194,30 +194,6 @@ def test_zero_weights_give_zero(name):
     assert losses.on_batch(name)(SQUARE, batch) == 0.0
 
 
-CATALOGUE = Batch(item=jnp.full((5, 1), 3), shared_negatives=jnp.arange(1, 5), weight=WEIGHT)
-WEIGHTED = {
-    "mse": lambda scores, other: losses.mse(scores, other, weight=jnp.tile(WEIGHT[:, None], (1, 5))),
-    "sigmoid": lambda scores, other: losses.sigmoid_cross_entropy(scores[:, 0], other[:, 0], weight=WEIGHT),
-    "bpr": lambda scores, other: losses.bpr(scores, weight=WEIGHT),
-    "softmax": lambda scores, other: losses.softmax(scores, other, weight=WEIGHT),
-    "catalogue": lambda scores, other: losses.on_batch("softmax")(scores, CATALOGUE),
-    "sampled": lambda scores, other: losses.sampled_softmax(scores, log_q=other, weight=WEIGHT),
-    "in batch": lambda scores, other: losses.in_batch_softmax(scores, log_q=other, weight=WEIGHT),
-    "warp": lambda scores, other: losses.warp(scores, weight=WEIGHT),
-    "distillation": lambda scores, other: losses.distillation(scores, other, weight=WEIGHT),
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_what_cannot_be_computed_without_weight_reaches_neither_value_nor_gradient(name, wrong):
-    loss = jax.value_and_grad(WEIGHTED[name])
-    value, slope = loss(SQUARE, jnp.abs(SQUARE))
-    found, found_slope = loss(SQUARE.at[3].set(wrong), jnp.abs(SQUARE).at[3].set(wrong))
-    assert found == value
-    np.testing.assert_array_equal(found_slope, slope)
-
-
 @pytest.mark.parametrize("name", ["mse", "sigmoid_cross_entropy"])
 def test_without_targets_the_positive_is_one_and_negatives_are_zero(name):
     target = jnp.zeros(SCORES.shape).at[:, 0].set(1.0)
