@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxrec._types import Params
 
@@ -38,6 +39,12 @@ def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def shapes(model: Any) -> Params:
     """The tree that ``model.init`` gives, shapes and dtypes alone: nothing is drawn, not even a key."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0)))
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """A copy of every leaf, all by one program: what is donated to training should be nobody else's."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:

@@ -4,10 +4,10 @@ import dataclasses
 import time
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import _tree
 from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
@@ -155,7 +155,7 @@ def _with_map(
     heads = {side: head} | ({other: getattr(before, other)} if kept else {})
     model, params = over(backbone, train, seed=seed, **heads)
     if kept:
-        params[other] = jax.tree.map(jnp.array, backbone.params[other])
+        params[other] = _tree.copied(backbone.params[other])
     return model, params
 
 

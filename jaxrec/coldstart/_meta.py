@@ -139,7 +139,7 @@ def meta_learn(
     of_tasks = tuple(path for path, numbering in model.tables.items() if numbering == side)
     state = init_state(
         tasks,
-        model.init(key_init) if params is None else jax.tree.map(jnp.array, params),
+        model.init(key_init) if params is None else _tree.copied(params),
         optimizer,
         episodes.example(),
         blank.features,

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -74,7 +73,7 @@ def personalise(
     inner = _with_loss(inner, recommender, model.base, data)
     pool = pool_of(recommender.trained, side)
     start = model.unwrap(recommender.params)
-    copies = jax.tree.map(jnp.copy, recommender.params["personal"])  # written in place, block by block
+    copies = _tree.copied(recommender.params["personal"])  # written in place, block by block
     block = _block(copies, len(chosen))
     grouped = seen if side == "user" else seen.turned()
     rng = np.random.default_rng(seed)

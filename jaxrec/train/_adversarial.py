@@ -177,7 +177,7 @@ def play(
     link = order_of(train.interactions)
     blank = Recommender(game, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    state = init_adversarial(game, jax.tree.map(jnp.array, params), optimizers, key=key)
+    state = init_adversarial(game, _tree.copied(params), optimizers, key=key)
     judge = Judge(validation, metric, patience, encoder=train.encoder, link=link)
     log: list[dict[str, Any]] = []
     recommender = blank

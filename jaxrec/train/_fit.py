@@ -164,7 +164,7 @@ def fit(
         masks = {path: jnp.array(mask, bool) for path, mask in given if phases.holds_rows(path, epoch)}
         options: dict[str, Any] = {"freeze": phases.frozen(epoch), "frozen_rows": masks, "mesh": mesh}
         if state is None:
-            start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
+            start = model.init(key_init) if params is None else _tree.copied(params)
             state = init_state(model, start, optimizer, example, features, key=key_train, **options)
         else:
             state = refreeze(state, model, optimizer, example, features, **options)

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import _tree
 from jaxrec._metrics import check_metric, default_metric, lower_is_better, task_of
 from jaxrec._recommender import Recommender, need_no_context
 from jaxrec._types import Link, Params
@@ -99,7 +98,7 @@ class Judge:
         signed = -value if self._lower else value
         if signed > self._value:
             self._value, self._since = signed, 0
-            self.best = _copied(recommender.params)
+            self.best = _tree.copied(recommender.params)
         else:
             self._since += 1
         return self._patience is not None and self._since >= self._patience
@@ -115,9 +114,3 @@ class Judge:
 
 def _name(function: Callable[[Recommender], float]) -> str:
     return getattr(function, "__name__", "metric")
-
-
-@jax.jit
-def _copied(params: Params) -> Params:
-    """Training may donate what it was given; one program copies the whole tree."""
-    return jax.tree.map(jnp.copy, params)

@@ -57,7 +57,7 @@ def source_of(
     )
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     key_init, key_train = jax.random.split(jax.random.key(seed))  # as fit does
-    start = model.init(key_init) if params is None else jax.tree.map(jnp.array, params)
+    start = model.init(key_init) if params is None else _tree.copied(params)
     state = init_state(model, start, optimizer, batches.example(), blank.features, key=key_train, freeze=freeze)
     return Source(blank, batches, state)
 

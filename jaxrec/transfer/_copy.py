@@ -131,6 +131,7 @@ def leaf_by_leaf(
     displaced = {path: leaf for path, leaf in ours.items() if path not in renamed}
     ours, origin = {new: ours[old] for old, new in renamed.items()}, {new: old for old, new in renamed.items()}
     new: dict[str, jax.Array] = {}
+    whole: dict[str, jax.Array] = {}
     entries: list[Entry] = []
     for path, leaf in theirs.items():
         new[path] = leaf
@@ -154,8 +155,9 @@ def leaf_by_leaf(
         else:
             if ours[path].shape != leaf.shape:
                 raise ValueError(_mismatch(path, ours[path], leaf))
-            new[path] = jnp.array(ours[path], leaf.dtype)
+            whole[path] = jnp.asarray(ours[path], leaf.dtype)
             entries.append(Entry(path, "copied", total, total, was))
+    new |= _tree.copied(whole)
     unused = {origin[path]: (leaf, "the target has no such leaf") for path, leaf in ours.items() if path not in theirs}
     unused |= {path: (leaf, "another leaf is renamed to this") for path, leaf in displaced.items()}
     for path, (leaf, reason) in unused.items():
@@ -193,7 +195,13 @@ def _copy_rows(source: jax.Array, target: jax.Array, pairs: Rows) -> jax.Array:
                 f"Expected {name} rows in 0 .. {leaf.shape[0] - 1}, got {np.min(index)} .. {np.max(index)}. Align the "
                 "encoders that the two models were made for."
             )
-    return target.at[pairs.target].set(source[pairs.source].astype(target.dtype))
+    return _with_rows(target, source, pairs.target, pairs.source)
+
+
+@jax.jit
+def _with_rows(target: jax.Array, source: jax.Array, to: jax.Array, of: jax.Array) -> jax.Array:
+    """In one program; one operation after the other would compile ten."""
+    return target.at[to].set(source[of].astype(target.dtype))
 
 
 def _mismatch(path: str, source: jax.Array, target: jax.Array) -> str:
