@@ -28,6 +28,14 @@ def test_movielens_1m(tmp_path):
     assert data.Encoder.fit(frames.interactions, frames.schema, users=frames.users, items=frames.items).sizes.user_dense
 
 
+def test_movielens_10m(tmp_path):
+    (tmp_path / "ratings.dat").write_text("1::73::3.5::978300760\n2::73::4::978302109\n")
+    (tmp_path / "movies.dat").write_bytes("73::Mis\xe9rables, Les (1995)::Drama\n".encode())
+    frames = data.read_movielens(tmp_path)
+    assert frames.users is None and frames.interactions["rating"].tolist() == [3.5, 4.0]
+    assert frames.items["title"].tolist() == ["Mis\xe9rables, Les (1995)"] and frames.items["year"].tolist() == [1995]
+
+
 def test_movielens_latest(tmp_path):
     (tmp_path / "ratings.csv").write_text(
         "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,1029,3.0,1260759179\n"

@@ -216,7 +216,12 @@ def read_goodbooks(folder: str | Path, *, min_tag_count: int = 100, max_tags: in
 
 
 def _read_double_colons(path: Path, columns: list[str]) -> pd.DataFrame:
-    lines = _existing(path).read_text(encoding="latin-1").split("\n")  # splitlines would cut at other characters too
+    content = _existing(path).read_bytes()
+    try:
+        text = content.decode("utf-8")  # 10M
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")  # 1M, whose letters with accents are no UTF-8
+    lines = text.split("\n")  # splitlines would cut at other characters too
     rows = [line.rstrip("\r").split("::") for line in lines if line]
     wrong = [number for number, row in enumerate(rows, 1) if len(row) != len(columns)]
     if wrong:
