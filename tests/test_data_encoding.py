@@ -276,6 +276,29 @@ def test_features_may_be_read_like_another_domain():
     assert encoder.target == like.target
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "came"),
+    [
+        ([1, 2, 3], ["1", "2", "3"], r"int ids: 1 ... 3.*'x', got only others such as '1' \(str\)"),
+        (["1", "2", None], [1.0, 2.0, np.nan], r"str ids.*such as 1 \(int\)"),
+        ([True, False, True], [1, 0, 1], r"other ids: False ... True.*such as 1 \(int\)"),
+        ([["a"], ["b"], []], [[7], [], [8]], r"str ids.*such as 7 \(int\)"),
+    ],
+)
+def test_labels_that_could_never_match_those_of_the_source_are_refused(source, target, came):
+    feature = data.Labels("x") if isinstance(source[0], list) else data.Categorical("x")
+    schema = data.Schema(user_features=(feature,))
+    rows = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1]})
+    users = pd.DataFrame({"user": [1, 2, 3], "x": source})
+    like = data.Encoder.fit(rows, schema, users=users)
+    with pytest.raises(TypeError, match=f"{came}.*Convert the column, for example with .astype"):
+        data.Encoder.fit(rows, schema, users=users.assign(x=target), like=like)
+    some = [target[0], *source[1:]]  # one of another type is a new value like any other
+    codes = data.Encoder.fit(rows, schema, users=users.assign(x=some), like=like).features.user_codes["x"]
+    np.testing.assert_array_equal(codes[2:4], like.features.user_codes["x"][2:4])
+    assert not codes[1].any()
+
+
 def test_context_features_are_scaled_per_row():
     schema = data.Schema(user=None, item=None, target="y", context=(data.Numeric("a"), data.Vector("v")))
     frame = pd.DataFrame({"a": [1.0, 3.0], "v": [[1.0, 2.0], [3.0, 4.0]], "y": [0.0, 1.0]})

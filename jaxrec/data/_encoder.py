@@ -79,7 +79,7 @@ class Encoder:
         Raises:
           ValueError: a column is missing, a frame is empty, a number is not finite, a weight is negative, an id
             repeats in ``users`` or ``items``, a feature is constant, or a target that is to be scaled.
-          TypeError: ids of mixed types.
+          TypeError: ids of mixed types, or a column of labels none of which is of the type that ``like`` has.
         """
         need_columns(train, schema.columns(), "training interactions")
         ids = tuple(name for name in (schema.user, schema.item) if name is not None)

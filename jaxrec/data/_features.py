@@ -64,12 +64,22 @@ class FittedFeature:
         return to_float32(np.where(np.isnan(values), 0.0, values), self.feature.column, "scale='zscore'"), present
 
     def extended(self, frame: pd.DataFrame) -> "FittedFeature":
-        """The same statistics, with labels that ``frame`` has and this lacks appended to the vocabulary."""
+        """The same statistics, with labels that ``frame`` has and this lacks appended to the vocabulary.
+
+        One of another type stays unknown, as at serving; that all of them are is a mistake.
+        """
         if self.vocabulary is None:
             return self
         labels = _labels_of(self.feature, frame)
         flat = _alike(self.vocabulary, [label for of_one in labels for label in of_one])
-        vocabulary = self.vocabulary.extend([label for label in flat if _kind_fits(self.vocabulary, label)])
+        fits = [label for label in flat if _kind_fits(self.vocabulary, label)]
+        if flat and not fits and len(self.vocabulary):
+            raise TypeError(
+                f"Expected labels of the source's type ({self.vocabulary!r}) in the column {self.name!r}, got only "
+                f"others such as {flat[0]!r} ({type(flat[0]).__name__}): all would be unknown. Convert the column, for "
+                "example with .astype('int64') or .astype(str), so that labels can match."
+            )
+        vocabulary = self.vocabulary.extend(fits)
         return dataclasses.replace(self, vocabulary=vocabulary, width=max([self.width, *map(len, labels)]))
 
     @property
