@@ -166,6 +166,18 @@ def test_integer_ids_that_a_missing_value_made_floats_are_integers_again():
             call()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "digits"), [("float32", 24), ("Float32", 24), ("float[pyarrow]", 24), ("float16", 11), ("Float64", 53)]
+)
+def test_floats_of_few_digits_are_ids_as_far_as_they_reach(dtype, digits):
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow")
+    exact, lost = ([2.0**digits - 1, 7.0, more, 3.0] for more in (5.0, 2.0**digits))
+    assert data.clean(frame(u=pd.Series(exact, dtype=dtype)), SCHEMA).frame["u"].tolist() == exact
+    with pytest.raises(ValueError, match=rf"1 ids in 'u' are floats beyond 2\^{digits}.*digits are lost"):
+        data.clean(frame(u=pd.Series(lost, dtype=dtype)), SCHEMA)
+
+
 def test_categories_of_ids_are_cleaned_pair_by_pair():
     many = pd.DataFrame({"u": ["a", "a", "b", "b"], "i": ["x", "x", "x", "y"], "r": [1.0, 3.0, 4.0, 5.0]})
     kinds = {"u": pd.CategoricalDtype([*"abc"]), "i": pd.CategoricalDtype([*"xyz"])}

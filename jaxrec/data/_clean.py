@@ -1,6 +1,6 @@
 """Cleaning: every step says how many rows it touched."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def clean(
 
     Raises:
       ValueError: an option asks for a column that the schema does not name, a column is missing, ids are floats beyond
-        2^53, which have lost digits, a target is no number, a weight is negative, a policy is ``"error"`` and finds
+        2^53 (2^24 in float32), which have lost digits, a target is no number, a weight is negative, a policy is ``"error"`` and finds
         something, or no row is left.
       TypeError: ids of mixed types.
     """
@@ -86,7 +86,8 @@ def clean(
     for name in (schema.user, schema.item):
         if name is not None:
             if pd.api.types.is_float_dtype(kept[name]):
-                ids = pd.Series(kept[name].to_numpy(np.float64), kept.index, name=name)  # of any array library
+                dtype: Any = getattr(kept[name].dtype, "numpy_dtype", kept[name].dtype)  # of any array library
+                ids = pd.Series(kept[name].to_numpy(dtype), kept.index, name=name)
                 if (ids % 1 == 0).all():
                     check_exact(ids)
                     kept = kept.assign(**{name: ids.astype("int64")})  # integers that a missing value had made floats

@@ -179,12 +179,14 @@ def _typed(values: Iterable[Any], *, floats: bool = False) -> tuple[Kind | None,
 
 
 def check_exact(values: pd.Series) -> None:
-    """Raises where floats are so large that integers next to each other had become one."""
-    large = values[values.abs() >= 2.0**53]
+    """Raises where floats are so large for their type that integers next to each other had become one."""
+    dtype: Any = getattr(values.dtype, "numpy_dtype", values.dtype)
+    digits = np.finfo(dtype).nmant + 1
+    large = values[values.abs() >= 2.0**digits]
     if len(large):
         raise ValueError(
-            f"{len(large)} ids in {values.name!r} are floats beyond 2^53, such as {large.iloc[0]!r}: digits are lost, "
-            "and different ids may have become one. Read the column with dtype='Int64' or as strings."
+            f"{len(large)} ids in {values.name!r} are floats beyond 2^{digits}, such as {large.iloc[0]!r}: digits are "
+            "lost, and different ids may have become one. Read the column with dtype='Int64' or as strings."
         )
 
 
