@@ -162,7 +162,7 @@ def test_integer_ids_that_a_missing_value_made_floats_are_integers_again():
         lambda: data.clean(large, data.Schema()),
         lambda: data.encode(data.Parts(large.dropna(), None, None), data.Schema()),
     ):
-        with pytest.raises(ValueError, match=r"1 ids .* beyond 2\^53.*digits are lost.*dtype='Int64'"):
+        with pytest.raises(ValueError, match=r"1 values .* beyond 2\^53.*digits are lost.*dtype='Int64'"):
             call()
 
 
@@ -174,7 +174,7 @@ def test_floats_of_few_digits_are_ids_as_far_as_they_reach(dtype, digits):
         pytest.importorskip("pyarrow")
     exact, lost = ([2.0**digits - 1, 7.0, more, 3.0] for more in (5.0, 2.0**digits))
     assert data.clean(frame(u=pd.Series(exact, dtype=dtype)), SCHEMA).frame["u"].tolist() == exact
-    with pytest.raises(ValueError, match=rf"1 ids in 'u' are floats beyond 2\^{digits}.*digits are lost"):
+    with pytest.raises(ValueError, match=rf"1 values in 'u' are floats beyond 2\^{digits}.*digits are lost"):
         data.clean(frame(u=pd.Series(lost, dtype=dtype)), SCHEMA)
 
 

@@ -334,6 +334,34 @@ def test_strings_of_labels_need_a_separator():
     assert codes[1:4].tolist() == [[2, 1], [1, 0], [0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("cells", "ids", "codes"),
+    [
+        ([np.array(["a", None], object), ["b", np.nan], [None]], ["a", "b"], [1, 2, 0]),
+        ([np.array([1.0, np.nan]), np.array([2]), None], [1, 2], [1, 2, 0]),  # a list of integers with a null in Arrow
+        ([[1.0], [2.0], [pd.NA]], [1, 2], [1, 2, 0]),
+        ([[0.5], [2.0], []], [0.5, 2.0], [1, 2, 0]),
+    ],
+)
+def test_lists_of_labels_may_have_missing_elements_and_whole_floats(cells, ids, codes):
+    items = ITEMS.assign(tags=cells)
+    train = TRAIN.assign(item=["x", "y", "z"])
+    encoder = data.Encoder.fit(train, data.Schema(item_features=(data.Labels("tags"),)), items=items)
+    assert encoder.item_features[0].vocabulary.ids.tolist() == ids
+    assert encoder.features.item_codes["tags"][1:4].tolist() == [[code] for code in codes]
+
+
+def test_labels_that_cannot_be_numbered_name_their_column():
+    schema = data.Schema(item_features=(data.Labels("tags"),))
+    with pytest.raises(TypeError, match="Labels in the column 'tags': Expected ids of one type, got a mixture of int"):
+        data.Encoder.fit(TRAIN, schema, items=ITEMS.assign(tags=[["a"], [1], []]))
+    schema = data.Schema(item_features=(data.Categorical("brand"),))
+    for dtype, large in (("float64", 2.0**53), ("float32", 2.0**24)):
+        items = ITEMS.assign(brand=np.array([large, 1.0, np.nan], dtype))
+        with pytest.raises(ValueError, match="1 values in 'brand' are floats beyond.*different ones may have become"):
+            data.Encoder.fit(TRAIN, schema, items=items)
+
+
 def test_vectors_keep_their_length_at_serving():
     with pytest.raises(ValueError, match="vectors of one length in the column 'vector', 2 as in training"):
         fitted().extend(items=pd.DataFrame({"item": ["m"], "tags": ["s"], "vector": [[1.0, 2.0, 3.0]]}))

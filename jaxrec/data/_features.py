@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
-from jaxrec.data._vocabulary import Vocabulary, of_floats, plain
+from jaxrec.data._vocabulary import Vocabulary, check_exact, of_floats, plain
 
 _CODES = 2**30  # most numbers of one feature's codes, 4 GiB
 
@@ -37,7 +37,10 @@ class FittedFeature:
             scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
             return cls(feature, values.shape[1], scaler=scaler)
         labels = _labels_of(feature, frame)
-        vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
+        try:
+            vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Labels in the column {feature.column!r}: {error}") from None
         if len(vocabulary) < 2 and varies:
             raise ValueError(_constant(feature.column, str(vocabulary)))
         return cls(feature, int(_lengths(feature, labels, frame).max()), vocabulary=vocabulary)
@@ -186,20 +189,15 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
 
 def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
     """Each row's labels without repetition; a missing value has none."""
-    cells = [plain(cell) for cell in frame[feature.column].tolist()]
-    if isinstance(feature, Categorical):
-        whole = all(
-            isinstance(cell, float) and (cell != cell or cell.is_integer()) or is_missing(cell) for cell in cells
-        )
-        if whole:  # integers, of which a missing one has made floats
-            return [[] if is_missing(cell) else [int(cell)] for cell in cells]
-        return [[] if is_missing(cell) else [cell] for cell in cells]
-    assert isinstance(feature, Labels)
-    split = []
-    for cell in cells:
+    column = frame[feature.column]
+    split: list[list[Any]] = []
+    for cell in map(plain, column.tolist()):
         if is_missing(cell):
             split.append([])
+        elif isinstance(feature, Categorical):
+            split.append([cell])
         elif isinstance(cell, str):
+            assert isinstance(feature, Labels)
             if feature.separator is None:
                 raise ValueError(
                     f"The labels in the column {feature.column!r} are strings ({cell!r}) and no separator was given. "
@@ -207,8 +205,14 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
                 )
             split.append(list(dict.fromkeys(part.strip() for part in cell.split(feature.separator) if part.strip())))
         else:
-            split.append(list(dict.fromkeys(map(plain, cell))))
-    return split
+            split.append([label for label in dict.fromkeys(map(plain, cell)) if not is_missing(label)])
+    floats = [label for of_one in split for label in of_one if isinstance(label, float)]
+    if not floats or not all(label.is_integer() for label in floats):
+        return split
+    # Integers, of which a missing one has made floats.
+    dtype = column.dtype if pd.api.types.is_float_dtype(column) else np.float64
+    check_exact(pd.Series(floats, dtype=dtype, name=feature.column))
+    return [[int(label) if isinstance(label, float) else label for label in of_one] for of_one in split]
 
 
 def _lengths(feature: Feature, labels: list[list[Any]], frame: pd.DataFrame) -> np.ndarray:

@@ -185,8 +185,8 @@ def check_exact(values: pd.Series) -> None:
     large = values[values.abs() >= 2.0**digits]
     if len(large):
         raise ValueError(
-            f"{len(large)} ids in {values.name!r} are floats beyond 2^{digits}, such as {large.iloc[0]!r}: digits are "
-            "lost, and different ids may have become one. Read the column with dtype='Int64' or as strings."
+            f"{len(large)} values in {values.name!r} are floats beyond 2^{digits}, such as {large.iloc[0]!r}: digits "
+            "are lost, and different ones may have become one. Read the column with dtype='Int64' or as strings."
         )
 
 
