@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import refuses
 
 from jaxrec import data
 
@@ -247,6 +248,11 @@ def test_leading_zeros_stay_where_they_are_asked_for(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="dtype= is for CSV"):
         data.read_table(tmp_path / "rows.jsonl", dtype={"item": str})
+    for kind in (str, "float64"):
+        with pytest.raises(ValueError, match="dtype= names the column 'item_id'; rows.csv has user, item. Name one"):
+            data.read_table(tmp_path / "rows.csv", dtype={"item_id": kind})
+    with refuses(TypeError, "Expected a Mapping for dtype, such as .*, got the class str"):
+        data.read_table(tmp_path / "rows.csv", dtype=str)
 
 
 def test_quotation_marks_of_tab_separated_files_are_text(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxrec._expect import expect
 from jaxrec.data._schema import Categorical, Labels, Numeric, Schema, need_columns
 
 _GENRES_100K = (
@@ -48,10 +49,14 @@ def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None, quot
         the lines up to the next.
 
     Raises:
-      ValueError: the suffix is none of these, or an option is given for a file of another kind.
+      ValueError: the suffix is none of these, an option is given for a file of another kind, or ``dtype`` names a
+        column that the file does not have.
+      TypeError: ``dtype`` is no mapping.
       FileNotFoundError: there is no such file.
     """
     path = _existing(path)
+    if dtype is not None:
+        expect(dtype, Mapping, "dtype, such as {'item': str}")
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind in (".csv", ".tsv"):
         quoted = kind == ".csv" if quoted is None else quoted
@@ -74,8 +79,14 @@ def read_table(path: str | Path, *, dtype: Mapping[str, Any] | None = None, quot
 def _read_separated(path: Path, separator: str, dtype: Mapping[str, Any], quoted: bool) -> pd.DataFrame:
     options: dict[str, Any] = {"sep": separator, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
     text = [name for name, kind in dtype.items() if pd.api.types.is_string_dtype(pd.api.types.pandas_dtype(kind))]
+    header = pd.read_csv(path, nrows=0, **options).columns if dtype else ()
+    wrong = [name for name in dtype if name not in header]
+    if wrong:
+        raise ValueError(
+            f"dtype= names the column {wrong[0]!r}; {path.name} has {', '.join(header)}. Name one of these: what is of "
+            "no column would be left out."
+        )
     if text:
-        header = pd.read_csv(path, nrows=0, **options).columns
         options["na_values"] = {name: [""] if name in text else _MISSING for name in header}
         options["keep_default_na"] = False
     return pd.read_csv(
