@@ -88,6 +88,7 @@ def test_all_rows_filtered_away_says_by_which_step():
         (frame().iloc[:0], ValueError, "is empty. Expected at least one row"),
         (frame(r=["good", "bad", "3", "4"]), ValueError, "Expected numbers in the target column 'r', got 'good'"),
         (frame(w=[1.0, -2.0, 1.0, 1.0]), ValueError, "Expected weights >= 0 in the column 'w', got -2.0"),
+        (frame(w=[1.0, 1e-40, 0.0, 1e-50]), ValueError, "0 or at least 1.2e-38.*'w', got 1e-40 and 2 such rows in all"),
         (frame(u=[1, "1", 2, 2]), TypeError, "ids of one type, got a mixture of int, str"),
     ],
 )

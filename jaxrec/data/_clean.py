@@ -52,8 +52,8 @@ def clean(
 
     Raises:
       ValueError: an option asks for a column that the schema does not name, a column is missing, ids are floats beyond
-        2^53 (2^24 in float32), which have lost digits, a target is no number, a weight is negative, a policy is ``"error"`` and finds
-        something, or no row is left.
+        2^53 (2^24 in float32), which have lost digits, a target is no number, a weight is negative or too
+        small for float32, a policy is ``"error"`` and finds something, or no row is left.
       TypeError: ids of mixed types.
     """
     one_of(missing, ("drop", "error"), "missing")

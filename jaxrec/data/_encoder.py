@@ -173,7 +173,8 @@ class Encoder:
 
         Raises:
           ValueError: a column is missing, the frame is empty, a target is not finite or, where the scale is
-            ``"quantile"``, outside the training part's range, a weight is negative, a number overflows float32.
+            ``"quantile"``, outside the training part's range, a weight is negative or too small for float32, a
+            number overflows float32.
           TypeError: ids of another type than the vocabulary's.
         """
         schema = self.schema

@@ -196,12 +196,20 @@ def to_float32(values: np.ndarray, column: str, remedy: str) -> np.ndarray:
 
 
 def weights(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Finite, non-negative weights."""
+    """Finite, non-negative weights, of which none but 0 would be 0 in float32."""
     values = finite(frame, column, "weight")
     if (values < 0).any():
         raise ValueError(
             f"Expected weights >= 0 in the column {column!r}, got {values.min()}. A weight multiplies an example's "
             "loss; for a dislike use a target instead."
+        )
+    least = np.finfo(np.float32).tiny
+    small = values[(values > 0) & (values < least)]
+    if len(small):
+        raise ValueError(
+            f"Expected weights of 0 or at least {least:.2g}, the smallest of float32, in the column {column!r}, got "
+            f"{small[0]:g} and {len(small)} such rows in all. Rescale them, for example so that the largest is 1, and "
+            "give rows that shall be no examples the weight 0."
         )
     return values
 
