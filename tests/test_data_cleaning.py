@@ -140,6 +140,15 @@ def test_times_may_be_dates():
         )
 
 
+def test_what_is_done_to_a_frame_later_leaves_its_dataset_alone():
+    rows = frame(t=[3.0, 2.0, 1.0, 0.0])
+    encoded = data.Encoder.fit(rows, SCHEMA).encode(rows)
+    for name in ("r", "t", "w"):
+        rows.loc[1:, name] = 9.0
+    assert encoded.target.tolist() == [1.0, 2.0, 3.0, 4.0] and encoded.weight.tolist() == [1.0] * 4
+    assert encoded.time.tolist() == [3.0, 2.0, 1.0, 0.0] and encoded.time.flags.writeable
+
+
 @pytest.mark.parametrize("option", ["missing", "out_of_range", "duplicates"])
 def test_misspelt_policies_are_refused(option):
     frame = pd.DataFrame({"user": [1], "item": [1]})

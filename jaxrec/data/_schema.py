@@ -225,4 +225,4 @@ def times(frame: pd.DataFrame, column: str) -> np.ndarray:
         if str(values.dtype).startswith(("date32", "date64")):  # pyarrow's, without a time of the day
             values = values.astype("datetime64[us]")
         return values.dt.as_unit("us").astype("int64").to_numpy(dtype=np.float64)  # files may differ in resolution
-    return finite(frame, column, "time")
+    return np.array(finite(frame, column, "time"))  # pandas may give a view of the frame, which may change
