@@ -487,6 +487,24 @@ def test_what_is_said_of_a_scale_that_cannot_be_helps(values, option, message):
     fit(**{option: None})
 
 
+@pytest.mark.parametrize(
+    ("feature", "cells"),
+    [
+        (data.Labels("x"), [["sale"], [], ["sale"], []]),
+        (data.Categorical("x"), ["gold", None, "gold", None]),
+        (data.Categorical("x"), [7.0, np.nan, 7.0, np.nan]),
+    ],
+)
+def test_whether_there_is_a_label_says_something(feature, cells):
+    schema = data.Schema(user_features=(feature,))
+    train = pd.DataFrame({"user": [1, 2, 3, 4], "item": [1, 2, 1, 2]})
+    users = train[["user"]].assign(x=cells)
+    assert data.Encoder.fit(train, schema, users=users).features.user_codes["x"][1:5].tolist() == [[1], [0], [1], [0]]
+    for same in ([cells[0]] * 4, [None] * 4):
+        with pytest.raises(ValueError, match="'x' is constant in the training part"):
+            data.Encoder.fit(train, schema, users=users.assign(x=same))
+
+
 def test_objects_that_carry_the_right_one_are_named(parts, world):
     frame = world.target.interactions
     with refuses(TypeError, "Expected a Parts for parts, got DataFrame.*data.split_random"):

@@ -41,9 +41,10 @@ class FittedFeature:
             vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
         except (TypeError, ValueError) as error:
             raise type(error)(f"Labels in the column {feature.column!r}: {error}") from None
-        if len(vocabulary) < 2 and varies:
+        lengths = _lengths(feature, labels, frame)
+        if varies and len(vocabulary) < 2 and (lengths == lengths[0]).all():  # whether there is one says something
             raise ValueError(_constant(feature.column, str(vocabulary)))
-        return cls(feature, int(_lengths(feature, labels, frame).max()), vocabulary=vocabulary)
+        return cls(feature, int(lengths.max()), vocabulary=vocabulary)
 
     def encode(self, frame: pd.DataFrame) -> np.ndarray:
         """float32 ``[rows, width]``, or int32 codes ``[rows, most labels]`` padded with 0."""

@@ -70,7 +70,7 @@ class TfidfSVD:
             of each component the label with the largest share counts positive.
 
         Raises:
-          ValueError: the column is missing or has fewer than two labels, the labels leave fewer than ``dim``
+          ValueError: the column is missing, its labels are the same in all rows, the labels leave fewer than ``dim``
             dimensions, or ``dim`` or ``min_items`` is below 1.
         """
         need_columns(frame, (column,), "training items")
