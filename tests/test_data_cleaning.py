@@ -32,7 +32,7 @@ def test_missing_values_are_counted_and_dropped():
     dirty = frame(u=[1.0, None, 2.0, 2.0], r=[1.0, 2.0, np.nan, 4.0])
     cleaned = data.clean(dirty, SCHEMA)
     assert len(cleaned.frame) == 2 and report_of(cleaned)["missing values"] == 2
-    with pytest.raises(ValueError, match="2 rows lack a value in u, r"):
+    with pytest.raises(ValueError, match="2 rows have a missing or infinite value in u, r"):
         data.clean(dirty, SCHEMA, missing="error")
 
 
@@ -160,6 +160,8 @@ def test_infinite_weights_and_times_are_dropped():
     frame = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 3], "w": [1.0, np.inf, 1.0], "t": [0.0, 1.0, -np.inf]})
     cleaned, report = data.clean(frame, data.Schema(weight="w", time="t"))
     assert cleaned["user"].tolist() == [1] and report["rows"].iloc[0] == 2
+    with pytest.raises(ValueError, match="2 rows have a missing or infinite value in t, w. Use missing='drop'"):
+        data.clean(frame, data.Schema(weight="w", time="t"), missing="error")
 
 
 def test_integer_ids_that_a_missing_value_made_floats_are_integers_again():

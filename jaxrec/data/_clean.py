@@ -73,14 +73,17 @@ def clean(
         return kept
 
     named = [name for name in (schema.user, schema.item, schema.target, schema.time, schema.weight) if name is not None]
-    lacking = frame[named].isna().any(axis=1).to_numpy(copy=True)
-    for name in (schema.time, schema.weight):
-        if name is not None and not pd.api.types.is_datetime64_any_dtype(frame[name]):
-            lacking |= np.isinf(numbers(frame, name, "time" if name == schema.time else "weight"))
-    if lacking.any() and missing == "error":
-        columns = [name for name in named if frame[name].isna().any()]
+    lacking, columns = np.zeros(len(frame), bool), []
+    for name in dict.fromkeys(named):
+        wrong = frame[name].isna().to_numpy()
+        if name in (schema.time, schema.weight) and not pd.api.types.is_datetime64_any_dtype(frame[name]):
+            wrong = wrong | np.isinf(numbers(frame, name, "time" if name == schema.time else "weight"))
+        lacking |= wrong
+        columns += [name] if wrong.any() else []
+    if columns and missing == "error":
         raise ValueError(
-            f"{int(lacking.sum())} rows lack a value in {', '.join(columns)}. Use missing='drop' or fill them."
+            f"{int(lacking.sum())} rows have a missing or infinite value in {', '.join(columns)}. Use missing='drop' "
+            "or fill them."
         )
     kept = after("missing values", int(lacking.sum()), frame[~lacking])
     for name in (schema.user, schema.item):
