@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers import refuses, untyped
 
-from jaxrec import data
+from jaxrec import data, transfer
 from jaxrec.data._counting import distinct, grouped
 from jaxrec.data._sides import capacity_for
 
@@ -124,6 +124,12 @@ def test_ids_that_cannot_be_numbered_are_refused(values, error, message):
 def test_ids_of_another_type_can_never_match_and_are_refused():
     with pytest.raises(TypeError, match="Expected ids of type int.*got str"):
         data.Vocabulary.fit([1, 2]).encode(["1"])
+    day, moment = datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1)
+    for ours, theirs, message in ((day, moment, "date.*got datetime"), (uuid.UUID(int=1), b"1", "UUID.*got bytes")):
+        for call in (data.Vocabulary.fit([ours]).encode, data.Vocabulary.fit([ours]).extend):
+            with pytest.raises(TypeError, match=f"Expected ids of type {message}"):
+                call([theirs])
+    assert data.Vocabulary.fit([pd.Timestamp(moment)]).encode([moment]).tolist() == [1]
     with pytest.raises(ValueError, match=r"indices in 1 .. 2, got 0 .. 2"):
         data.Vocabulary.fit([1, 2]).decode(np.array([0, 2]))
     with pytest.raises(ValueError, match="fit 64 bits, all signed or all unsigned, got -1"):
@@ -426,8 +432,13 @@ def test_categories_of_another_type_are_unknown_and_whole_floats_are_integers():
     schema = data.Schema(user_features=(data.Categorical("job"),))
     train = pd.DataFrame({"user": [1, 2, 3], "item": [1, 2, 1]})
     encoder = data.Encoder.fit(train, schema, users=pd.DataFrame({"user": [1, 2, 3], "job": [1, 2, np.nan]}))
-    for value, code in ((2, 2), (2.0, 2), ("x", 0), (9, 0)):
-        grown = encoder.extend(users=pd.DataFrame({"user": [9], "job": [value]}))
+    dates = [datetime.date(2020, 1, 1), datetime.date(2020, 1, 2), None]
+    dated = data.Encoder.fit(train, schema, users=pd.DataFrame({"user": [1, 2, 3], "job": dates}))
+    for each, value, code in (
+        *((encoder, value, code) for value, code in ((2, 2), (2.0, 2), ("x", 0), (9, 0))),
+        *((dated, value, code) for value, code in ((dates[1], 2), (pd.Timestamp(dates[1]), 0))),
+    ):
+        grown = each.extend(users=pd.DataFrame({"user": [9], "job": [value]}))
         assert grown.features.user_codes["job"][4, 0] == code
 
 
@@ -530,6 +541,19 @@ def test_parts_of_different_id_types_are_refused():
     train, test = (pd.DataFrame({"user": users, "item": [1, 2]}) for users in ([1, 2], ["a", "b"]))
     with pytest.raises(TypeError, match="ids of one type, got a mixture of int, str"):
         data.encode(data.Parts(train, None, test), data.Schema())
+
+
+def test_domains_of_ids_that_can_never_match_share_none():
+    schema = data.Schema(item_features=(data.Numeric("year"),))
+    source, target = (
+        pd.DataFrame({"user": ids, "item": ids, "year": [1999, 2000]})
+        for ids in ([uuid.UUID(int=1), uuid.UUID(int=2)], [b"1", b"2"])
+    )
+    like = data.Encoder.fit(source, schema, items=source)
+    more = pd.concat([target, pd.DataFrame({"item": [b"3"], "year": [2001]})])  # which might be one of the source's
+    encoder = data.Encoder.fit(target, schema, items=more[["item", "year"]], like=like)
+    alignment = str(transfer.align(like, encoder, require=False))
+    assert "UUID ids there and bytes ids here can never match" in alignment
 
 
 def test_pairs_need_users_and_items():

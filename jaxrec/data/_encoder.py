@@ -335,7 +335,7 @@ def _warn(
             "features are unknown.",
             stacklevel=4,
         )
-    if side == "item" and source is not None and source.kind == vocabulary.kind:
+    if side == "item" and source is not None and source.type_name == vocabulary.type_name:
         others = vocabulary.decode(np.setdiff1d(described_index, trained))
         foreign = int((source.encode(others) > 0).sum())
         if foreign:

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxrec import _values
 from jaxrec.data._scaling import Scaler
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
-from jaxrec.data._vocabulary import Vocabulary, check_exact, of_floats, plain
+from jaxrec.data._vocabulary import Vocabulary, check_exact, of_floats, plain, type_of
 
 _CODES = 2**30  # most numbers of one feature's codes, 4 GiB
 
@@ -121,7 +121,7 @@ def _alike(vocabulary: Vocabulary, labels: list[Any]) -> list[Any]:
 def _kind_fits(vocabulary: Vocabulary, label: Any) -> bool:
     if vocabulary.kind == "int":
         return isinstance(label, int) and not isinstance(label, bool)
-    return isinstance(label, str) if vocabulary.kind == "str" else isinstance(label, type(vocabulary.ids[0]))
+    return isinstance(label, str) if vocabulary.kind == "str" else type_of(label) is type_of(vocabulary.ids[0])
 
 
 def modalities(fitted: Sequence[FittedFeature]) -> list[list[FittedFeature]]:

@@ -1,6 +1,7 @@
 """Raw ids to indices. Index 0 is the unknown; ids stay on the host, where 64 bits are 64 bits."""
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class Vocabulary:
             return self
         if not len(self):
             return Vocabulary.fit(array)
-        self._need(kind)
+        self._need(kind, array)
         new = _distinct(kind, array[self.encode(array) == 0])
         if not len(new):
             return self
@@ -76,7 +77,7 @@ class Vocabulary:
             return np.zeros(0, np.int32)
         if not len(self):
             return np.zeros(len(array), np.int32)
-        self._need(kind)
+        self._need(kind, array)
         if array.dtype.kind in "iu" and array.dtype != self.ids.dtype:
             # NumPy and pandas would compare int64 with uint64 as floats, in which neighbours are equal.
             fits = (array >= 0) if self.ids.dtype == np.uint64 else (array <= np.iinfo(np.int64).max)
@@ -94,6 +95,11 @@ class Vocabulary:
             )
         return self.ids[index - 1]
 
+    @property
+    def type_name(self) -> str:
+        """The kind, or the type's name where that is ``"other"``: ids of different ones can never match."""
+        return _type_name(self.kind, self.ids)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -110,10 +116,12 @@ class Vocabulary:
     def _index(self) -> pd.Index:
         return pd.Index(self.ids, tupleize_cols=False)
 
-    def _need(self, kind: Kind) -> None:
-        if kind != self.kind:
+    def _need(self, kind: Kind, array: np.ndarray) -> None:
+        """Raises unless the values, some of this kind, are of the ids' type."""
+        theirs = _type_name(kind, array)
+        if theirs != self.type_name:
             raise TypeError(
-                f"Expected ids of type {self.kind} ({self!r}), got {kind}. Convert the column, for example with "
+                f"Expected ids of type {self.type_name} ({self!r}), got {theirs}. Convert the column, for example with "
                 ".astype('int64') or .astype(str), so that ids can match."
             )
 
@@ -121,6 +129,15 @@ class Vocabulary:
 def plain(value: Any) -> Any:
     """A NumPy scalar, such as an element of an array of strings, as the Python value that it stands for."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def type_of(value: Any) -> type:
+    """A pandas.Timestamp is equal to a datetime.datetime, which is no date though its class says so."""
+    return next((each for each in (datetime.datetime, tuple) if isinstance(value, each)), type(value))
+
+
+def _type_name(kind: Kind, ids: np.ndarray) -> str:
+    return type_of(ids[0]).__name__ if kind == "other" else kind
 
 
 def of_floats(vocabulary: Vocabulary) -> bool:

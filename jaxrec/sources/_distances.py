@@ -118,7 +118,7 @@ def common_features(source: Encoder, target: Encoder, side: Side) -> tuple[np.nd
             continue
         if each.is_code:
             assert each.vocabulary is not None and other.vocabulary is not None
-            if each.vocabulary.kind != other.vocabulary.kind:
+            if each.vocabulary.type_name != other.vocabulary.type_name:
                 continue
             union = each.vocabulary.extend(other.vocabulary.ids)
             for kept, encoder, fitted, entities in zip(columns, (source, target), (other, each), drawn, strict=True):

@@ -167,7 +167,7 @@ def rank(
             row["evidence"] = explained(source, train, done, seed)
         except ValueError as error:
             raise ValueError(f"Candidate {name!r}: {error}") from None
-        kinds = source.encoder.users.kind, train.encoder.users.kind
+        kinds = source.encoder.users.type_name, train.encoder.users.type_name
         if kinds[0] != kinds[1]:
             reasons.append(f"no user is shared: {kinds[0]} ids there and {kinds[1]} ids here can never match.")
         try:

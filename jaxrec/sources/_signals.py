@@ -64,7 +64,7 @@ def reduced(train: Dataset, seed: int) -> pd.DataFrame:
 
 def explained(source: Recommender, train: Dataset, done: pd.DataFrame, seed: int) -> float:
     """Evidence of what shared users have done in the target given their vectors of the source; 0 without any."""
-    kinds = source.encoder.users.kind, train.encoder.users.kind
+    kinds = source.encoder.users.type_name, train.encoder.users.type_name
     if not source.factorises or source.reads_context or kinds[0] != kinds[1] or not len(done):
         return 0.0
     theirs = carry(source)

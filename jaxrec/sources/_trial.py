@@ -169,7 +169,7 @@ def _ks(metric: str) -> tuple[int, ...]:
 def _of_kind(source: Recommender, train: Dataset) -> np.ndarray:
     """Raw ids of users whom the source has met, if the target could know them."""
     ours, theirs = train.encoder.users, source.encoder.users
-    if ours.kind != theirs.kind or train.user is None or train.item is None:
+    if ours.type_name != theirs.type_name or train.user is None or train.item is None:
         return ours.ids[:0]
     met = theirs.decode(np.flatnonzero(source.seen.user_count))
     return met[ours.encode(met) > 0]

@@ -155,8 +155,8 @@ def align(
             found, notes[name] = _by_table(tables[name], name, ours, theirs, trained)
         else:
             found = _by_id(ours, theirs, trained)
-            if ours.kind != theirs.kind and len(ours) and len(theirs):
-                notes[name] = f" ({ours.kind} ids there and {theirs.kind} ids here can never match)"
+            if ours.type_name != theirs.type_name and len(ours) and len(theirs):
+                notes[name] = f" ({ours.type_name} ids there and {theirs.type_name} ids here can never match)"
         if side is not None and side in content:
             compared = described(source, target, side, labels[side])
             near, said = _by_content(*compared, trained, found, content[side])
@@ -245,7 +245,7 @@ def _found(source: np.ndarray, target: np.ndarray, how: str, similarity: np.ndar
 
 def _by_id(source: Vocabulary, target: Vocabulary, trained: np.ndarray) -> pd.DataFrame:
     """Ids that both know; those of different types are never the same."""
-    if source.kind != target.kind or not len(source) or not len(target):
+    if source.type_name != target.type_name or not len(source) or not len(target):
         return _found(np.zeros(0, np.int32), np.zeros(0, np.int32), _ID)
     index = source.encode(target.ids)
     there = np.flatnonzero(trained[index] & (index > 0))

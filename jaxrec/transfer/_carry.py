@@ -102,10 +102,10 @@ def carried(source: Recommender, target: Recommender, *, taste: bool = False) ->
     if column is None or ours.schema.item is None:
         raise ValueError("The target has no users or no items. Name both columns in its schema.")
     ids = frame[theirs.schema.user]
-    if theirs.users.kind != ours.users.kind:
+    if theirs.users.type_name != ours.users.type_name:
         raise ValueError(
-            f"No user is shared: {theirs.users.kind} ids in the source and {ours.users.kind} ids in the target can "
-            "never match. Convert one column."
+            f"No user is shared: {theirs.users.type_name} ids in the source and {ours.users.type_name} ids in the "
+            "target can never match. Convert one column."
         )
     target = add(target, users=ids.to_numpy())
     index = target.encoder.users.encode(ids)

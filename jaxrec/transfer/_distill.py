@@ -115,7 +115,7 @@ def _table(teacher: Recommender, train: Dataset, side: Side) -> np.ndarray:
     trained = np.flatnonzero(row)
     ours, theirs = encoder.vocabulary(side), teacher.encoder.vocabulary(side)
     index = np.zeros(len(trained), np.int32)
-    if ours.kind == theirs.kind:
+    if ours.type_name == theirs.type_name:
         index = theirs.encode(ours.decode(trained))
     if not index.any():
         raise ValueError(

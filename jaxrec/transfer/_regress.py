@@ -65,7 +65,7 @@ def regressed(
     if l2 is not None and not l2 > 0:
         raise ValueError(f"Expected l2 > 0, or None to choose it, got {l2}.")
     frame = histories(source)
-    if source.encoder.users.kind != target.encoder.users.kind:
+    if source.encoder.users.type_name != target.encoder.users.type_name:
         raise ValueError("No user is shared: ids of the two domains are of different types. Convert one column.")
     encoder = target.encoder.extend(users=frame["user"].to_numpy())
     index = encoder.users.encode(frame["user"])
