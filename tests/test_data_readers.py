@@ -234,6 +234,12 @@ def test_truncated_files_are_refused(tmp_path):
     (tmp_path / "u.item").write_text("2|A (1990)|||" + "|0" * 19 + "\n")
     with pytest.raises(ValueError, match="Line 2 of the ratings in .* lacks a value.*truncated"):
         data.read_movielens(tmp_path)
+    latest = tmp_path / "latest"
+    latest.mkdir()
+    (latest / "movies.csv").write_text("movieId,title,genres\n2,A (1990),Drama\n")
+    (latest / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3.0,4\n1,2,")  # line 1 is the header
+    with pytest.raises(ValueError, match="Line 3 of the ratings in .* lacks a value"):
+        data.read_movielens(latest)
     whole = gzip.compress(b'{"reviewerID": "a", "asin": "b", "overall": 5.0, "unixReviewTime": 1}\n' * 200)
     for name, content in (("cut.json.gz", whole[:-20]), ("other.json.gz", b"no gzip")):
         (tmp_path / name).write_bytes(content)

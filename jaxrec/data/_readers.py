@@ -106,7 +106,7 @@ def read_movielens(folder: str | Path) -> Frames:
     """
     folder = _existing(folder)
     columns = ["user_id", "movie_id", "rating", "timestamp"]
-    users = None
+    users, first = None, 1  # line of the ratings
     if (folder / "u.data").exists():
         interactions = pd.read_csv(folder / "u.data", sep="\t", names=columns)
         users = pd.read_csv(folder / "u.user", sep="|", names=["user_id", "age", "gender", "occupation", "zip"])
@@ -125,7 +125,7 @@ def read_movielens(folder: str | Path) -> Frames:
             users = users.astype({"user_id": "int64", "age": "int64", "occupation": "int64"})
         movies = movies.astype({"movie_id": "int64"})
     elif (folder / "ratings.csv").exists():
-        names = {"userId": "user_id", "movieId": "movie_id"}
+        names, first = {"userId": "user_id", "movieId": "movie_id"}, 2
         interactions = pd.read_csv(folder / "ratings.csv").rename(columns=names)
         movies = pd.read_csv(folder / "movies.csv").rename(columns=names)
     else:
@@ -137,7 +137,7 @@ def read_movielens(folder: str | Path) -> Frames:
     incomplete = interactions[columns].isna().any(axis=1)
     if incomplete.any():
         raise ValueError(
-            f"Line {int(np.flatnonzero(incomplete)[0]) + 1} of the ratings in {folder} lacks a value: "
+            f"Line {int(np.flatnonzero(incomplete)[0]) + first} of the ratings in {folder} lacks a value: "
             f"{interactions[columns][incomplete].iloc[0].tolist()}. The file may be truncated."
         )
     movies["genres"] = movies["genres"].replace("(no genres listed)", "")
