@@ -644,6 +644,8 @@ def test_vectors_that_no_training_item_has_are_refused():
 def test_further_interactions_need_the_columns_of_ids():
     with pytest.raises(ValueError, match="frame of further interactions lacks the column 'item'"):
         data.Encoder.fit(TRAIN, data.Schema(), also=[TRAIN[["user"]]])
+    alone = data.Encoder.fit(TRAIN, data.Schema())
+    assert data.Encoder.fit(TRAIN, data.Schema(), also=[pd.DataFrame(), TRAIN.iloc[:0]]) == alone
 
 
 def test_ids_that_come_one_by_one_are_read_once():

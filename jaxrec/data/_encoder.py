@@ -77,15 +77,15 @@ class Encoder:
             target, where both schemas name the same kind.
 
         Raises:
-          ValueError: a column is missing, a frame is empty, a number is not finite, a weight is negative, an id
-            repeats in ``users`` or ``items``, a feature is constant, or a target that is to be scaled.
+          ValueError: a column is missing, a frame is empty, a feature or a target that is to be scaled is infinite or
+            constant, or an id repeats in ``users`` or ``items``. Times, weights and other targets are for ``encode``.
           TypeError: ids of mixed types, or a column of labels none of which is of the type that ``like`` has.
         """
         need_columns(train, schema.columns(), "training interactions")
         ids = tuple(name for name in (schema.user, schema.item) if name is not None)
+        also = [each for each in also if len(each)]
         for each in also:
-            if len(each):
-                need_columns(each, ids, "further interactions")
+            need_columns(each, ids, "further interactions")
         features: dict[str, Any] = {"user_row": np.zeros(8, np.int32), "item_row": np.zeros(8, np.int32)}
         found: dict[str, Any] = {
             "users": Vocabulary.fit([]),
