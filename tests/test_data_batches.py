@@ -281,6 +281,8 @@ def test_histories_of_no_length_or_of_another_kind_are_refused(parts):
     options = {"batch_size": 8, "negatives": None, "seed": 0}
     with refuses(ValueError, "history >= 1 for histories='before', got 0"):
         data.Batches(parts.train, history=0, histories="before", **options)
+    with refuses(ValueError, "history >= 0, the length of histories, got -1"):
+        data.Batches(parts.train, history=-1, **options)
     with refuses(ValueError, "histories to be 'subset', 'before', 'sequences', 'users', got 'latest'"):
         data.Batches(parts.train, history=2, histories="latest", **options)
 
@@ -384,6 +386,14 @@ def test_rows_without_users_have_negatives_of_their_own(parts):
     batches = data.Batches(alone, batch_size=64, negatives=data.Negatives(num=3), history=0, seed=0)
     stack, _ = next(batches.epoch(0))
     assert stack.item.shape[-1] == 4 and set(stack.item[stack.weight > 0].ravel()) <= set(parts.train.item)
+
+
+@pytest.mark.parametrize("options", [{"num": 4}, {"catalogue": True}, {}])
+def test_rows_without_items_have_no_negatives(rated_parts, options):
+    alone = dataclasses.replace(rated_parts.train, item=None)
+    with pytest.raises(ValueError, match="Negatives are items, and the data has none. Name the item column"):
+        data.Batches(alone, batch_size=8, negatives=data.Negatives(**options), history=0, seed=0)
+    assert data.Batches(alone, batch_size=8, negatives=None, history=0, seed=0).steps
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

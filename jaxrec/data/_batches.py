@@ -71,6 +71,10 @@ class Batches:
             raise ValueError(f"Expected batch_size >= 1, or None for all rows at once, got {batch_size}.")
         if multiple_of < 1:
             raise ValueError(f"Expected multiple_of >= 1, got {multiple_of}.")
+        if history < 0:
+            raise ValueError(f"Expected history >= 0, the length of histories, got {history}. 0 is for none.")
+        if dataset.item is None and negatives is not None:
+            raise ValueError("Negatives are items, and the data has none. Name the item column in the schema.")
         if not len(dataset):
             raise ValueError("The dataset is empty. Expected at least one row to train on.")
         for name, index in (("users", dataset.user), ("items", dataset.item)):
