@@ -350,9 +350,14 @@ def test_pairs_are_found_with_and_without_a_bit_for_each(monkeypatch):
 
 
 def test_counting_goes_by_parts(monkeypatch):
-    monkeypatch.setattr(data._interactions, "_ROWS", 7)
+    monkeypatch.setattr(data._counting, "_ROWS", 7)
     index = np.random.default_rng(0).integers(0, 20, 100, dtype=np.int32)
-    np.testing.assert_array_equal(data._interactions.counted(index, 30), np.bincount(index, minlength=30))
+    parts, original = [], np.bincount
+    monkeypatch.setattr(np, "bincount", lambda part, **options: parts.append(len(part)) or original(part, **options))
+    for size, rows in ((0, [20] * 5), (30, [30, 30, 30, 10]), (1000, [100])):  # no shorter than the result
+        np.testing.assert_array_equal(data._counting.counted(index, size), original(index, minlength=size))
+        assert parts == rows
+        parts.clear()
 
 
 def test_rows_that_are_in_order_are_not_copied(parts):

@@ -8,8 +8,9 @@ _ROWS = 2**18  # counted at once: bincount makes 64-bit copies
 def counted(index: np.ndarray, size: int = 0) -> np.ndarray:
     """Rows by index, int64 ``[max(size, largest + 1)]``, in memory that does not grow with the rows."""
     total = np.zeros(max(size, int(index.max(initial=0)) + 1), np.int64)
-    for start in range(0, len(index), _ROWS):
-        total += np.bincount(index[start : start + _ROWS], minlength=len(total))
+    step = max(_ROWS, len(total))  # each makes and adds an array as long as the result
+    for start in range(0, len(index), step):
+        total += np.bincount(index[start : start + step], minlength=len(total))
     return total
 
 
