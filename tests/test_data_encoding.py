@@ -192,8 +192,8 @@ def test_statistics_come_from_the_training_part_alone():
     jobs = encoder.features.user_codes["job"][1:5, 0]
     assert jobs.tolist() == [1, 2, 0, 0]  # "c" was never seen in training, None is missing
     tags = encoder.features.item_codes["tags"]
-    assert sorted(tags[1].tolist()) == [0, 1, 2] and tags[2].tolist() == [1, 0, 0]
-    assert sorted(tags[3].tolist())[-2:] == [1, 2]  # "new" is unknown
+    assert sorted(tags[1].tolist()) == [1, 2] and tags[2].tolist() == [1, 0]
+    assert sorted(tags[3].tolist()) == [1, 2]  # "new" is unknown
     assert encoder.features.item_dense[3].tolist() == [0.0, 0.0]
     assert encoder.target.statistics[:, 0].tolist() == [3.0, np.sqrt(8 / 3)]
 
@@ -258,9 +258,11 @@ def test_the_capacity_doubles_when_it_is_used_up():
     assert longer.items.encode(["x", "new-0"]).tolist() == [1, 4]
 
 
-def test_longer_label_lists_widen_the_codes():
-    longer = fitted().extend(items=pd.DataFrame({"item": ["m"], "tags": ["s|t|s|u|v|w"], "vector": [[0.0, 0.0]]}))
-    assert sorted(longer.features.item_codes["tags"][4].tolist()) == [0, 0, 0, 1, 2]
+def test_longer_lists_of_known_labels_widen_the_codes():
+    encoder = data.Encoder.fit(TRAIN, SCHEMA, users=USERS, items=ITEMS.assign(tags=["t|s", "u", "new|u"]))
+    assert encoder.features.item_codes["tags"][1:4].tolist() == [[2, 1], [3, 0], [3, 0]]
+    longer = encoder.extend(items=pd.DataFrame({"item": ["m"], "tags": ["v|s|t|s|u|w"], "vector": [[0.0, 0.0]]}))
+    assert longer.features.item_codes["tags"][1:5].tolist() == [[2, 1, 0], [3, 0, 0], [3, 0, 0], [1, 2, 3]]
 
 
 def test_rows_are_given_without_disturbing_others():
@@ -666,5 +668,8 @@ def test_a_list_of_labels_that_would_widen_all_rows_too_far_is_refused(monkeypat
     items = pd.DataFrame({"item": ["x", "y", "z"], "tags": [["a"], ["b"], [*"abcdefghijklmnop"]]})
     schema = data.Schema(item_features=(data.Labels("tags"),))
     with pytest.raises(ValueError, match="Row 2 has 16 labels in the column 'tags' .the mean is 6.0.*Keep the labels"):
-        data.Encoder.fit(TRAIN, schema, items=items)
-    data.Encoder.fit(TRAIN, schema, items=items.iloc[:2])
+        data.Encoder.fit(TRAIN.assign(item=["x", "y", "z"]), schema, items=items)
+    data.Encoder.fit(TRAIN, schema, items=items)  # of whose labels training saw two
+    encoder = data.Encoder.fit(TRAIN, schema, items=items.assign(tags=[["a", "b"], ["c"], []]))
+    with pytest.raises(ValueError, match="Row 0 has 3 labels .* all 16 rows would be padded to as many"):
+        encoder.extend(items=pd.DataFrame({"item": ["m"], "tags": [["c", "a", "new", "b"]]}))

@@ -41,21 +41,26 @@ class FittedFeature:
             vocabulary = Vocabulary.fit([label for of_one in labels for label in of_one])
         except (TypeError, ValueError) as error:
             raise type(error)(f"Labels in the column {feature.column!r}: {error}") from None
-        lengths = _lengths(feature, labels, frame)
+        lengths = np.array([len(of_one) for of_one in labels], np.int64)
+        _need_room(feature.column, lengths, frame, len(frame))
         if varies and len(vocabulary) < 2 and (lengths == lengths[0]).all():  # whether there is one says something
             raise ValueError(_constant(feature.column, str(vocabulary)))
         return cls(feature, int(lengths.max()), vocabulary=vocabulary)
 
-    def encode(self, frame: pd.DataFrame) -> np.ndarray:
-        """float32 ``[rows, width]``, or int32 codes ``[rows, most labels]`` padded with 0."""
+    def encode(self, frame: pd.DataFrame, *, among: int = 0) -> np.ndarray:
+        """float32 ``[rows, width]``, or int32 codes ``[rows, most known labels]`` padded with 0.
+
+        They are to be rows of an array of ``among``, which is then as wide.
+        """
         if not self.is_code:
             return self.measure(frame)[0]
         labels = _labels_of(self.feature, frame)
-        lengths = _lengths(self.feature, labels, frame)
+        code = _known(self._vocabulary, [label for of_one in labels for label in of_one])
+        row = np.repeat(np.arange(len(labels)), np.array([len(of_one) for of_one in labels], np.int64))[code > 0]
+        lengths = np.bincount(row, minlength=len(labels))
+        _need_room(self.name, lengths, frame, max(among, len(labels)))
         codes = np.zeros((len(labels), max(self.width, int(lengths.max(initial=0)))), np.int32)
-        row = np.repeat(np.arange(len(labels)), lengths)
-        column = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        codes[row, column] = _known(self._vocabulary, [label for of_one in labels for label in of_one])
+        codes[row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = code[code > 0]
         return codes
 
     def measure(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -145,14 +150,14 @@ class SideArrays(NamedTuple):
     codes: dict[str, np.ndarray]  # by name, int32 [rows, most labels]
 
 
-def side_arrays(fitted: Sequence[FittedFeature], frame: pd.DataFrame) -> SideArrays:
-    """The arrays of fitted features."""
+def side_arrays(fitted: Sequence[FittedFeature], frame: pd.DataFrame, *, among: int = 0) -> SideArrays:
+    """The arrays of fitted features, to be rows of arrays of ``among``."""
     dense, present = [], []
     for group in modalities(fitted):
         values, known = zip(*(each.measure(frame) for each in group), strict=True)
         dense += values
         present.append(np.any(known, axis=0))
-    codes = {each.name: each.encode(frame) for each in fitted if each.is_code}
+    codes = {each.name: each.encode(frame, among=among) for each in fitted if each.is_code}
     if not dense:
         return SideArrays(None, None, codes)
     return SideArrays(np.concatenate(dense, axis=1), np.stack(present, axis=1), codes)
@@ -216,19 +221,16 @@ def _labels_of(feature: Feature, frame: pd.DataFrame) -> list[list[Any]]:
     return [[int(label) if isinstance(label, float) else label for label in of_one] for of_one in split]
 
 
-def _lengths(feature: Feature, labels: list[list[Any]], frame: pd.DataFrame) -> np.ndarray:
-    """How many labels each row has. All rows are padded to the most, so a list by far too long is refused."""
-    lengths = np.array([len(of_one) for of_one in labels], dtype=np.int64)
+def _need_room(column: str, lengths: np.ndarray, frame: pd.DataFrame, rows: int) -> None:
+    """All rows are padded to the most labels of one of the frame's, so a list by far too long is refused."""
     most = int(lengths.max(initial=0))
-    if len(labels) * most > _CODES:
+    if rows * most > _CODES:
         row = int(lengths.argmax())
         raise ValueError(
-            f"Row {frame.index[row]!r} has {most} labels in the column {feature.column!r} (the mean is "
-            f"{lengths.mean():.1f}), and all {len(labels)} rows would be padded to as many, "
-            f"{4 * len(labels) * most / 2**30:.0f} GiB. Keep the labels that tell most in such "
-            "rows."
+            f"Row {frame.index[row]!r} has {most} labels in the column {column!r} (the mean is {lengths.mean():.1f}), "
+            f"and all {rows} rows would be padded to as many, {4 * rows * most / 2**30:.0f} GiB. Keep the labels that "
+            "tell most in such rows."
         )
-    return lengths
 
 
 def _constant(column: str, value: str) -> str:

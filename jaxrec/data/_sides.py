@@ -68,8 +68,8 @@ def blank(side: Side, fitted: Sequence[FittedFeature], size: int) -> dict[str, A
 def write(
     features: dict[str, Any], side: Side, fitted: Sequence[FittedFeature], index: np.ndarray, frame: pd.DataFrame
 ) -> None:
-    """Features of the frame's entities into the arrays, which a longer list of labels than any before widens."""
-    dense, present, codes = side_arrays(fitted, frame)
+    """Features of the frame's entities into the arrays, which a longer list of known labels than any before widens."""
+    dense, present, codes = side_arrays(fitted, frame, among=len(features[f"{side}_row"]))
     if dense is not None:
         features[f"{side}_dense"][index] = dense
     if features[f"{side}_present"] is not None:  # an encoder that an older version saved has none
