@@ -1,6 +1,7 @@
 """Data on disk: the same columns, batches and models as in memory, in memory that does not grow with the rows."""
 
 import json
+import os
 import sys
 import tracemalloc
 
@@ -217,6 +218,16 @@ def test_an_interrupted_call_leaves_nothing(tmp_path):
     assert len(data.encode_to_disk(frames, SCHEMA, tmp_path / "rows")) == 600
     with pytest.raises(FileExistsError, match="Open what was written there with data.open_dataset"):
         data.encode_to_disk(frames, SCHEMA, tmp_path / "rows")
+
+
+def test_a_folder_of_rows_is_open_to_whom_the_umask_lets_in(tmp_path):
+    before = os.umask(0o027)
+    try:
+        data.encode_to_disk(lambda: [ratings()], SCHEMA, tmp_path / "rows")
+        (tmp_path / "plain").mkdir()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "rows").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_sources_that_cannot_be_read_are_refused(folder, tmp_path, monkeypatch):

@@ -245,11 +245,13 @@ def _write(folder: Path, encoder: Encoder, frames: _Frames, rows: int) -> None:
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder beside that takes the name if the block ends well, and vanishes if not."""
+    from jaxrec.export._files import as_new
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        as_new(temporary, 0o777)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
