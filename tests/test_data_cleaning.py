@@ -213,6 +213,14 @@ def test_schemas_that_say_what_nothing_reads_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
+    ("kind", "scale"), [(data.Numeric, "z-score"), (data.Numeric, "rms"), (data.Vector, "rsm"), (data.Vector, "minmax")]
+)
+def test_scales_that_a_feature_does_not_have_are_refused(kind, scale):
+    with refuses(ValueError, f"Expected scale of the (number|vectors) 'x' to be None, 'zscore'.*got '{scale}'"):
+        kind("x", scale=scale)
+
+
+@pytest.mark.parametrize(
     ("schema", "options", "message"),
     [
         (data.Schema(user="u", item="i"), {"target_range": (1, 5)}, "target_range is about targets"),

@@ -637,10 +637,13 @@ def test_features_of_other_entities_are_told_by_their_ids(feature):
         data.Encoder.fit(TRAIN, data.Schema(item_features=(feature,)), items=items)
 
 
-def test_vectors_that_no_training_item_has_are_refused():
-    items = pd.DataFrame({"item": ["x", "y", "z"], "v": [None, None, [1.0]]})
-    with pytest.raises(ValueError, match="'v' has no vector in the training part"):
-        data.Encoder.fit(TRAIN, data.Schema(item_features=(data.Vector("v"),)), items=items)
+@pytest.mark.parametrize(
+    ("feature", "value"), [(data.Vector("v"), [1.0]), (data.Numeric("v"), 1.0), (data.Numeric("v", scale=None), 1.0)]
+)
+def test_what_no_training_item_has_is_refused(feature, value):
+    items = pd.DataFrame({"item": ["x", "y", "z"], "v": [None, None, value]})
+    with pytest.raises(ValueError, match="'v' has no (vector|value) in the training part. Leave it out of the schema"):
+        data.Encoder.fit(TRAIN, data.Schema(item_features=(feature,)), items=items)
 
 
 def test_further_interactions_need_the_columns_of_ids():

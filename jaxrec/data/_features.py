@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from jaxrec import _values
-from jaxrec.data._scaling import Scaler
+from jaxrec.data._scaling import Scaler, no_value
 from jaxrec.data._schema import Categorical, Feature, Labels, Numeric, Vector, numbers, to_float32
 from jaxrec.data._vocabulary import Vocabulary, check_exact, of_floats, plain, type_of
 
@@ -34,6 +34,8 @@ class FittedFeature:
             same = len(values) > 1 and (values == values[:1]).all()  # some numbers of a vector may be the same for all
             if varies and same:
                 raise ValueError(_constant(feature.column, f"{values[0, 0]:g}" if values.shape[1] == 1 else "a vector"))
+            if np.isnan(values).all():
+                raise ValueError(no_value(feature.column))
             scaler = Scaler.fit(values, feature.scale, feature.column) if feature.scale else None
             return cls(feature, values.shape[1], scaler=scaler)
         labels = _labels_of(feature, frame)

@@ -49,7 +49,7 @@ class Scaler:
         for at, column in enumerate(values.T):
             known = column[~np.isnan(column)]
             if not len(known):
-                raise ValueError(f"The feature {name!r} has no value in the training part. Leave it out of the schema.")
+                raise ValueError(no_value(name))
             if scale not in ("rms", "unit") and known.min() == known.max():
                 what, remedy = f"The feature {name!r}", "Leave it out of the schema, or give it scale=None."
                 if values.shape[1] > 1:
@@ -112,6 +112,11 @@ class Scaler:
         shown = self.statistics[:2, :3].round(4).tolist()
         more = "..." if self.statistics.size > 6 else ""
         return f"Scaler({self.scale}, {self.statistics.shape[1]} column(s), {shown}{more})"
+
+
+def no_value(name: str) -> str:
+    """The message where a feature is missing in all rows."""
+    return f"The feature {name!r} has no value in the training part. Leave it out of the schema."
 
 
 def forward(xp: Any, scale: Scale | VectorScale, statistics: Any, values: Any) -> Any:

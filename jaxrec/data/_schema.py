@@ -25,6 +25,9 @@ class Numeric:
     column: str
     scale: Scale | None = "zscore"
 
+    def __post_init__(self) -> None:
+        one_of(self.scale, (None, *get_args(Scale)), f"scale of the number {self.column!r}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Categorical:
@@ -55,6 +58,9 @@ class Vector:
 
     column: str
     scale: VectorScale | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.scale, (None, *get_args(VectorScale)), f"scale of the vectors {self.column!r}")
 
 
 Feature = Numeric | Categorical | Labels | Vector
