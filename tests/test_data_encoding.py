@@ -463,7 +463,8 @@ def test_floats_that_go_with_others_may_be_whole():
     vocabulary = data.Vocabulary.fit([1999.0, 2000.5])
     assert vocabulary.encode([1999.0]).tolist() == [1] and vocabulary.encode(pd.Series([7.0])).tolist() == [0]
     assert vocabulary.extend([7.0]).ids.tolist() == [1999.0, 2000.5, 7.0]
-    for refused in (data.Vocabulary.fit, data.Vocabulary.fit([1, 2]).encode):
+    assert data.Vocabulary.fit([7.0], [2000.5, 1999.0], [7.0]).ids.tolist() == [7.0, 1999.0, 2000.5]
+    for refused in (data.Vocabulary.fit, data.Vocabulary.fit([1, 2]).encode, lambda ids: data.Vocabulary.fit([1], ids)):
         with pytest.raises(TypeError, match="got floats such as 1999.0"):
             refused([1999.0])
 

@@ -220,6 +220,15 @@ def test_an_interrupted_call_leaves_nothing(tmp_path):
         data.encode_to_disk(frames, SCHEMA, tmp_path / "rows")
 
 
+def test_ids_that_are_floats_may_be_whole_in_a_part(tmp_path):
+    rows = pd.DataFrame({"user": [1.0, 2.0, 2.5, 3.0], "item": [1, 2, 1, 2]})
+    for name, parts in (("front", [rows[:2], rows[2:]]), ("behind", [rows[2:], rows[:2]])):
+        streamed = data.encode_to_disk(lambda parts=parts: parts, data.Schema(), tmp_path / name)
+        assert streamed.encoder == in_memory(pd.concat(parts), data.Schema()).encoder
+    with pytest.raises(TypeError, match="got floats such as 1.0: integers become floats"):
+        data.encode_to_disk(lambda: [rows.iloc[:2], rows.iloc[3:]], data.Schema(), tmp_path / "whole")
+
+
 def test_a_folder_of_rows_is_open_to_whom_the_umask_lets_in(tmp_path):
     before = os.umask(0o027)
     try:

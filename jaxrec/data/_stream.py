@@ -13,7 +13,7 @@ import pandas as pd
 
 from jaxrec.data._encoder import Dataset, Encoder, need_window
 from jaxrec.data._schema import Schema, need_columns
-from jaxrec.data._vocabulary import Vocabulary
+from jaxrec.data._vocabulary import Vocabulary, of_part
 
 _FORMAT, _VERSION = "jaxrec rows", 1
 _READ = 2**18  # rows of a Parquet file in memory at once
@@ -187,7 +187,7 @@ def _survey(frames: _Frames, schema: Schema) -> tuple[int, pd.DataFrame]:
     for frame in _parts(frames, names):
         rows += len(frame)
         for name, vocabularies in parts.items():
-            vocabularies.append(Vocabulary.fit(frame[name].unique()))
+            vocabularies.append(of_part(frame[name].unique()))
             while len(vocabularies) > 1 and len(vocabularies[-2]) < 2 * len(vocabularies[-1]):  # an id moves rarely
                 _join(vocabularies)
     if not rows:

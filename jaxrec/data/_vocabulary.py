@@ -42,7 +42,11 @@ class Vocabulary:
     def fit(cls, *columns: Iterable[Any]) -> "Vocabulary":
         """The distinct values of all columns in ascending order. Mixed types and missing values are errors."""
         typed: list[tuple[Kind, np.ndarray]]
-        typed = [(kind, array) for kind, array in map(_typed, columns) if kind is not None]
+        every = (_typed(column, floats=True) for column in columns)
+        typed = [(kind, array) for kind, array in every if kind is not None]
+        floats = [array for _, array in typed if isinstance(array[0], float)]
+        if floats:
+            _typed(np.concatenate(floats))  # refuses them where they are whole in all columns
         kinds = {kind for kind, _ in typed}
         if len(kinds) > 1:
             raise TypeError(
@@ -129,6 +133,12 @@ class Vocabulary:
 def plain(value: Any) -> Any:
     """A NumPy scalar, such as an element of an array of strings, as the Python value that it stands for."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def of_part(values: Iterable[Any]) -> Vocabulary:
+    """Of some of a column's values: floats that are all whole here may go with others elsewhere."""
+    kind, array = _typed(values, floats=True)
+    return Vocabulary(kind or "int", _distinct(kind or "int", array))
 
 
 def type_of(value: Any) -> type:
