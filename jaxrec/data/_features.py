@@ -171,7 +171,7 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
         values = numbers(frame, feature.column, "feature")[:, None]
     else:
         cells = frame[feature.column].tolist()
-        arrays = [None if is_missing(cell) else np.asarray(cell, dtype=np.float64) for cell in cells]
+        arrays = [None if is_missing(cell) else np.asarray(cell) for cell in cells]  # not copied
         shapes = {array.shape for array in arrays if array is not None}
         if width is None and not shapes:
             raise ValueError(
@@ -184,10 +184,10 @@ def _numbers_of(feature: Numeric | Vector, frame: pd.DataFrame, width: int | Non
                 f"Expected vectors of one length in the column {feature.column!r}"
                 f"{'' if width is None else f', {width} as in training'}, got shapes {sorted(shapes)}."
             )
-        blank = np.full(next(iter(expected)), np.nan)
-        values = (
-            np.stack([blank if array is None else array for array in arrays]) if arrays else np.zeros((0, *blank.shape))
-        )
+        values = np.full((len(arrays), *next(iter(expected))), np.nan)
+        for row, array in zip(values, arrays, strict=True):
+            if array is not None:
+                row[:] = array
     if np.isinf(values).any():
         raise ValueError(
             f"The feature {feature.column!r} has {int(np.isinf(values).sum())} infinite values. Mend them."
