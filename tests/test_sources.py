@@ -152,16 +152,16 @@ class TestEvidence:
         x = rng.normal(size=(12, 3))
         y = x @ rng.normal(size=(3, 2)) + 0.7 * rng.normal(size=(12, 2))
         y[:, 1] = 40 * y[:, 1] + 5
-        x0, y0 = x - x.mean(axis=0), y - y.mean(axis=0)
+        basis = np.linalg.qr(np.column_stack([np.ones(12), np.eye(12)[:, :11]]))[0][:, 1:]  # of what centring leaves
+        x0, y0 = basis.T @ x, basis.T @ y
 
         def density(values, alpha, beta):
-            """The part that depends on both; along the constant, centred values have no noise to explain."""
-            covariance = np.eye(12) / beta + x0 @ x0.T / alpha
+            covariance = np.eye(11) / beta + x0 @ x0.T / alpha
             return -0.5 * (np.linalg.slogdet(2 * np.pi * covariance)[1] + values @ np.linalg.solve(covariance, values))
 
         gains = []
         for column in y0.T:
-            beta_alone = 12 / (column @ column)
+            beta_alone = 11 / (column @ column)
             alone = density(column, 1e12, beta_alone)
             grid = np.exp(np.linspace(-3, 5, 161))
             best = max(
@@ -172,6 +172,17 @@ class TestEvidence:
             gains.append((best - alone) / 12)
         assert sources.evidence(x, y) == pytest.approx(np.mean(gains), abs=2e-4)
         assert sources.evidence(7 * x, y) == pytest.approx(sources.evidence(x, y))
+
+    @pytest.mark.parametrize("rows", [3, 5, 10, 30])
+    def test_vectors_wider_than_there_are_rows_explain_nothing_as_such(self, rows):
+        rng = np.random.default_rng(rows)
+        assert 0 <= sources.evidence(rng.normal(size=(rows, 64)), rng.normal(size=(rows, 4))) < 0.1
+
+    def test_every_column_counts_whatever_the_scale_of_others(self):
+        rng = np.random.default_rng(2)
+        x = rng.normal(size=(50, 3))
+        y = x[:, :1] + rng.normal(size=(50, 1))
+        assert sources.evidence(x, np.column_stack([1e9 * y, y])) == pytest.approx(sources.evidence(x, y))
 
     def test_nothing_to_explain_and_nothing_to_explain_it_with(self):
         rng = np.random.default_rng(1)
