@@ -380,6 +380,11 @@ class TestRank:
             sources.rank(candidates, films, strategy="all")
         with refuses(ValueError, "held_out and level in \\(0, 1\\), got 1.0"):
             sources.rank(candidates, films, held_out=1.0)
+        with refuses(TypeError, "Expected a Score for score, got function"):
+            sources.rank(candidates, films, score=sources.calibrate)
+        table = pd.DataFrame({"mean": 0.0, "deviation": 1.0, "weight": [1.0]}, index=["age"])
+        with refuses(ValueError, "The signals lack age"):
+            sources.rank(candidates, films, score=sources.Score(table))
         with refuses(ValueError, "least, dim and epochs of 1 or more, got 0, 32 and 5"):
             sources.rank(candidates, films, least=0)
         with refuses(ValueError, "no users or no items"):

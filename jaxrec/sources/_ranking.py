@@ -12,7 +12,7 @@ from jaxrec._metrics import default_metric
 from jaxrec._recommender import Recommender
 from jaxrec.data import Dataset
 from jaxrec.sources._score import Score, uncalibrated
-from jaxrec.sources._signals import explained, reduced, told
+from jaxrec.sources._signals import SIGNS, explained, reduced, told
 from jaxrec.sources._trial import Gain, Trials
 
 HELPFUL, NOTHING, HARMFUL = "helpful", "no evidence of help", "harmful"
@@ -129,7 +129,7 @@ def rank(
 
     Raises:
       ValueError: there is no candidate, the target has no users or no items, or an option is out of range.
-      TypeError: the candidates are no dict of recommenders by name.
+      TypeError: the candidates are no dict of recommenders by name, or the score is no ``Score``.
 
     References:
       Ben-David et al., NIPS 2006, and Gretton et al., JMLR 2012 (distances); You et al., LogME, ICML 2021 (evidence);
@@ -151,6 +151,9 @@ def rank(
     if min(least, dim, epochs) < 1:  # checked here, for what a trial raises is noted and no error
         raise ValueError(f"Expected least, dim and epochs of 1 or more, got {least}, {dim} and {epochs}.")
     one_of(strategy, ("emcdr", "stack"), "strategy")
+    if score is not None:
+        expect(score, Score, "score")
+        score(pd.DataFrame(0.0, index=["any"], columns=list(SIGNS)))  # what it cannot read is told before the trials
     options = {"dim": dim, "epochs": epochs}
     trials = Trials(
         candidates, train, strategy=strategy, held_out=held_out, least=least, options=options, level=level, seed=seed
