@@ -519,6 +519,13 @@ def test_search_takes_any_number_of_items():
     assert (np.asarray(without)[:, 48:] == -1).all()
     live = np.arange(50) != expected[0, 0]
     assert int(ranking.search(users[:1], items, k=1, live=live).position[0, 0]) == expected[0, 1]
+    for exclude in (np.zeros((20, 0), np.int32), np.full((20, 2), np.iinfo(np.int64).min), np.full((20, 1), 2**32)):
+        found = ranking.search(users, items, k=50, exclude=exclude).position
+        np.testing.assert_array_equal(found, expected)  # item 0 is excluded by none of these
+    with refuses(TypeError, r"live to hold True or False for each item, got int.*Say live > 0"):
+        ranking.search(users, items, k=1, live=live.astype(np.int64))
+    with refuses(TypeError, r"positions of items, \[users, excluded\], got bool. A mask, .* ranking.top_k"):
+        ranking.search(users, items, k=1, exclude=np.zeros((20, 50), bool))
     with pytest.raises(ValueError, match="k in 1 .. 50 .*got 51"):
         ranking.search(users, items, k=51)
 

@@ -261,6 +261,8 @@ def multi_hot(index: Int32[jax.Array, "batch length"], size: int) -> Float[jax.A
 
 def among(values: Int[Array, "batch values"], given: Int[Array, "batch given"]) -> Bool[jax.Array, "batch values"]:
     """Which values are among those given for their row, by binary search."""
+    if not given.shape[1]:  # what is read of an empty axis is 0, the number of an item
+        return jnp.zeros(values.shape, bool)
     ordered = jnp.sort(given, axis=1)
     place = jax.vmap(jnp.searchsorted)(ordered, values)
     return jnp.take_along_axis(ordered, jnp.minimum(place, ordered.shape[1] - 1), axis=1) == values

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int
 
 from jaxrec import _sharded
 from jaxrec._exact import exact
@@ -107,7 +107,7 @@ def search(
     *,
     k: int,
     live: Bool[Array, " candidates"] | None = None,
-    exclude: Int32[Array, "users excluded"] | None = None,
+    exclude: Int[Array, "users excluded"] | None = None,
     mesh: Mesh | None = None,
 ) -> TopK:
     """The ``k`` best items of each user by inner product: exact, without holding or sorting all scores.
@@ -133,6 +133,7 @@ def search(
 
     Raises:
       ValueError: ``k`` is outside ``1 .. items``.
+      TypeError: ``live`` is not of bools, or ``exclude`` not of integers.
 
     Examples:
       >>> search(jnp.ones((1, 2)), jnp.array([[1.0, 0.0], [2.0, 3.0]]), k=1).position.tolist()
@@ -144,10 +145,25 @@ def search(
     _sharded.check(mesh)
     if not len(users):
         return TopK(jnp.zeros((0, k), jnp.float32), jnp.zeros((0, k), jnp.int32))
-    live = jnp.ones(num, bool) if live is None else live
-    exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else exclude
-    items, live = _filled(jnp.asarray(items), jnp.asarray(live), mesh)
+    live = jnp.ones(num, bool) if live is None else jnp.asarray(live)
+    if live.dtype != bool:
+        raise TypeError(f"Expected live to hold True or False for each item, got {live.dtype}. Say live > 0.")
+    exclude = jnp.full((users.shape[0], 1), -1, jnp.int32) if exclude is None else as_positions(exclude, num)
+    items, live = _filled(jnp.asarray(items), live, mesh)
     return _search_any(jnp.asarray(users), items, live, jnp.asarray(exclude), k=k, mesh=mesh).top
+
+
+def as_positions(exclude: Any, num: int) -> Array:
+    """Exclusions among ``num`` items, of 32 bits: JAX would cut wider ones, and a filler would become an item."""
+    exclude = exclude if isinstance(exclude, jax.Array) else np.asarray(exclude)
+    if not np.issubdtype(exclude.dtype, np.integer):
+        raise TypeError(
+            f"Expected exclude to hold positions of items, [users, excluded], got {exclude.dtype}. A mask, [users, "
+            "items], is what ranking.top_k takes."
+        )
+    if isinstance(exclude, np.ndarray):
+        exclude = np.where((exclude >= 0) & (exclude < num), exclude, -1).astype(np.int32)
+    return exclude
 
 
 def _filled(items: jax.Array, live: jax.Array, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
