@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -83,12 +84,12 @@ def test_excluded_and_dead_items_are_not_found(vectors):
     np.testing.assert_array_equal(others.position[0, :3], index.search(users[:1], k=3).position[0])
 
 
-@pytest.mark.parametrize("filler", [-1, -2, -(2**31), 3000, 2**31 - 1])
+@pytest.mark.parametrize("filler", [-1, -2, -(2**31), 3000, 2**31 - 1, None])
 def test_any_number_that_is_no_position_fills_up_exclusions(vectors, filler):
     """Below -1 it was the last positions of the user before."""
     users, items = vectors
     items = np.concatenate([items[:-1], 3 * users[:1]])  # the last item is the first user's best
-    index, exclude = ranking.Index(items), np.full((2, 3), filler, np.int32)
+    index, exclude = ranking.Index(items), np.full((2, 3 if filler else 0), filler or 0, np.int32)
     found = index.search(users[:2], k=5, exclude=jnp.asarray(exclude))
     np.testing.assert_array_equal(found.position, index.search(users[:2], k=5).position)
     assert found.position[0, 0] == 2999
@@ -117,10 +118,28 @@ def test_whoever_has_seen_much_is_ranked_exactly_beside_others(vectors, monkeypa
     monkeypatch.setattr(ranking.Index, "_walk", lambda *given: widths.append(given[2]) or walk(*given))
     found = index.search(users, k=10, exclude=jnp.asarray(exclude))
     exact = ranking.search(users, items, k=10, exclude=jnp.asarray(exclude))
-    assert widths == [40]
+    assert widths == [10, 40]  # nobody walks deeper for what another one has seen
     np.testing.assert_array_equal(found.position[3], exact.position[3])
     assert np.mean(np.asarray(found.position)[5] == np.asarray(exact.position)[5]) > 0.8
     assert not np.isin(found.position[5], exclude[5, 100:130]).any()
+    monkeypatch.setattr("jaxrec.ranking._index._GATHERED", 2000)
+    few = index.search(users, k=10, exclude=jnp.asarray(exclude))
+    np.testing.assert_array_equal(few.position, found.position)
+    assert widths[2:] == [10] * 3 + [40]
+
+
+def test_the_exact_search_of_some_compiles_nothing_for_a_user_more(vectors):
+    from test_train import record
+
+    users, items = vectors
+    index, compiled = ranking.Index(items[:30]), []
+    index.search(users[:3], k=8, exclude=np.tile(np.arange(28), (3, 1)))
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        record(patch, compiled)
+        found = index.search(users[:4], k=8, exclude=np.tile(np.arange(28), (4, 1)))
+    assert not [name for name in compiled if "search" in name]
+    position = np.sort(found.position, axis=1)
+    assert (position[:, :6] == -1).all() and (position[:, 6:] == [28, 29]).all()
 
 
 def test_many_items_kept_from_everybody_are_left_to_the_exact_search(factorization, monkeypatch):
@@ -199,5 +218,7 @@ def test_questions_that_cannot_be_are_refused(index):
         index.search(np.ones((1, 11), np.float32), k=1)
     with refuses(ValueError, "effort >= 1, got -5"):
         index.search(np.ones((1, 12), np.float32), k=1, effort=-5)
+    with refuses(TypeError, "positions of items, .* got bool"):
+        index.search(np.ones((1, 12), np.float32), k=1, exclude=np.zeros((1, 3000), bool))
     with refuses(ValueError, "user vector is not finite"):
         index.search(np.full((1, 12), np.nan, np.float32), k=1)

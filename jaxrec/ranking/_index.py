@@ -1,20 +1,22 @@
 """Approximate top-k of inner products: a graph over the items, of which a search visits a small part."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int
 
 from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Array
-from jaxrec.ranking._search import Ranker, excluded_grid, ranker, search
+from jaxrec.ranking._search import Ranker, as_positions, excluded_grid, ranker, search
 from jaxrec.ranking._top_k import Block, Pairs, TopK, padded, user_blocks
 from jaxrec.ranking._vectors import everything, user_vectors
 
 _BUILDING = 100  # items looked at for each that joins the graph
 _WALKED = 2**10  # exclusions up to which a walk that looks for as many items more is worth it
+_GATHERED = 2**26  # numbers of the items that are scored at once; more where one user alone needs more
 _USERS_SHARE = 2**10  # a search holds lists alone; this bounds the blocks of users all the same
 
 
@@ -98,7 +100,7 @@ class Index:
         users: Float[Array, "users dim"],
         *,
         k: int,
-        exclude: Int32[Array, "users excluded"] | None = None,
+        exclude: Int[Array, "users excluded"] | None = None,
         effort: int | None = None,
     ) -> TopK:
         """About the ``k`` best items of each user by inner product.
@@ -116,6 +118,7 @@ class Index:
 
         Raises:
           ValueError: ``k`` is outside ``1 .. items``, ``effort`` < 1, a user's vector of another width or not finite.
+          TypeError: ``exclude`` is not of integers.
         """
         if not 1 <= k <= len(self.items):
             raise ValueError(
@@ -130,30 +133,39 @@ class Index:
         if not np.isfinite(asked).all():
             raise ValueError("A user vector is not finite, so no item has a rank. Look for NaN in the parameters.")
         given = np.full((len(asked), 1), -1) if exclude is None else np.asarray(exclude)
-        given = np.where((given >= 0) & (given < len(self.items)), given, -1)
-        given = -np.sort(-given, axis=1)  # those that are positions come first
+        given = -np.sort(-as_positions(given, len(self.items)), axis=1)  # those that are positions come first
         count = (given >= 0).sum(axis=1)
-        walked = count <= _WALKED
-        fewer = given[:, : max(int(count[walked].max(initial=0)), 1)]
-        more = min(k + fewer.shape[1], len(self.positions))
-        score, position = np.full((len(asked), more), -np.inf, np.float32), np.full((len(asked), more), -1)
-        if walked.any():
-            score[walked], position[walked] = self._walk(asked[walked], more, effort)
-        row = np.arange(len(asked))[:, None] * (len(self.items) + 1)  # nobody's exclusion is another one's
-        gone = (position < 0) | np.isin(row + position, row + fewer)
-        order = np.lexsort((position, -score, gone), axis=1)[:, :k]
-        score, position, gone = (np.take_along_axis(each, order, axis=1) for each in (score, position, gone))
-        score, position = np.where(gone, -np.inf, score), np.where(gone, -1, position)
-        missing = k - score.shape[1]
-        score = np.pad(score, ((0, 0), (0, missing)), constant_values=-np.inf)
-        position = np.pad(position, ((0, 0), (0, missing)), constant_values=-1)
+        score, position = np.full((len(asked), k), -np.inf, np.float32), np.full((len(asked), k), -1)
+        for block in self._blocks(count, k):
+            fewer = given[block, : count[block].max()]
+            score[block], position[block] = self._lists(asked[block], fewer, k, effort)
         short = np.flatnonzero(position[:, -1] < 0)
         if len(short):
             live = np.zeros(len(self.items), bool)
             live[self.positions] = True
-            exact = search(asked[short], self.items, k=k, live=live, exclude=jnp.asarray(given[short], jnp.int32))
-            score[short], position[short] = np.asarray(exact.score), np.asarray(exact.position)
+            size = 1 << (len(short) - 1).bit_length()  # a power of two, to compile few shapes
+            exact = search(padded(asked[short], size), self.items, k=k, live=live, exclude=padded(given[short], size))
+            score[short], position[short] = (np.asarray(each)[: len(short)] for each in exact)
         return TopK(jnp.asarray(score, jnp.float32), jnp.asarray(position, jnp.int32))
+
+    def _blocks(self, count: np.ndarray, k: int) -> Iterator[np.ndarray]:
+        """Those who walk, in blocks with about as many exclusions, which make a walk deep, and of bounded memory."""
+        kind = np.where(count <= _WALKED, np.frexp(count)[1], -1)
+        for each in np.unique(kind[kind >= 0]):
+            users = np.flatnonzero(kind == each)
+            size = max(_GATHERED // ((k + int(count[users].max())) * self.items.shape[1]), 1)
+            yield from (users[start : start + size] for start in range(0, len(users), size))
+
+    def _lists(self, asked: np.ndarray, exclude: np.ndarray, k: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions ``[users, k]`` of what the graph finds and is not excluded, -1 where that is less."""
+        score, position = self._walk(asked, min(k + exclude.shape[1], len(self.positions)), effort)
+        row = np.arange(len(asked))[:, None] * (len(self.items) + 1)  # nobody's exclusion is another one's
+        gone = (position < 0) | np.isin(row + position, row + exclude)
+        order = np.lexsort((position, -score, gone), axis=1)[:, :k]
+        score, position, gone = (np.take_along_axis(each, order, axis=1) for each in (score, position, gone))
+        missing = ((0, 0), (0, k - score.shape[1]))
+        score = np.pad(np.where(gone, -np.inf, score), missing, constant_values=-np.inf)
+        return score, np.pad(np.where(gone, -1, position), missing, constant_values=-1)
 
     def _walk(self, asked: np.ndarray, more: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and positions ``[users, more]`` of what the graph finds, -1 where it finds fewer."""
