@@ -459,6 +459,10 @@ def test_hyperparameters_have_names():
     falling = inject(learning_rate=optax.linear_schedule(0.1, 0.0, 10)).init(params)
     with pytest.raises(ValueError, match="'learning_rate' follows a schedule"):
         optim.with_hyperparams(falling, {"learning_rate": 0.1})
+    begun = optax.inject_hyperparams(optax.adagrad)(learning_rate=0.1).init(params)
+    assert "initial_accumulator_value" not in optim.hyperparams(begun)
+    with pytest.raises(ValueError, match="'initial_accumulator_value' was read when .* Give it to the transformation"):
+        optim.with_hyperparams(begun, {"initial_accumulator_value": 1e-6})
     weighed = optim.ewc(1.0).init(params)
     with pytest.raises(ValueError, match="The importance lacks 'user/embedding', which is trained. It has bias"):
         optim.with_hyperparams(weighed, {"importance": {"bias": jnp.ones(())}})

@@ -11,6 +11,8 @@ from jax.tree_util import DictKey, GetAttrKey, tree_flatten_with_path
 
 from jaxrec import _tree
 
+_STARTS = ("initial", "initial_accumulator_value", "initial_scale", "init_estim_sq_dist")  # what only `init` reads
+
 
 def hyperparams(opt_state: Any) -> dict[str, jax.Array]:
     """The scalars in an optimiser's state that may be set, by name.
@@ -25,7 +27,7 @@ def hyperparams(opt_state: Any) -> dict[str, jax.Array]:
     return {
         name: leaf
         for path, leaf in tree_flatten_with_path(opt_state)[0]
-        if (name := _name(path, "hyperparams")) is not None
+        if (name := _name(path, "hyperparams")) is not None and not _starts(name)
     }
 
 
@@ -38,7 +40,8 @@ def with_hyperparams(opt_state: Any, values: Mapping[str, Any]) -> Any:
         ``"importance"`` is a tree of arrays like the parameters, for ``optim.ewc``. They are copied, not consumed.
 
     Raises:
-      ValueError: there is no hyper-parameter of that name, it follows a schedule, or shapes differ.
+      ValueError: there is no hyper-parameter of that name, it follows a schedule or is what accumulators start at, or
+        shapes differ.
     """
     leaves, treedef = tree_flatten_with_path(opt_state)
     scheduled = {name for path, _ in leaves if (name := _name(path, "hyperparams_states")) is not None}
@@ -51,6 +54,11 @@ def with_hyperparams(opt_state: Any, values: Mapping[str, Any]) -> Any:
         if full is not None:
             name = full if full in given else full.rsplit(":", 1)[-1]
             if name in given:
+                if _starts(name):
+                    raise ValueError(
+                        f"{name!r} was read when the state was made, so that setting it would change nothing. Give it "
+                        "to the transformation, as in optax.adagrad(0.1, initial_accumulator_value=1e-6)."
+                    )
                 if any(each == full or each.startswith(f"{full}/") for each in scheduled):
                     raise ValueError(f"{full!r} follows a schedule, which would overwrite it. Inject a number instead.")
                 used.add(name)
@@ -80,6 +88,10 @@ def _name(path: tuple[Any, ...], field: str, *, sides: bool = True) -> str | Non
     behind = "/".join(str(key.key) for key in path[at + 1 :] if isinstance(key, DictKey))
     patterns = [f"{key.key}:" for key in path[:at] if isinstance(key, DictKey)] if sides else []
     return "".join([*patterns, behind])
+
+
+def _starts(name: str) -> bool:
+    return name.rsplit(":", 1)[-1] in _STARTS
 
 
 def _like(leaf: jax.Array, value: Any, name: str) -> jax.Array:
