@@ -483,6 +483,12 @@ def test_penalties_pull_towards_the_start():
     for penalty in (optim.l2_sp, optim.ewc):
         with pytest.raises(ValueError, match="strength >= 0, got -1"):
             penalty(-1.0)
+        for make in (penalty, optax.inject_hyperparams(penalty)):
+            with refuses(TypeError, "strength, got (a schedule|an array). .* by itself: .* optim.with_hyperparams"):
+                make(optax.linear_schedule(0.0, 1.0, 10)).init(params)
+        begun = {"a": jnp.asarray([1.0, 2.0])}
+        after = jax.jit(lambda *given: jax.tree.map(lambda leaf: leaf + 1, given), donate_argnums=(0, 1))
+        np.testing.assert_array_equal(after(begun, penalty(1.0).init(begun))[1].start["a"], [2.0, 3.0])
         with pytest.raises(ValueError, match="Expected the parameters"):
             penalty(1.0).update(grads, penalty(1.0).init(params))
 

@@ -37,6 +37,7 @@ def l2_sp(strength: float) -> optax.GradientTransformation:
 
     Raises:
       ValueError: the strength is negative.
+      TypeError: it is an array, as ``optax.inject_hyperparams`` gives, or a schedule.
 
     References:
       Li, Grandvalet and Davoine, Explicit inductive bias for transfer learning with convolutional networks, ICML 2018
@@ -45,7 +46,7 @@ def l2_sp(strength: float) -> optax.GradientTransformation:
     _check(strength)
 
     def init(params: optax.Params) -> L2SPState:
-        return L2SPState(_strength(strength), jax.tree.map(jnp.asarray, params))
+        return L2SPState(_strength(strength), jax.tree.map(jnp.array, params))  # a copy: parameters may be donated
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, L2SPState]:
         alpha = state.hyperparams["strength"]
@@ -70,6 +71,7 @@ def ewc(strength: float) -> optax.GradientTransformation:
 
     Raises:
       ValueError: the strength is negative.
+      TypeError: it is an array or a schedule.
 
     References:
       Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114(13), 2017.
@@ -77,7 +79,7 @@ def ewc(strength: float) -> optax.GradientTransformation:
     _check(strength)
 
     def init(params: optax.Params) -> EWCState:
-        return EWCState(_strength(strength), jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.ones_like, params))
+        return EWCState(_strength(strength), jax.tree.map(jnp.array, params), jax.tree.map(jnp.ones_like, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, EWCState]:
         size = state.hyperparams["strength"]
@@ -94,7 +96,13 @@ def _strength(value: float) -> dict[str, jax.Array]:
     return {"strength": jnp.asarray(value, jnp.float32)}
 
 
-def _check(strength: float) -> None:
+def _check(strength: Any) -> None:
+    if callable(strength) or isinstance(strength, jax.Array):
+        came = "a schedule" if callable(strength) else "an array"
+        raise TypeError(
+            f"Expected a number for strength, got {came}. The strength is a hyper-parameter by itself: leave it out of "
+            "optax.inject_hyperparams, and set it by optim.with_hyperparams or fit(hyperparams=)."
+        )
     if not strength >= 0:
         raise ValueError(f"Expected strength >= 0, got {strength}. It multiplies a penalty.")
 
