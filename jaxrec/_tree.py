@@ -137,22 +137,23 @@ def map_with_path(function: Callable[[str, Any], Any], params: Params) -> Params
 def rename(paths: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
     """New paths by old: of those that a rule covers, the rule's right side with what its ``*`` stood for.
 
-    A rule has as many ``*`` on the right as on the left, each of which stands for as few characters as will do. Paths
-    that no rule covers keep their name, unless a rule gives it to another one; then they are left out. Two rules for
-    one path, rules that give two paths one name and a rule that covers nothing are errors.
+    A rule has as many ``*`` on the right as on the left, each of which stands for as few characters as will do; other
+    characters stand for themselves. Paths that no rule covers keep their name, unless a rule gives it to another one;
+    then they are left out. Two rules for one path, rules that give two paths one name and a rule that covers nothing
+    are errors.
     """
     paths, found = tuple(paths), {}
     for old, new in rules.items():
-        if any(mark in old + new for mark in "?[]!") or old.count("*") != new.count("*"):
-            raise ValueError(
-                f"Expected a rule with no wildcard but '*', as many on the right as on the left, got {old!r} to "
-                f"{new!r}."
-            )
+        if old.count("*") != new.count("*"):
+            raise ValueError(f"Expected a rule with as many '*' on the right as on the left, got {old!r} to {new!r}.")
         left = re.compile("(.*?)".join(map(re.escape, old.split("*"))))
         pieces = new.split("*")
         covered = {path: matched for path in paths if (matched := left.fullmatch(path))}
         if not covered:
-            raise ValueError(f"The rule {old!r} to {new!r} renames nothing. Parameter paths: {', '.join(paths)}.")
+            raise ValueError(
+                f"The rule {old!r} to {new!r} renames nothing; '*' is the only wildcard. Parameter paths: "
+                f"{', '.join(paths)}."
+            )
         for path, matched in covered.items():
             if path in found:
                 raise ValueError(f"Two rules rename {path!r}, one of them {old!r} to {new!r}. Narrow one.")

@@ -105,14 +105,20 @@ def test_rules_rename_paths(rules, expected):
     assert list(_tree.rename(PATHS, rules).values()) == expected
 
 
+def test_a_name_may_have_brackets_on_either_side():
+    paths = ["item/size [cm]/embedding", "item/size [cm]/bias", "item/new!"]
+    rules = {"item/size [cm]/*": "item/size/*", "item/new!": "item/new [?]"}
+    assert list(_tree.rename(paths, rules).values()) == ["item/size/embedding", "item/size/bias", "item/new [?]"]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"users/*": "x/*"}, "The rule 'users/\\*' to 'x/\\*' renames nothing. Parameter paths: user/embedding"),
+        ({"users/*": "x/*"}, "The rule 'users/\\*' to 'x/\\*' renames nothing; .*Parameter paths: user/embedding"),
         ({"user/*": "x/*", "item/*": "x/*"}, "Both 'user/embedding' and 'item/embedding' would become 'x/embedding'"),
         ({"user/*": "a/*", "*/embedding": "b/*"}, "Two rules rename 'user/embedding', one of them '\\*/embedding'"),
-        ({"user/*": "all"}, "as many on the right as on the left, got 'user/\\*' to 'all'"),
-        ({"user/mlp/?/bias": "b"}, "no wildcard but '\\*'"),
+        ({"user/*": "all"}, "as many '\\*' on the right as on the left, got 'user/\\*' to 'all'"),
+        ({"user/mlp/?/bias": "b"}, "renames nothing; '\\*' is the only wildcard"),
     ],
 )
 def test_rules_that_cannot_be_followed_are_refused(rules, message):
