@@ -172,11 +172,21 @@ def test_the_global_norm_is_taken_over_dense_and_merged_row_gradients():
         (optax.apply_every(3), "saved for a later step are lost"),
         (optax.scale_by_lbfgs(), "does not go by rows"),
         (optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)), "depends on"),
+        # while the rate is 0, nothing is seen of the mixing
+        (optax.lamb(optax.linear_schedule(0.0, 0.1, 100, transition_begin=10)), "depends on rows that the batch did"),
+        (optax.inject_hyperparams(optax.lamb)(learning_rate=0.0), "depends on rows that the batch did not touch"),
     ],
 )
 def test_transformations_that_mix_rows_are_refused_for_tables(transformation, reason):
     with pytest.raises(ValueError, match=f"cannot train the table 'item/.*{reason}.*Use optim.dense"):
         state_of(optim.row_sparse(transformation))
+
+
+@pytest.mark.parametrize("penalty", [optim.l2_sp, optim.ewc])
+def test_a_penalty_before_clipping_mixes_no_rows(penalty):
+    """The trial changed a row of the parameters but not where the pull goes to, and so the norm."""
+    transformation = optax.chain(penalty(0.5), optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    state_of(optim.row_sparse(transformation))
 
 
 def test_rows_of_one_number_may_be_mixed_no_more_than_others():

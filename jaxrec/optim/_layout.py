@@ -12,6 +12,7 @@ from jaxrec import _tree
 from jaxrec._types import Params
 
 _ROWS = 160  # of a table in the small copy on which a transformation is tried
+_STEPS = (0, *(10**power for power in range(7)))  # at which it may be tried, since a rate may begin at 0
 
 Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
@@ -97,6 +98,8 @@ def _check_rows(
         return {path: np.asarray(size * rng.normal(size=shape), np.float32) for path, shape in shapes}
 
     params = random()
+    for path in tables:
+        params[path][rows[0]] = 0.0  # see _refuse_mixing; in the state too, where it keeps the parameters
     state = jax.jit(transformation.init)(_tree.unflatten(params))
     _refuse_accumulation(state, tables)
     leaves, treedef = jax.tree.flatten(state)
@@ -116,8 +119,10 @@ def _check_rows(
     def second(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, np.ndarray]:
         return {path: np.asarray(leaf) for path, leaf in compiled(grads, state, params).items()}
 
-    _refuse_mixing(second, part_state, part_params, tables, rng)
     linear = all(owner is None for owner in owners) and _vanishes(second, part_state, part_params, tables)
+    steps = _awake(second, part_state, part_params, tables)
+    state, part_state = _later(state, steps), _later(part_state, steps)
+    _refuse_mixing(second, part_state, part_params, tables, rng)
     for size in (1.0, 1e6):  # the large one is beyond any sensible clipping
         grads = random(size)
         for path in tables:
@@ -143,6 +148,31 @@ def _check_rows(
     return linear
 
 
+def _awake(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> int:
+    """After how many steps most tables move: where no update is made, rows do not mix, and nothing is learnt of it."""
+
+    def moving(steps: int) -> int:
+        updates = second(params, _later(state, steps), params)  # any gradient will do
+        return sum(bool(update.any() and np.isfinite(update).all()) for update in updates.values())
+
+    return 0 if moving(0) == len(tables) else max(_STEPS, key=moving)
+
+
+def _later(state: Any, steps: int) -> Any:
+    """The state after so many steps (0: as it is), and with other numbers for those that are 0, such as a rate."""
+
+    def other(leaf: Any) -> Any:
+        if leaf.ndim or not steps:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.where(np.asarray(leaf) == 0, np.asarray(0.1, leaf.dtype), np.asarray(leaf))
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return np.asarray(leaf) + np.asarray(steps).astype(leaf.dtype)
+        return leaf
+
+    return jax.tree.map(other, state)
+
+
 def _vanishes(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> bool:
     """Whether no gradient gives no update, whatever numbers the state is set to: a decay that is 0 now may be set, or
     begin at a later step."""
@@ -161,15 +191,16 @@ def _vanishes(second: Any, state: Any, params: dict[str, np.ndarray], tables: tu
 def _refuse_mixing(
     second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...], rng: np.random.Generator
 ) -> None:
-    """Another gradient of one row, of the same norm, must leave the other rows' updates as they are."""
+    """Another gradient of the first row, of the same norm, must leave the other rows' updates as they are.
+
+    That row of the parameters is 0, or the norm of weight decay, or of a pull, plus gradient would change.
+    """
     for path in tables:
         grads = {name: np.asarray(rng.normal(size=leaf.shape), np.float32) for name, leaf in params.items()}
         grads[path][0] *= 30.0
-        still = params | {path: params[path].copy()}
-        still[path][0] = 0.0  # or the norm of weight decay plus gradient would change
         other = grads | {path: grads[path].copy()}
         other[path][:1] = -grads[path][:1][..., ::-1]  # turned round too: some (muon) carry a sign through
-        a, b = (second(each, state, still)[path][1:] for each in (grads, other))
+        a, b = (second(each, state, params)[path][1:] for each in (grads, other))
         if not np.allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()):
             raise ValueError(_refusal(path, "a row's update depends on the gradients of other rows"))
 
