@@ -15,6 +15,7 @@ import uuid
 import zipfile
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -119,8 +120,8 @@ def test_half_precision_and_integer_parameters_survive(factorization, tmp_path):
 
 def test_a_model_of_ones_own_is_given_back_by_the_caller(parts, tmp_path):
     model = models.from_linen(LinenScorer(), batch_of(), parts.train.features)
-    recommender = jaxrec.train.Recommender(model, {"head": {"kernel": jnp.ones(2)}}, parts.train.encoder,
-                                           parts.train.interactions, 3)  # fmt: skip
+    params = model.init(jax.random.key(0))
+    recommender = jaxrec.train.Recommender(model, params, parts.train.encoder, parts.train.interactions, 3)
     jaxrec.save(recommender, tmp_path / "file")
     with pytest.raises(ValueError, match="a model of a class of your own, LinenModel. Give it: load"):
         jaxrec.load(tmp_path / "file")
@@ -136,6 +137,35 @@ def test_a_model_that_inherits_from_one_of_ours_is_given_back_too(factorization,
     with pytest.raises(ValueError, match="of your own, Inherited"):
         jaxrec.load(tmp_path / "file")
     assert jaxrec.load(tmp_path / "file", model=model).model is model
+    for other, message in (
+        (factorization.model, "a class of your own, Inherited, got MatrixFactorization.*Give that one"),
+        (dataclasses.replace(model, bias=False), "The parameters are not those of .*Inherited"),
+        (dataclasses.replace(model, dim=3), "The parameters are not those of .*Inherited"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jaxrec.load(tmp_path / "file", model=other)
+
+
+def test_what_no_file_could_give_back_is_refused_before_anything_is_written(parts, factorization, tmp_path):
+    adapted = jaxrec.transfer.adapt(factorization, parts.train, freeze="*")
+    for value, message in (
+        (adapted, "Adapted. Pass its .recommender"),
+        (parts.train, "Dataset"),
+        (factorization.params, "dict"),
+        (factorization.model, "MatrixFactorization"),
+    ):
+        with refuses(TypeError, f"Expected a Recommender or Encoder or TfidfSVD for value, got {message}"):
+            jaxrec.save(value, tmp_path / "file")
+        with refuses(TypeError, f"Expected a Recommender for recommender, got {message}"):
+            export.write_artefact(value, tmp_path / "artefact")
+
+    class Mine(data.Schema):
+        """Which ``load`` cannot be given."""
+
+    schema = Mine(**vars(factorization.encoder.schema))
+    with pytest.raises(TypeError, match="Cannot store schema of type Mine"):
+        jaxrec.save(dataclasses.replace(factorization.encoder, schema=schema), tmp_path / "file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_unpickled(saved, tmp_path):
@@ -573,8 +603,7 @@ def test_folding_in_does_not_depend_on_what_was_asked_before(world, tmp_path):
 def test_a_model_of_ones_own_may_be_a_part_of_another(parts, factorization, tmp_path):
     def of_ones_own(number):
         model = models.from_linen(LinenScorer(), batch_of(), parts.train.features)
-        params = {"head": {"kernel": jnp.full(2, float(number))}}
-        return factorization.replace(model=model, params=params)
+        return factorization.replace(model=model, params=model.init(jax.random.key(number)))
 
     one = of_ones_own(1)
     mixed = jaxrec.coldstart.mix([factorization, one], [[1.0] * 3, [2.0] * 3])

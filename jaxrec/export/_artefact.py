@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxrec import _tree
+from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Vocabulary
 from jaxrec.data._scaling import centred
@@ -32,15 +33,16 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
     under a temporary name and then renamed; an older artefact there is replaced.
 
     Args:
-      recommender: from ``fit``, ``load`` or ``transfer.adapt``.
+      recommender: from ``fit``, ``load`` or ``transfer.adapt(...).recommender``.
       folder: is made.
       k: longest list; cut to the number of items.
 
     Raises:
-      TypeError: ids are neither integers nor strings.
+      TypeError: the recommender is none, or ids are neither integers nor strings.
       FileExistsError: the folder exists and holds no artefact.
       ImportError: the extra ``export`` (flatbuffers) is not installed.
     """
+    expect(recommender, Recommender, "recommender")
     folder = Path(folder)
     if folder.exists() and not _is_artefact(folder):
         raise FileExistsError(f"{folder} exists and holds no artefact. Give another folder, or remove it.")

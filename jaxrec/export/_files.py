@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec.data import Encoder, TfidfSVD
 from jaxrec.export._pack import customs, pack, unpack
+from jaxrec.train._step import check_params
 
 _FORMAT, _VERSION = "jaxrec", 2
 
@@ -28,13 +30,14 @@ def save(value: Recommender | Encoder | TfidfSVD, path: str | Path) -> None:
     on a mesh is loaded without one.
 
     Args:
-      value: from ``fit``, ``transfer.adapt``, ``Encoder.fit`` or ``TfidfSVD.fit``.
+      value: from ``fit``, ``transfer.adapt(...).recommender``, ``Encoder.fit`` or ``TfidfSVD.fit``.
       path: of the file; a folder that does not exist is made.
 
     Raises:
-      TypeError: ids are of a type that cannot be stored without pickle, or a model has parts of different classes of
-        your own.
+      TypeError: the value is of another kind, ids are of a type that cannot be stored without pickle, or a model has
+        parts of different classes of your own.
     """
+    expect(value, (Recommender, Encoder, TfidfSVD), "value")
     own = customs(value.model) if isinstance(value, Recommender) else []
     if any(each != own[0] for each in own):
         names = ", ".join(type(each).__name__ for each in own)
@@ -66,12 +69,12 @@ def load(path: str | Path, *, model: Any = None) -> Any:
 
     Args:
       path: of the file.
-      model: the model, if it is of a class of your own, which a file cannot hold.
+      model: the model, if it is of a class of your own, which a file cannot hold; as it was saved.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: ``save`` did not write the file, or it is of another version, truncated or changed; or ``model`` is
-        missing.
+        missing, of another class, or not the one that the parameters belong to.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,6 +102,8 @@ def load(path: str | Path, *, model: Any = None) -> Any:
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a recommender, an encoder or a TfidfSVD.")
     if model is not None and not (isinstance(value, Recommender) and customs(value.model)):
         raise ValueError(f"{path} needs no model from you: it holds {value}. Leave model= out.")
+    if model is not None and isinstance(value, Recommender):
+        check_params(value.model, value.params)
     return value
 
 

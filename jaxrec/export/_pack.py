@@ -51,10 +51,11 @@ def pack(value: Any, arrays: dict[str, np.ndarray], *, name: str = "") -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         return _pack_array(np.asarray(value), arrays, name, device=isinstance(value, jax.Array))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) is not _CLASSES.get(type(value).__name__):
+        if type(value) is _CLASSES.get(type(value).__name__):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return {"class": type(value).__name__, "fields": _pack_all(fields, arrays, name)}
+        if name.partition("/")[0] == "model":  # nothing else of a class of one's own could be given to ``load``
             return {"custom": type(value).__name__}
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, "fields": _pack_all(fields, arrays, name)}
     if isinstance(value, Features):
         return {"class": "Features", "fields": _pack_all(value._asdict(), arrays, name)}
     if isinstance(value, tuple | list):
@@ -68,7 +69,7 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
     """The value that ``pack`` was given; ``custom`` stands in for a class of the user's own.
 
     Raises:
-      ValueError: the JSON names a class or array that is not known.
+      ValueError: the JSON names a class or array that is not known, or ``custom`` is of another class.
     """
     if not isinstance(packed, dict):
         return packed
@@ -82,6 +83,10 @@ def unpack(packed: Any, arrays: dict[str, np.ndarray], *, custom: Any = None) ->
         if custom is None:
             raise ValueError(
                 f"The file holds a model of a class of your own, {packed['custom']}. Give it: load(path, model=...)."
+            )
+        if type(custom).__name__ != packed["custom"]:
+            raise ValueError(
+                f"The file holds a model of a class of your own, {packed['custom']}, got {custom!r}. Give that one."
             )
         return custom
     if packed.get("class") not in _CLASSES:
