@@ -101,7 +101,7 @@ class Recommender:
     @property
     def pooled_history(self) -> int:
         """Length of the history that the model reads of a user; 0 if it reads none."""
-        return getattr(self.model, "history", 0)
+        return int(getattr(self.model, "history", 0))  # which may be a number of NumPy's
 
     @functools.cached_property
     def parts(self) -> "tuple[Recommender, ...]":

@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cases import LinenScorer, batch_of
-from helpers import refuses
+from helpers import refuses, untyped
 
 import jaxrec
 from jaxrec import _tree, _values, data, export, models
-from jaxrec.export import _files, _pack
+from jaxrec.export import _artefact, _files, _pack
+from jaxrec.ranking import _vectors
 
 
 def rewritten(path, target, *, manifest=None, arrays=None):
@@ -342,9 +343,12 @@ def test_an_artefact_turns_probabilities_of_scaled_targets_back(scale, rated_wor
     assert served.min() >= 1 and served.max() > 1.5
 
 
-def test_an_artefact_takes_any_batch_and_lowers_everywhere(factorization, tmp_path):
-    export.write_artefact(factorization, tmp_path / "artefact", k=5)
+def test_an_artefact_takes_any_batch_and_lowers_everywhere(factorization, tmp_path, monkeypatch):
+    monkeypatch.setattr(_vectors, "_ROWS", 128)
+    with untyped():  # numbers of NumPy's
+        export.write_artefact(factorization, tmp_path / "artefact", k=np.int64(5))
     artefact = export.load_artefact(tmp_path / "artefact")
+    assert artefact.manifest["pairs_at_once"] == artefact.manifest["users_at_once"] == 128  # as in process
     assert artefact._functions["recommend"].platforms == ("cpu", "cuda", "tpu")
     users = factorization.encoder.users.ids.tolist()
     one, many = artefact.recommend(users[:1], k=5), artefact.recommend(users, k=5)
@@ -384,8 +388,37 @@ def test_a_plain_regression_can_be_served(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             artefact.score(context=context)
-    with pytest.raises(ValueError, match="This artefact only scores"):
+    with pytest.raises(ValueError, match="This artefact only scores: its model has no items to recommend"):
         artefact.recommend([1])
+    for options, message in (
+        ({"users": [1]}, "knows no users. Leave users= out"),
+        ({"items": [1]}, "knows no items. Leave items= out"),
+        ({"touched": [[]]}, "do not depend on touched=. Leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            artefact.score(context=[0.5, 1.0], **options)
+
+
+def test_items_without_users_are_scored_with_their_context_or_without(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"film": list("abcd") * 5, "price": rng.normal(size=20), "stars": rng.random(20)})
+    items = pd.DataFrame({"film": list("abcd"), "year": [1.0, 2.0, 3.0, 5.0]})
+    for context in ((), (data.Numeric("price"),)):
+        schema = data.Schema(
+            user=None, item="film", target="stars", item_features=(data.Numeric("year"),), context=context
+        )
+        train = data.encode(data.Parts(frame, None, None), schema, items=items).train
+        recommender = jaxrec.fit(models.Linear.for_data(train), train, epochs=2)
+        export.write_artefact(recommender, tmp_path / "artefact")
+        served = export.load_artefact(tmp_path / "artefact")
+        given = {"context": frame[["price"]].to_numpy()} if context else {}
+        expected = jaxrec.predict(recommender, frame)
+        np.testing.assert_allclose(served.score(items=frame["film"], **given), expected, rtol=1e-4)
+        np.testing.assert_array_equal(
+            served.score([None] * 20, frame["film"], **given), served.score(items=frame["film"], **given)
+        )
+    with pytest.raises(ValueError, match="only scores: its model reads columns of the interaction itself"):
+        served.recommend([None])
 
 
 def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_path):
@@ -395,7 +428,7 @@ def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_
         export.load_artefact(folder).recommend([1], k=6)
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "has version 99 and this reader reads 2 to 3"),
+        ({"version": 99}, "has version 99 and this reader reads 2 to 4"),
         ({"format": "other"}, "is 'other', expected 'jaxrec artefact'"),
     ):
         (folder / "manifest.json").write_text(json.dumps(manifest | change))
@@ -410,7 +443,7 @@ def test_artefacts_of_another_version_or_damaged_are_refused(factorization, tmp_
         export.load_artefact(tmp_path / "nowhere")
 
 
-def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path):
+def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path, monkeypatch):
     folder = tmp_path / "artefact"
     export.write_artefact(factorization, folder, k=5)
     export.write_artefact(factorization, folder, k=7)
@@ -421,6 +454,7 @@ def test_writing_replaces_an_artefact_and_nothing_else(factorization, tmp_path):
         export.write_artefact(factorization, tmp_path / "precious")
     frame = pd.DataFrame({"user": [("a", 1)], "item": [1]})
     tuples = jaxrec.coldstart.popularity(data.encode(data.Parts(frame, None, None), data.Schema()).train)
+    monkeypatch.setattr(_artefact, "exported", None)  # which takes long
     with pytest.raises(TypeError, match="holds integer and string ids"):
         export.write_artefact(tuples, tmp_path / "tuples")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artefact", "precious"]
@@ -470,7 +504,7 @@ def test_serving_compiles_few_shapes_and_works_in_blocks(artefact, factorization
     assert [rows for rows, _ in shapes] == [64] * 3 + [8]
     assert all(rows & (rows - 1) == 0 and width & (width - 1) == 0 for rows, width in shapes)
     items = factorization.encoder.items.ids.tolist()
-    monkeypatch.setattr("jaxrec.export._serve._ROWS", 16)
+    served.manifest["pairs_at_once"] = 16
     pairs = pd.DataFrame({"user": users[:40], "item": (items * 2)[:40]})
     np.testing.assert_allclose(
         served.score(users[:40], (items * 2)[:40]), jaxrec.predict(factorization, pairs), rtol=1e-4, atol=1e-4
@@ -528,6 +562,9 @@ def test_an_artefact_refuses_ids_that_could_never_match(artefact, factorization)
     ):
         with pytest.raises(TypeError, match="Expected"):
             call()
+    for told in (pd.DataFrame({"item": [item]}), {item: 1.0}):  # whose columns and keys would be read as ids
+        with pytest.raises(TypeError, match="for each of touched, got a (DataFrame|dict). Give its column of ids"):
+            served.recommend([user], touched=[told])
     for options, message in (
         ({"touched": [[], []]}, "a list of touched for each of 1 users, got 2"),
         ({"exclude": [item, "nothing"]}, "1 excluded items are unknown, such as 'nothing'"),
@@ -545,11 +582,12 @@ def test_artefacts_without_flatbuffers_say_what_to_install(artefact, factorizati
     for name in [name for name in sys.modules if name.startswith("jax.") and name.endswith("export.serialization")]:
         monkeypatch.delitem(sys.modules, name)  # which is imported when it is needed
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    for call in (
-        lambda: export.write_artefact(factorization, tmp_path / "artefact", k=5),
-        lambda: export.load_artefact(artefact),
+    monkeypatch.setattr(_artefact, "exported", None)  # which takes long
+    for call, extra in (
+        (lambda: export.write_artefact(factorization, tmp_path / "artefact", k=5), r"jaxrec\[export\]"),
+        (lambda: export.load_artefact(artefact), "flatbuffers"),
     ):
-        with pytest.raises(ImportError, match="install 'flatbuffers'"):
+        with pytest.raises(ImportError, match=f"install '{extra}'"):
             call()
     assert not list(tmp_path.iterdir())
 
@@ -669,7 +707,8 @@ def test_an_artefact_recommends_where_context_is_not_read(name, world, tmp_path)
     frame = frame.assign(price=np.arange(len(frame)) % 7)
     train = data.encode(data.Parts(frame, None, None), data.Schema(context=(data.Numeric("price"),))).train
     if name in ("neighbours", "mixture"):
-        recommender = jaxrec.train.fit_item_knn(train)
+        with untyped():  # a number of NumPy's
+            recommender = jaxrec.train.fit_item_knn(train, history=np.int64(20) if name == "neighbours" else None)
     elif name == "deep":
         model = models.FactorizationMachine.for_data(train, dim=4, hidden=(4,))
         recommender = jaxrec.fit(dataclasses.replace(model, context=0), train, loss="bpr", epochs=1)
@@ -677,7 +716,8 @@ def test_an_artefact_recommends_where_context_is_not_read(name, world, tmp_path)
         recommender = trained("neumf", train)
     if name == "mixture":
         recommender = jaxrec.coldstart.mix([recommender, trained("als", train)], [[1.0] * 3, [0.5] * 3])
-    export.write_artefact(recommender, tmp_path / "artefact", k=5)
+    with untyped():
+        export.write_artefact(recommender, tmp_path / "artefact", k=5)
     served, user = export.load_artefact(tmp_path / "artefact"), frame["user"].iloc[0]
     expected = jaxrec.recommend(recommender, [user], k=5)
     np.testing.assert_allclose([score for _, score in served.recommend([user], k=5)[0]], expected["score"], rtol=1e-4)

@@ -1,7 +1,9 @@
 """The ahead-of-time artefact: lowered functions, their arrays and a reader, for machines without jaxrec."""
 
 import hashlib
+import importlib.util
 import json
+import operator
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +21,7 @@ from jaxrec.export._files import as_new
 from jaxrec.export._functions import Functions, exported
 from jaxrec.export._pack import text_arrays
 from jaxrec.ranking._top_k import most_users
+from jaxrec.ranking._vectors import pairs_at_once, users_at_once
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -46,14 +49,16 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
     folder = Path(folder)
     if folder.exists() and not _is_artefact(folder):
         raise FileExistsError(f"{folder} exists and holds no artefact. Give another folder, or remove it.")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError("An artefact needs flatbuffers. Install the extra: pip install 'jaxrec[export]'.")
     encoder = recommender.encoder
+    host = {**_id_arrays("user", encoder.users), **_id_arrays("item", encoder.items), **_seen_arrays(recommender)}
     has_items = encoder.schema.item is not None
-    functions = Functions(recommender, min(k, max(len(encoder.items), 1)))
+    functions = Functions(recommender, min(operator.index(k), max(len(encoder.items), 1)))
     device = _tree.flatten(functions.arrays())
     names = ["score"] + ["recommend"] * (has_items and not recommender.reads_context)
     programs = {name: exported(functions, name, device, PLATFORMS) for name in names}
 
-    host = {**_id_arrays("user", encoder.users), **_id_arrays("item", encoder.items), **_seen_arrays(recommender)}
     stored = {name: np.asarray(array) for name, array in device.items()}
     odd = {name: array.dtype.name for name, array in stored.items() if array.dtype.kind not in "biufc"}
     stored |= {name: stored[name].view(f"u{stored[name].dtype.itemsize}") for name in odd}
@@ -66,7 +71,8 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "device": list(device),
         "dtypes": odd,
         "k": functions.k,
-        "users_at_once": most_users(len(encoder.features.item_row)),
+        "users_at_once": min(most_users(len(encoder.features.item_row)), users_at_once(recommender)),
+        "pairs_at_once": min(_serve.ROWS, pairs_at_once(recommender)),
         "history": functions.history,
         "folds": functions.folds,
         "has_items": has_items,

@@ -12,9 +12,9 @@ from pathlib import Path
 import jax.export
 import numpy as np
 
-FORMAT, VERSION = "jaxrec artefact", 3
-_OLDEST = 2  # version that is read; its functions take context as it comes
-_ROWS = 4096  # pairs that are scored at once
+FORMAT, VERSION = "jaxrec artefact", 4
+_OLDEST = 2  # version that is read; its functions take context, and till 3 targets, as they come
+ROWS = 4096  # most pairs that are scored at once; the manifest says fewer where a pair costs much memory
 
 
 def load(folder):
@@ -85,7 +85,10 @@ class Artefact:
           exclude_seen: whether to leave out what a user has touched.
         """
         if "recommend" not in self._functions:
-            raise ValueError("This artefact only scores: its model has no items to recommend.")
+            why = (
+                "reads columns of the interaction itself" if self.manifest["has_items"] else "has no items to recommend"
+            )
+            raise ValueError(f"This artefact only scores: its model {why}. Score pairs by score(...).")
         most = self.manifest["k"]
         k = min(10, most) if k is None else k
         if not 1 <= k <= most:
@@ -116,17 +119,27 @@ class Artefact:
     def score(self, users=None, items=None, *, context=None, touched=None, values=None):
         """Predictions for pairs, in the target's unit; after a sigmoid probabilities, unless the target was scaled.
 
-        ``context``, where the model reads one, has a row per pair, in the data's own unit; NaN is a missing number.
+        ``users`` and ``items`` may be left out where the model knows none. ``context``, where it reads one, has a row
+        per pair, in the data's own unit; NaN is a missing number.
         """
         width = self.manifest["context"]
         users = None if users is None else _listed(users, "users")
         if context is not None and not width:
             raise ValueError("This artefact's model reads no context. Leave context= out.")
+        has_items = self.manifest["has_items"]
+        items = None if items is None else _listed(items, "items")
+        for name, given, known in (("users", users, self._users), ("items", items, has_items)):
+            if not known and any(raw is not None for raw in given or ()):
+                raise ValueError(f"This artefact's model knows no {name}. Leave {name}= out.")
+        if touched is not None and not (self.manifest["folds"] or self.manifest["history"]):
+            raise ValueError("This artefact's scores do not depend on touched=. Leave it out.")
         rows = np.zeros((0, width), np.float32) if context is None else self._context(context, width)
-        told: dict = self._told([None] * len(rows) if users is None else users, touched, values)
+        if users is None:
+            users = [None] * len(rows if items is None else items)
+        told: dict = self._told(users, touched, values)
         sizes = {len(told["user"])}
-        if self.manifest["has_items"]:
-            items = _listed(() if items is None else items, "items")
+        if has_items:
+            items = [] if items is None else items
             _same_kind(items, self._items, "items")
             told["item"] = [self._item_index.get(item, 0) for item in items]
             sizes.add(len(items))
@@ -136,8 +149,9 @@ class Artefact:
         if len(sizes) != 1:
             raise ValueError(f"Expected equally many users, items and rows of context, got {sorted(sizes)}.")
         found = [np.zeros(0, np.float32)]
-        for start in range(0, sizes.pop(), _ROWS):
-            part = {name: each[start : start + _ROWS] for name, each in told.items()}
+        most = self.manifest.get("pairs_at_once", ROWS)
+        for start in range(0, sizes.pop(), most):
+            part = {name: each[start : start + most] for name, each in told.items()}
             inputs = self._inputs(part)
             inputs |= {"item": np.array(part["item"], np.int32)} if "item" in part else {}
             inputs |= {"context": part["context"]} if width else {}
@@ -223,6 +237,8 @@ class Artefact:
 
 
 def _listed(ids, name):
+    if hasattr(ids, "columns") or isinstance(ids, dict):
+        raise TypeError(f"Expected a list of raw ids for {name}, got a {type(ids).__name__}. Give its column of ids.")
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
         raise TypeError(f"Expected a list of raw ids for {name}, got {ids!r}. Say [{ids!r}].")
     return [raw.item() if isinstance(raw, np.generic) else raw for raw in ids]

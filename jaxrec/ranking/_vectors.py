@@ -163,7 +163,7 @@ def _plain_user_vectors(recommender: Recommender, users: np.ndarray, features: F
     def vectors(users: np.ndarray) -> jax.Array:
         return _user_vectors(recommender.model, recommender.params, recommender.batch(users), features)
 
-    return _in_blocks(users, _users_at_once(recommender), vectors)
+    return _in_blocks(users, users_at_once(recommender), vectors)
 
 
 def _plain_item_vectors(recommender: Recommender, items: np.ndarray, features: Features | None = None) -> jax.Array:
@@ -180,11 +180,11 @@ def _plain_item_vectors(recommender: Recommender, items: np.ndarray, features: F
 
 def pairs_at_once(recommender: Recommender) -> int:
     """How many pairs of a user and an item are scored at once, so that memory is bounded."""
-    return min(_users_at_once(recommender), _at_once(recommender, _labels(recommender, "item")))
+    return min(users_at_once(recommender), _at_once(recommender, _labels(recommender, "item")))
 
 
-def _users_at_once(recommender: Recommender) -> int:
-    """Fewer where the model reads long histories, of items that may have many labels."""
+def users_at_once(recommender: Recommender) -> int:
+    """How many users' vectors are computed at once: fewer where long histories are read, of items with many labels."""
     history = recommender.pooled_history * max(_labels(recommender, "item"), 1)
     return _at_once(recommender, _labels(recommender, "user") + history)
 
