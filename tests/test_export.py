@@ -742,6 +742,23 @@ def test_an_artefact_refuses_targets_beyond_the_ends_of_quantiles(world, tmp_pat
             jaxrec.recommend(recommender, [-1], interactions=told)
 
 
+@pytest.mark.parametrize("scale", ["zscore", "minmax"])
+def test_an_artefact_turns_targets_far_from_0_back(scale, world, tmp_path):
+    """Of unix times float32 keeps two minutes."""
+    frame = world.target.interactions.iloc[:800]
+    frame = frame.assign(when=1.7e9 + 20 * np.random.default_rng(0).normal(size=len(frame)))
+    train = data.encode(data.Parts(frame, None, None), data.Schema(target="when", target_scale=scale)).train
+    recommender = trained("factorization", train)
+    export.write_artefact(recommender, tmp_path / "artefact")
+    served, new = export.load_artefact(tmp_path / "artefact"), frame.iloc[:8].assign(user=-1)
+    expected = jaxrec.predict(recommender, frame)
+    assert expected.std() > 1
+    np.testing.assert_allclose(served.score(frame["user"], frame["item"]), expected, rtol=0, atol=0.01)
+    told = {"touched": [new["item"].tolist()] * 8, "values": [new["when"].tolist()] * 8}
+    expected = jaxrec.predict(jaxrec.coldstart.add(recommender, interactions=new), new)
+    np.testing.assert_allclose(served.score(new["user"], new["item"], **told), expected, rtol=0, atol=0.01)
+
+
 @pytest.fixture(scope="module")
 def timed():
     """A regression on unix times that differ by minutes, scaled in every way, and its frame."""

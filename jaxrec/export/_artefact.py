@@ -18,7 +18,7 @@ from jaxrec.data import Vocabulary
 from jaxrec.data._scaling import centred
 from jaxrec.export import _serve
 from jaxrec.export._files import as_new
-from jaxrec.export._functions import Functions, exported
+from jaxrec.export._functions import AFFINE, Functions, exported
 from jaxrec.export._pack import text_arrays
 from jaxrec.ranking._top_k import most_users
 from jaxrec.ranking._vectors import pairs_at_once, users_at_once
@@ -81,6 +81,7 @@ def write_artefact(recommender: Recommender, folder: str | Path, *, k: int = 100
         "log1p_context": _log1p_columns(recommender),
         "log1p_target": encoder.schema.target if encoder.schema.target_scale == "log1p" else None,
         "target_range": _target_range(recommender),
+        "target_affine": _target_affine(recommender),
         "model": repr(recommender.model),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,14 @@ def _target_range(recommender: Recommender) -> tuple[str | None, float, float] |
     if target is None or target.scale != "quantile":
         return None
     return recommender.encoder.schema.target, float(target.statistics[0, 0]), float(target.statistics[-1, 0])
+
+
+def _target_affine(recommender: Recommender) -> list[float] | None:
+    """What a scaled target lacks, and its unit."""
+    target = recommender.encoder.target
+    if target is None or target.scale not in AFFINE or recommender.link == "rank":
+        return None
+    return target.statistics[:, 0].tolist()
 
 
 def _is_artefact(folder: Path) -> bool:

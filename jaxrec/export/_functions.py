@@ -18,6 +18,7 @@ from jaxrec.models._mixture import latest
 from jaxrec.ranking._top_k import top_k
 from jaxrec.ranking._vectors import settled
 
+AFFINE = ("zscore", "minmax")  # of such targets the reader takes and gives numbers in float64, which these never see
 Arrays = dict[str, Any]
 Inputs = dict[str, jax.Array]
 
@@ -82,7 +83,7 @@ class Functions:
         if self._of.link == "sigmoid":
             scores = jax.nn.sigmoid(scores)
         target = self._of.encoder.target
-        if target is None or self._of.link == "rank":
+        if target is None or self._of.link == "rank" or target.scale in AFFINE:
             return scores
         return backward(jnp, target.scale, _float32(target.statistics), scores[:, None])[:, 0]
 

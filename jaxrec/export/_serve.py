@@ -156,7 +156,8 @@ class Artefact:
             inputs |= {"item": np.array(part["item"], np.int32)} if "item" in part else {}
             inputs |= {"context": part["context"]} if width else {}
             found.append(self._call("score", inputs)[: len(part["user"])])
-        return np.concatenate(found)
+        scores, affine = np.concatenate(found), self.manifest.get("target_affine")
+        return scores * np.float64(affine[1]) + affine[0] if affine else scores
 
     def _context(self, context, width):
         rows = np.asarray(context, np.float64)
@@ -188,13 +189,14 @@ class Artefact:
         touched = None if touched is None else [_listed(raw, "each of touched") for raw in touched]
         for raw in touched or ():
             _same_kind(raw, self._items, "touched")
-        valued = self.manifest["folds"] == "values"
+        valued, affine = self.manifest["folds"] == "values", self.manifest.get("target_affine")
         if valued and touched is not None and values is None:
             raise ValueError("The model was trained on targets: give values= beside touched=.")
         if values is not None:
             if not valued:
                 raise ValueError("This artefact's model folds no targets in, so values= changes nothing. Leave it out.")
-            values = [np.asarray(row, np.float32).reshape(-1) for row in values]
+            shift, unit = affine or (0.0, 1.0)
+            values = [((np.asarray(row, np.float64) - shift) / unit).astype(np.float32).reshape(-1) for row in values]
             flat = np.concatenate([np.zeros(0, np.float32), *values])
             if not np.isfinite(flat).all():
                 raise ValueError(f"Expected finite values, got {flat[~np.isfinite(flat)][0]}. Leave such items out.")
@@ -216,7 +218,7 @@ class Artefact:
             told["added"].append(stored + new)
             told["weight"].append(self._rows("added_", "weight", user) + [1.0] * len(new))
             told["value"].append((self._rows("added_", "value", user) if valued else []) + [each for _, each in known])
-            told["given"].append([0.0] * len(stored) + [1.0] * len(new))
+            told["given"].append([0.0] * len(stored) + [0.0 if affine else 1.0] * len(new))
         return told
 
     def _inputs(self, told):
