@@ -522,8 +522,22 @@ def test_targets_and_losses_must_agree(rated_parts, parts):
         with pytest.raises(ValueError, match="Negatives are items, and the data has none. Name the item column"):
             jaxrec.fit(models.Linear.for_data(plain), plain, **options)
     logistic = models.Linear.for_data(parts.train, link="sigmoid")
-    with pytest.raises(ValueError, match="link 'sigmoid', which goes with the loss 'sigmoid_cross_entropy'"):
-        jaxrec.fit(logistic, parts.train, loss="mse")
+    for loss in ("mse", losses.on_batch("mse")):
+        with pytest.raises(ValueError, match="link 'sigmoid', which goes with the loss 'sigmoid_cross_entropy'"):
+            jaxrec.fit(logistic, parts.train, loss=loss)
+
+
+@pytest.mark.parametrize("loss", ["mse", "sigmoid_cross_entropy", "bpr", "softmax"])
+def test_a_named_loss_given_as_its_function_is_the_named_one(parts, rated_parts, loss):
+    for rows in (rated_parts.train, parts.train):
+        model = models.MatrixFactorization.for_data(rows, dim=2)
+        if rows.target is not None:
+            rows = dataclasses.replace(rows, target=np.full(len(rows), 0.5, np.float32))
+        chosen = [_choices.chosen_loss(model, rows, each) for each in (loss, losses.on_batch(loss))]
+        assert chosen[0] == chosen[1] and chosen[0][0] == loss
+    ours, theirs = (jaxrec.fit(model, rows, loss=each, epochs=1) for each in (loss, losses.on_batch(loss)))
+    assert ours.link == theirs.link
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
 def test_training_rows_must_be_known(parts):

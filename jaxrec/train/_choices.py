@@ -36,8 +36,7 @@ _DEFAULT_NEGATIVES = {
     "sigmoid_cross_entropy": Negatives(num=4),
     "mse": Negatives(num=4),
 }
-
-_OF_RANKING = [losses.on_batch(name) for name in _DEFAULT_NEGATIVES if name not in losses.POINTWISE]
+_NAMES = {losses.on_batch(name): name for name in _DEFAULT_NEGATIVES}
 
 
 def chosen_optimizer(model: Model, optimizer: optim.Optimizer | optax.GradientTransformation | None) -> optim.Optimizer:
@@ -108,8 +107,9 @@ def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) ->
                 "squared error. Say which loss to train by, such as loss='bpr'."
             )
     if not isinstance(loss, str):
-        orders = train.target is not None and loss in _OF_RANKING
-        return None, loss, "rank" if orders else link or "identity"
+        loss = _NAMES.get(loss, loss)
+    if not isinstance(loss, str):
+        return None, loss, link or "identity"
     if link is not None and (link == "sigmoid") != (loss == "sigmoid_cross_entropy") and loss in losses.POINTWISE:
         fitting = "sigmoid_cross_entropy" if link == "sigmoid" else "mse"
         raise ValueError(f"The model has the link {link!r}, which goes with the loss {fitting!r}, got {loss!r}.")

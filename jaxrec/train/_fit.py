@@ -93,7 +93,8 @@ def fit(
         autoencoder, with 0.01 for ``Linear`` and models without tables.
       epochs: passes over the data, at most.
       batch_size: examples per step; None for full-batch gradient descent.
-      negatives: how they are drawn; by default what a loss that is named needs, and none for a function.
+      negatives: how they are drawn; by default what a loss that is named needs, and none for a function of
+        your own.
       validation: held-out interactions of the same encoder, whose users are all known to it where lists are ranked.
       metric: what to stop on, computed on ``validation`` after every epoch: a name from ``evaluate``'s report, by
         default ``"ndcg@10"`` (cut to a smaller catalogue; ``"rmse"`` where there is a target and the loss is not one
