@@ -350,8 +350,9 @@ def test_a_loss_that_would_train_on_padding_is_told_of(parts):
     own = dataclasses.replace(rows, weight=np.ones(64, np.float32))
     for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options)):
         for dataset in (parts.train, own):
-            with pytest.warns(UserWarning, match="looks at scores and not at batch.weight, .* as in losses.bpr"):
-                verb(model, dataset, loss=unweighed, **options)
+            for loss in (unweighed, jax.jit(unweighed), jax.checkpoint(unweighed)):
+                with pytest.warns(UserWarning, match="looks at scores and not at batch.weight, .* as in losses.bpr"):
+                    verb(model, dataset, loss=loss, **options)
         verb(model, rows, loss=unweighed, **options)  # a single batch, which nothing fills up
     for loss in (weighed, jax.jit(weighed), losses.on_batch("mse")):
         jaxrec.fit(model, parts.train, loss=loss, **options)

@@ -5,6 +5,7 @@ import warnings
 import jax
 import numpy as np
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxrec import _tree, losses, optim
 from jaxrec._types import Batch, Features, Link
@@ -56,7 +57,7 @@ def warn_unless_weighed(loss: losses.Loss, model: Model, batch: Batch, features:
 
     scores = jax.eval_shape(model.apply, _tree.shapes(model), batch, features)
     traced = jax.make_jaxpr(of)(batch.weight, scores, batch._replace(weight=None)).jaxpr
-    weighs, reads = (any(each is read for eqn in traced.eqns for read in eqn.invars) for each in traced.invars[:2])
+    weighs, reads, *_ = dce_jaxpr(traced, [True] * len(traced.outvars))[1]  # what the result comes from, within jit too
     if reads and not weighs:  # one without scores leaves all to the model's penalty
         warnings.warn(
             "The loss looks at scores and not at batch.weight, so that it also counts the examples that fill batches "
