@@ -405,8 +405,31 @@ def test_rows_that_weigh_nothing_move_nothing_and_are_known_all_the_same(parts):
         ours, theirs = (verb(model, rows, **options) for rows in (weighed, weighed.subset(weight > 0)))
         jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
         assert len(ours.seen) == len(parts.train)
+        jax.tree.map(np.testing.assert_array_equal, ours.prior, theirs.prior)
     with pytest.raises(ValueError, match="rows weigh 0, so there is nothing to learn from"):
         jaxrec.fit(model, dataclasses.replace(weighed, weight=0 * weight), **options)
+
+
+@pytest.mark.parametrize("how", ["weight", "subset"])
+def test_who_has_no_example_is_unknown_and_no_part_of_the_mean(parts, how):
+    rows = parts.train
+    there = (rows.user != rows.user[0]) & (rows.item != rows.item[0])
+    some = rows.subset(there) if how == "subset" else dataclasses.replace(rows, weight=there.astype(np.float32))
+    model = models.MatrixFactorization.for_data(rows, dim=4)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 64}
+    for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options).recommenders[0]):
+        found = verb(model, some, **options)
+        for side, index in (("user", rows.user), ("item", rows.item)):
+            row, table = getattr(found.encoder.features, f"{side}_row"), found.params[side]["embedding"]
+            np.testing.assert_array_equal(np.flatnonzero(row), np.unique(index[there]))
+            np.testing.assert_allclose(table[0], table[row[row > 0]].mean(axis=0), atol=1e-6)
+        assert verb(model, some, params=found.params, **options).encoder is some.encoder  # their rows hold something
+        assert verb(model, rows, **options).encoder is rows.encoder
+    again = jaxrec.fit(model, dataclasses.replace(some, encoder=found.encoder), params=found.params, **options)
+    assert again.encoder is found.encoder
+    with_history = models.TwoTower.for_data(rows, dim=4, hidden=(), history=3)
+    met = _choices.without_empty_rows(some, with_history).features
+    assert met.user_row[rows.user[0]] == 0 and (met.item_row[rows.item[0]] > 0) == (how == "weight")  # as history
 
 
 def test_the_last_batch_is_padded_not_dropped(rated_parts):

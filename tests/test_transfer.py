@@ -241,8 +241,9 @@ def test_patterns_and_a_frozen_value_steer_adapt(source, target):
     assert whole.recommender.log == () and len(jaxrec.recommend(whole.recommender, k=3))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("side", "other"), [("user", "item"), ("item", "user")])
-def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other):
+def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other, masked):
     pairs = pd.DataFrame([(user, item) for user in range(8) for item in range(8)], columns=["user", "item"])
     frames = {name: pd.DataFrame({name: range(8)}) for name in ("user", "item")}
     few = pairs[(pairs["user"] < 5) & (pairs["item"] < 5)]
@@ -250,6 +251,8 @@ def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other):
         data.encode(data.Parts(rows, None, None), data.Schema(), users=frames["user"], items=frames["item"]).train
         for rows in (pairs, few)
     )
+    if masked:
+        theirs = dataclasses.replace(ours, weight=np.isin(pairs.index, few.index).astype(np.float32))
     known = jaxrec.fit(models.MatrixFactorization.for_data(ours, dim=3), ours, epochs=1)
     found = transfer.adapt(known, theirs, patterns=f"{other}/*", epochs=1).recommender
     index = {name: found.encoder.vocabulary(name).encode([7])[0] for name in ("user", "item")}

@@ -70,7 +70,7 @@ class Interactions:
             other.__dict__["order"] = self.order
         return other
 
-    def part(self, rows: slice) -> "Interactions":
+    def part(self, rows: slice | np.ndarray) -> "Interactions":
         """Some of the rows, of the same numbers of users and items."""
         value, weight = (None if each is None else each[rows] for each in (self.value, self.weight))
         return Interactions(self.user[rows], self.item[rows], self.num_users, self.num_items, value, weight)

@@ -107,8 +107,10 @@ def measure(recommender: Recommender) -> Prior:
     rng = np.random.default_rng(0)
     trained = recommender.trained
     recommender = recommender.replace(seen=trained)  # histories as training left them, whatever was added since
+    if trained.weight is not None and not trained.weight.all():
+        trained = trained.part(trained.weight > 0)  # the others trained nothing
     if recommender.folding is not None:
-        return _squares(recommender, recommender.folding)
+        return _squares(recommender, trained, recommender.folding)
     samples = []
     for count in (trained.user_count, trained.item_count):
         known = np.flatnonzero(count)
@@ -118,20 +120,20 @@ def measure(recommender: Recommender) -> Prior:
     user_vector = np.asarray(_plain_user_vectors(recommender, users))
     item_vector = np.asarray(_plain_item_vectors(recommender, items))
     # What the model would say of the same entities if it had not been trained on them.
-    features, seen = recommender.features, recommender.seen
+    features = recommender.features
     unknown = features._replace(user_row=jnp.zeros_like(features.user_row), item_row=jnp.zeros_like(features.item_row))
     user_guess = np.asarray(_plain_user_vectors(recommender, users, unknown))
     item_guess = np.asarray(_plain_item_vectors(recommender, items, unknown))
     noise = 1.0
-    if seen.value is not None and recommender.num_trained and recommender.link == "identity":
-        rows = rng.integers(0, recommender.num_trained, min(recommender.num_trained, _SAMPLE))
+    if trained.value is not None and len(trained) and recommender.link == "identity":
+        rows = rng.integers(0, len(trained), min(len(trained), _SAMPLE))
 
         def scored(rows: np.ndarray) -> jax.Array:
-            batch = recommender.batch(seen.user[rows])._replace(item=seen.item[rows][:, None])
+            batch = recommender.batch(trained.user[rows])._replace(item=trained.item[rows][:, None])
             return apply(recommender.model, recommender.params, batch, features)[:, 0]
 
         scores = np.asarray(_in_blocks(rows, pairs_at_once(recommender), scored))
-        noise = max(float(np.mean((scores - seen.value[rows]) ** 2)), 1e-6)
+        noise = max(float(np.mean((scores - trained.value[rows]) ** 2)), 1e-6)
     return Prior(
         user=prepare(user_vector - user_guess, item_vector, item_share),
         item=prepare(item_vector - item_guess, user_vector, user_share),
@@ -139,7 +141,7 @@ def measure(recommender: Recommender) -> Prior:
     )
 
 
-def _squares(recommender: Recommender, folding: Folding) -> Prior:
+def _squares(recommender: Recommender, trained: Interactions, folding: Folding) -> Prior:
     """Sums over the vectors that training moved."""
 
     def of_other(vectors: jax.Array, objective: ImplicitSquares) -> Squares:
@@ -147,7 +149,6 @@ def _squares(recommender: Recommender, folding: Folding) -> Prior:
         gram = weight * _product(vectors.T, vectors.T)
         return Squares(gram, weight * len(vectors), jnp.float32(objective.l2), jnp.float32(objective.exponent))
 
-    trained = recommender.trained
     users, items = np.flatnonzero(trained.user_count), np.flatnonzero(trained.item_count)
     return Prior(
         user=of_other(_plain_item_vectors(recommender, items), folding.user),

@@ -22,7 +22,14 @@ from jaxrec.data._prepared import Chunks, EpochSource
 from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Model
 from jaxrec.models._base import with_unknown_rows
-from jaxrec.train._choices import check_rows, chosen_loss, chosen_negatives, chosen_optimizer, warn_unless_weighed
+from jaxrec.train._choices import (
+    check_rows,
+    chosen_loss,
+    chosen_negatives,
+    chosen_optimizer,
+    warn_unless_weighed,
+    without_empty_rows,
+)
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._phases import Phases, refreeze
 from jaxrec.train._step import EpochInfo, TrainState, all_finite, init_state, train_epoch
@@ -82,7 +89,8 @@ def fit(
     Args:
       model: for example ``TwoTower.for_data(train)``.
       train: from ``data.encode``; every user and item in it must be known to its encoder. Rows of weight 0
-        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same.
+        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same. Users and
+        items without any example are cold: the recommender's encoder gives them no table row, unless ``params`` does.
       loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
         ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``, which has to weigh
         rows by ``batch.weight``: 0 marks examples that only fill a batch up. By default ``"mse"``
@@ -151,6 +159,8 @@ def fit(
         multiple_of=1 if mesh is None else mesh.size,
     )
     check_rows(model, train)
+    if params is None:
+        train = without_empty_rows(train, model)
     judge = Judge(validation, metric, patience, encoder=train.encoder, link=link)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))

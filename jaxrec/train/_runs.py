@@ -16,7 +16,7 @@ from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
 from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Model
-from jaxrec.train._choices import check_rows
+from jaxrec.train._choices import check_rows, without_empty_rows
 from jaxrec.train._fit import Diverged, finished
 from jaxrec.train._judge import Judge
 from jaxrec.train._step import TrainState, init_state, train_step
@@ -45,6 +45,8 @@ def source_of(
 ) -> Source:
     train, most = trains[number], max(map(len, trains))
     check_rows(model, train)
+    if params is None:
+        train = without_empty_rows(train, model)
     histories: Any = getattr(model, "histories", "subset")
     batches = Batches(
         train,

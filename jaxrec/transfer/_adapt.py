@@ -14,14 +14,14 @@ from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
-from jaxrec.data._counting import counted
 from jaxrec.data._features import FittedFeature
 from jaxrec.data._schema import Categorical, Labels
+from jaxrec.data._sides import SIDES
 from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.models._shared_specific import DOMAIN
 from jaxrec.train import fit
-from jaxrec.train._choices import check_rows
+from jaxrec.train._choices import check_rows, without_empty_rows
 from jaxrec.transfer._adapters import Adapters, Bottleneck, LowRank
 from jaxrec.transfer._align import Alignment, Rows, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
@@ -139,7 +139,8 @@ def adapt(
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
     for name, each in sources.items():
         _check_inputs(each.encoder, train.encoder, report, target, name if several else None)
-    train = _without_empty_rows(train, before, target, report, rows)
+    # Whoever was aligned may be copied into no table.
+    train = without_empty_rows(train, target, _begun(train, before, target, report, rows, unmatched))
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None:
@@ -263,23 +264,18 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
         )
 
 
-def _without_empty_rows(
-    train: Dataset, before: Encoder, model: Model, report: CopyReport, rows: Mapping[str, Rows]
-) -> Dataset:
-    """Whoever was aligned, but copied into no table and is not trained on, has the unknown's row again: one of their
-    own would stay as it was drawn."""
-    features = {}
-    for side, index in (("user", train.user), ("item", train.item)):
-        name = f"{side}_row"
-        row, own = (getattr(encoder.features, name) for encoder in (train.encoder, before))
+def _begun(
+    train: Dataset, before: Encoder, model: Model, report: CopyReport, rows: Mapping[str, Rows], unmatched: Unmatched
+) -> dict[str, np.ndarray]:
+    """By side, whose rows begin with something: copied ones, and the target's own where ``fill`` gives them a start."""
+    known = {}
+    for side in SIDES:
+        row, own = (getattr(encoder.features, f"{side}_row") for encoder in (train.encoder, before))
         copied = [np.asarray(rows[path].target) for path in report.paths("rows copied") if model.tables[path] == side]
-        kept = (own > 0) | np.isin(row, np.concatenate([*copied, np.zeros(0, np.int32)]))
-        if index is not None:
-            kept |= counted(index, len(row)) > 0
-        features[name] = np.where(kept, row, 0)
-    return dataclasses.replace(
-        train, encoder=dataclasses.replace(train.encoder, features=train.features._replace(**features))
-    )
+        known[side] = np.isin(row, np.concatenate([*copied, np.zeros(0, np.int32)]))
+        if unmatched != "fresh" or side not in model.tables.values():
+            known[side] |= own > 0
+    return known
 
 
 def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: Model, name: str | None) -> None:

@@ -15,7 +15,7 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
-from jaxrec.train._choices import chosen_loss
+from jaxrec.train._choices import chosen_loss, without_empty_rows
 from jaxrec.transfer._adapt import kind_of, with_loss
 from jaxrec.transfer._carry import vectors_of
 
@@ -76,6 +76,7 @@ def distill(
     for name in {"freeze", "params"} & set(options):
         raise ValueError(f"distill takes no {name}=: the student starts anew and learns everything. Use adapt or fit.")
     student = resized(teacher.model, train) if model is None else model
+    train = without_empty_rows(train, student)  # as fit does where no parameters are given
     options = with_loss(teacher, train, options)
     _check_scores(teacher, student, train, options.get("loss"))
     tables: dict[Side, Array] = {side: _table(teacher, train, side) for side in ("user", "item")}
