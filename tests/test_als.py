@@ -336,15 +336,25 @@ def test_weights_are_confidences():
     assert (once.params["user"]["embedding"] != plain.params["user"]["embedding"]).any()
 
 
-def test_a_row_that_weighs_nothing_changes_nothing():
+@pytest.mark.parametrize("content", [False, True])
+def test_a_row_that_weighs_nothing_changes_nothing(content):
+    """Not even of an item of which there is nothing else."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"user": rng.integers(0, 9, 60), "item": rng.integers(0, 7, 60), "w": 1.0})
-    beside = pd.concat([frame, frame.iloc[:20].assign(w=0.0)])
+    beside = pd.concat([frame, frame.iloc[:20].assign(w=0.0), frame.iloc[:5].assign(w=0.0, item=7)])
+    items = pd.DataFrame({"item": range(8), "kind": list("aabbabab")})
+    schema = data.Schema(weight="w", item_features=(data.Categorical("kind"),))
     without, found = (
-        train.fit_als(data.encode(data.Parts(rows, None, None), data.Schema(weight="w")).train, dim=2, epochs=3)
+        train.fit_als(
+            data.encode(data.Parts(rows, None, None), schema, items=items).train, dim=2, epochs=3, content=content
+        )
         for rows in (frame, beside)
     )
     np.testing.assert_allclose(found.params["user"]["embedding"], without.params["user"]["embedding"], atol=1e-6)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found.prior, without.prior)
+    if content:  # else it has no vector, and was no row of its own the average one
+        alone, cold = (_vectors.item_vectors(each, each.encoder.items.encode([7])) for each in (found, without))
+        np.testing.assert_allclose(alone, cold, atol=1e-6)
 
 
 def test_new_items_follow_their_users_who_are_described_anew(world, with_content):

@@ -19,6 +19,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
 from jaxrec._types import Array, Features, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
+from jaxrec.data._batches import weighing
 from jaxrec.data._counting import counted, grouped
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
@@ -44,7 +45,7 @@ class _Plan(NamedTuple):
     weight: Array  # float32 of that shape, 0 where padded
     slot: Array  # int32 [blocks, chunks]
     row: Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
-    count: Array  # float32 [blocks, chunks]: interactions of each slot, those that weigh nothing apart
+    count: Array  # float32 [blocks, chunks]: interactions of each slot
 
 
 def fit_als(
@@ -93,7 +94,7 @@ def fit_als(
     hardly anyone can have met it: items are folded in by what was observed alone.
 
     Args:
-      train: implicit feedback; weights are confidences.
+      train: implicit feedback; weights are confidences, and rows of weight 0 are as if they were not there.
       dim: width of the vectors.
       epochs: passes over both sides, at most.
       unobserved: weight of a pair that was not observed, positive.
@@ -158,14 +159,18 @@ def fit_als(
     if params is not None:
         check_params(model, params)
     known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
+    assert train.user is not None and train.item is not None
+    some = weighing(train)
+    rows = slice(None) if some is None else some
     user, item = (
-        np.asarray(row)[index] for row, index in ((features.user_row, train.user), (features.item_row, train.item))
+        np.asarray(row)[index[rows]]
+        for row, index in ((features.user_row, train.user), (features.item_row, train.item))
     )
     heights = {"user": model.user_rows, "item": model.item_rows}
     if mesh is None and not content and abs(model.user_rows - model.item_rows) * dim <= _PADDED:
         heights = dict.fromkeys(heights, max(heights.values()))
-    weight = np.ones(len(train), np.float32) if train.weight is None else train.weight
-    met = {side: counted(row[weight > 0], heights[side]) > 0 for side, row in (("user", user), ("item", item))}
+    weight = np.ones(len(user), np.float32) if train.weight is None else train.weight[rows]
+    met = {side: counted(row, heights[side]) > 0 for side, row in (("user", user), ("item", item))}
     if params is None:
         tables = _drawn(heights, np.flatnonzero(met["item"]), dim, seed)
     else:
@@ -219,7 +224,7 @@ def fit_als(
         stop = judge.look(recommender, row)
         log.append(row)
         if judge.improved and (judge.name is not None or epoch == epochs):
-            score = _mean_score(here, user[weight > 0], item[weight > 0])
+            score = _mean_score(here, user, item)
         if stop:
             break
     _warn_if_nothing_is_left(score, known, (unobserved, l2, exponent))
@@ -288,7 +293,6 @@ def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, 
     shape = (len(begins) - 1, per_block)
     order = grouped(row)
     used = count[present]
-    heard = np.bincount(row[weight > 0], minlength=rows)[present]  # as in folding in
     cell = np.repeat(chunk * length - (np.cumsum(used) - used), used) + np.arange(len(row))
     others, weights = (
         np.zeros(shape[0] * per_block * length, np.int32),
@@ -299,7 +303,7 @@ def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, 
     slot = np.full(shape[0] * per_block, per_block - 1, np.int32)
     slot[np.repeat(chunk - (end - chunks), chunks) + np.arange(end[-1])] = np.repeat(place, chunks)
     of_slot, size = np.full(shape, rows, np.int32), np.zeros(shape, np.float32)
-    of_slot[block, place], size[block, place] = present, heard
+    of_slot[block, place], size[block, place] = present, used
     arrays = others.reshape(*shape, length), weights.reshape(*shape, length), slot.reshape(shape), of_slot, size
     return _Plan(*arrays)
 
