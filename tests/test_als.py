@@ -107,8 +107,10 @@ def test_joint_draws_vectors_to_the_regression(parts):
         return float(jnp.square(rest).sum() / jnp.square(recommender.catalogue).sum())
 
     assert unexplained(("item",)) < 0.8 * unexplained(())
-    with pytest.raises(ValueError, match="Expected joint among 'user' and 'item'"):
-        train.fit_als(parts.train, content=True, joint=("items",))
+    one, other = (
+        train.fit_als(parts.train, dim=4, epochs=1, content=True, joint=joint) for joint in ("user", ("user",))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     strong = train.fit_als(parts.train, dim=4, epochs=6, content=True, content_l2=1e6)
     assert float(jnp.abs(strong.params["item"]["mlp"]["0"]["kernel"][:1]).max()) < 1e-3
 
@@ -278,6 +280,8 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
         ({"dim": 0}, "dim >= 1"),
         ({"l2": np.inf}, "a finite l2 > 0, got inf"),
         ({"content_l2": np.inf}, "a finite content_l2 > 0, got inf"),
+        ({"content_l2": 1.0}, "content_l2=1 and joint=.* of which there are none: say content=True"),
+        ({"joint": ("user",)}, "content_l2=0.3 and joint=.* of which there are none: say content=True"),
         ({"exponent": -1.0, "fold_user": coldstart.ImplicitSquares(0.1, 1.0)}, "exponent >= 0, got .* and -1.0"),
         ({"exponent": np.nan, "fold_user": coldstart.ImplicitSquares(0.1, 1.0)}, "exponent >= 0, got .* and nan"),
     ):
@@ -289,6 +293,20 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
     for name in ("fold_user", "fold_item"):
         with refuses(TypeError, f"Expected an? ImplicitSquares for {name}, got tuple"):
             train.fit_als(parts.train, **{name: (0.1, 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "ndgc@10"}, "such as 'ndcg@10'"),
+        ({"patience": 0}, "Expected patience >= 1"),
+        ({"content": True, "joint": ("items",)}, "Expected joint among 'user' and 'item'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_laid_out(parts, monkeypatch, options, message):
+    monkeypatch.setattr(_als, "_plan", None)
+    with pytest.raises(ValueError, match=message):
+        train.fit_als(parts.train, validation=parts.validation, **options)
 
 
 def test_a_falling_metric_stops_it_and_the_best_epoch_is_kept(parts):

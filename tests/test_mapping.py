@@ -544,6 +544,9 @@ def test_data_without_features_is_refused(cold, backbone):
 
 
 def test_options_that_do_not_fit_are_refused(cold, backbone):
+    for head in (None, models.DropoutNet(hidden=(), code_dim=2)):
+        with refuses(ValueError, "similarity=0.5 is of heads that map content alone.*Leave it out"):
+            models.BackboneTowers.for_data(cold.train, dim=2, item=head, similarity=0.5)
     calls: list[tuple[Any, dict[str, Any], str]] = [
         (coldstart.map_content, {"hidden": (3,), "epochs": 2}, "closed form and takes no hidden, epochs"),
         (coldstart.map_content, {"l2": 0.0}, "Expected l2 > 0, or None"),

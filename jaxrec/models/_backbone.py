@@ -68,6 +68,11 @@ class BackboneTowers:
         for name in ("similarity", "distil"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Expected {name} >= 0, got {getattr(self, name)}. It is the weight of a penalty.")
+        if self.similarity and all(head is None or isinstance(head, DropoutNet) for head in (self.user, self.item)):
+            raise ValueError(
+                f"similarity={self.similarity} is of heads that map content alone to a vector (ContentMap, Heater, "
+                f"Bridge), got user={self.user} and item={self.item}. Leave it out."
+            )
         if self.history and not isinstance(self.user, DropoutNet):
             raise ValueError(
                 f"Only a DropoutNet of users reads a history, got history={self.history} with user={self.user}."

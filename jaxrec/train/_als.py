@@ -33,6 +33,7 @@ _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cac
 _AT_ONCE, _GATHERED = 16, 2**29  # most threads, and numbers that they gather where one row alone fills blocks
 _PADDED = 2**22  # most numbers by which a table is lengthened so that what one side compiles serves both
 _LOOKED_AT, _LEAST_SCORE = 4096, 1e-6  # vectors that have only begun to grow have some 1e-4
+_CONTENT_L2, _JOINT = 0.3, ("item",)
 
 
 class _Plan(NamedTuple):
@@ -62,8 +63,8 @@ def fit_als(
     patience: int | None = 3,
     params: Params | None = None,
     content: bool = False,
-    content_l2: float = 0.3,
-    joint: tuple[str, ...] = ("item",),
+    content_l2: float = _CONTENT_L2,
+    joint: str | tuple[str, ...] = _JOINT,
     fold_user: ImplicitSquares | None = None,
     fold_item: ImplicitSquares | None = None,
     mesh: Mesh | None = None,
@@ -127,8 +128,8 @@ def fit_als(
       training's ``history``.
 
     Raises:
-      ValueError: the data has targets, no users or no items, or users or items without a table row; an option is out of
-        range.
+      ValueError: the data has targets, no users or no items, users or items without a table row, or weights that are
+        all 0; an option is out of range, or of ``content`` where there is none.
 
     Warns:
       UserWarning: the regularisation has made the vectors nearly zero.
@@ -152,12 +153,21 @@ def fit_als(
     for name, number in (("unobserved", unobserved), ("l2", l2), ("content_l2", content_l2)):
         if not 0 < number < math.inf:
             raise ValueError(f"Expected a finite {name} > 0, got {number}.")
+    joint = (joint,) if isinstance(joint, str) else tuple(joint)
+    if not set(joint) <= {"user", "item"}:
+        raise ValueError(f"Expected joint among 'user' and 'item', got {joint!r}.")
+    if not content and (content_l2, joint) != (_CONTENT_L2, _JOINT):
+        raise ValueError(
+            f"content_l2={content_l2:g} and joint={joint} are of the regressions on features, of which there are none: "
+            "say content=True, or leave them out."
+        )
     own = ImplicitSquares(unobserved, l2, exponent)
     model, features = MatrixFactorization.for_data(train, dim=dim, bias=False), train.features
     check_rows(model, train)
     _sharded.check(mesh)
     if params is not None:
         check_params(model, params)
+    judge, score = Judge(validation, metric, patience, encoder=train.encoder), 1.0
     known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
     assert train.user is not None and train.item is not None
     some = weighing(train)
@@ -189,8 +199,6 @@ def fit_als(
         "l2": jnp.float32(l2),
         "exponent": jnp.float32(exponent),
     }
-    if not set(joint) <= {"user", "item"}:
-        raise ValueError(f"Expected joint among 'user' and 'item', got {joint!r}.")
     priors = Priors(train, dim, options, content_l2, joint, mesh) if content else None
     blank = Recommender(
         model if priors is None else priors.model,
@@ -200,7 +208,6 @@ def fit_als(
         len(train.interactions),
         folding=Folding(fold_user or own, fold_item or Folding.item),
     )
-    judge, score = Judge(validation, metric, patience, encoder=train.encoder), 1.0
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
