@@ -1,6 +1,7 @@
 """Steps, frozen leaves and rows, and ``fit``: determinism, early stopping, the guard against NaN, compilation."""
 
 import dataclasses
+import pickle
 from typing import Any
 
 import jax
@@ -371,6 +372,9 @@ def test_the_guard_names_the_step_and_keeps_the_last_good_parameters(parts):
         jaxrec.fit(model, broken, loss=explodes, optimizer=optax.sgd(10.0), epochs=200, batch_size=64,
                    negatives=data.Negatives(num=1))  # fmt: skip
     kept = caught.value.recommender
+    sent = pickle.loads(pickle.dumps(caught.value))  # as by a process of its own
+    assert str(sent) == str(caught.value) and sent.recommender.model == model
+    jax.tree.map(np.testing.assert_array_equal, sent.recommender.params, kept.params)
     assert all(np.isfinite(leaf).all() for leaf in leaves_of(kept).values())
     assert jaxrec.recommend(kept, k=3)["score"].notna().all()
 
@@ -747,6 +751,11 @@ def test_parameters_that_are_not_finite_are_not_returned(parts):
             model, parts.train, loss=loss, negatives=data.Negatives(num=1), epochs=1,
             hyperparams={"learning_rate": 3e38}, **options,
         )  # fmt: skip
+    options |= {"loss": loss, "negatives": data.Negatives(num=1), "epochs": 1}
+    rates = [{"learning_rate": rate} for rate in (3e38, 0.1)]
+    assert train.sweep(model, parts.train, rates, **options).table["diverged"].tolist() == [True, False]
+    with pytest.raises(train.Diverged, match="a parameter or a validated score became infinite or NaN in every run"):
+        train.sweep(model, parts.train, rates[:1], **options)
 
 
 def test_memory_does_not_grow_over_fifty_epochs(parts):

@@ -57,6 +57,9 @@ class Diverged(FloatingPointError):
         super().__init__(message)
         self.recommender = recommender
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.recommender)  # by default the message alone crosses to another process
+
 
 def fit(
     model: Model,

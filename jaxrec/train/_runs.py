@@ -19,7 +19,9 @@ from jaxrec.models import Model
 from jaxrec.train._choices import check_rows, without_empty_rows
 from jaxrec.train._fit import Diverged, finished
 from jaxrec.train._judge import Judge
-from jaxrec.train._step import TrainState, init_state, train_step
+from jaxrec.train._step import TrainState, all_finite, init_state, train_step
+
+_finite = jax.jit(jax.vmap(jax.vmap(lambda params: all_finite(jnp.float32(0.0), params))))
 
 
 class Source(NamedTuple):
@@ -110,13 +112,19 @@ class Runs:
         self._need_one()
         return True
 
+    def end(self) -> None:
+        """Without a metric, which looks at the last epoch, parameters tell what its last step did."""
+        if self.judges[0][0].name is None:
+            self.diverged[:, self._kept] |= ~np.asarray(_finite(self._state.params))
+            self._need_one()
+
     def _need_one(self) -> None:
         """Raises if no run is left that has not diverged."""
         if self.diverged.all():
             raise Diverged(
-                "A loss, a gradient or a validated score became infinite or NaN in every run. This exception's "
-                "`recommender` has the first one's parameters before that. Try smaller learning rates, or look for "
-                "extreme values in features and targets.",
+                "A loss, a gradient, a parameter or a validated score became infinite or NaN in every run. This "
+                "exception's `recommender` has the first one's parameters before that, or as they are. Try smaller "
+                "learning rates, or look for extreme values in features and targets.",
                 self.kept(0, 0),
             )
 

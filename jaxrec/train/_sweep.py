@@ -29,7 +29,7 @@ class Sweep:
         values, ``epochs`` that it was trained for, ``loss`` of the last of them, ``diverged``, and the metric of the
         parameters that were kept (NaN if it diverged) where there is one.
       recommenders: of each row. One that diverged has the parameters of its best look or, without one, of its last good
-        step.
+        step; where that step left an infinite one, as they are.
       names: of the settings' values.
       metric: the metric's name; None without one.
       lower: whether a smaller figure of the metric is a better one.
@@ -129,8 +129,8 @@ def sweep(
 
     Raises:
       ValueError: settings, folds or rungs do not fit together, or as for ``fit``.
-      Diverged: a loss, gradient or validated score became infinite or NaN in all runs. Some that do are told in the
-        table.
+      Diverged: a loss, gradient or validated score, or without a metric a parameter in the end, became infinite or NaN
+        in all runs. Some that do are told in the table.
 
     Warns:
       UserWarning: as for ``fit``.
@@ -173,6 +173,7 @@ def sweep(
             runs.look()
         if number in rungs:
             runs.halve()
+    runs.end()
     return _collected(runs, list(itertools.product(range(len(trains)), seeds)), values, count)
 
 
