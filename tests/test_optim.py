@@ -182,6 +182,36 @@ def test_transformations_that_mix_rows_are_refused_for_tables(transformation, re
         state_of(optim.row_sparse(transformation))
 
 
+MASK = np.linspace(0.0, 1.0, 10, dtype=np.float32).reshape(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("update", "plain"),
+    [
+        (lambda grads, count: -0.1 * jnp.where(grads > 0, jnp.sqrt(jnp.square(grads)), grads) / count, True),
+        (lambda grads, count: jnp.full_like(grads, 0.5) * jax.jit(jnp.sign)(grads), True),
+        (lambda grads, count: grads - grads.mean(), False),
+        (lambda grads, count: jax.jit(lambda grads: jnp.cumsum(grads, axis=0))(grads), False),
+        (lambda grads, count: grads[::-1], False),
+        (lambda grads, count: grads * MASK, False),
+        (lambda grads, count: grads * jax.lax.iota(jnp.float32, 5)[:, None], False),
+        (lambda grads, count: grads + jax.random.normal(jax.random.key(0), grads.shape), False),
+        (lambda grads, count: grads.T.reshape(5, 2), False),
+    ],
+)
+def test_only_programs_without_a_doubt_need_no_trial(update, plain):
+    program = jax.make_jaxpr(update)(jnp.ones((5, 2)), jnp.float32(3.0))
+    assert _layout._elementwise(program) == plain
+
+
+def test_the_usual_optimisers_need_no_trial():
+    params = {"table": jnp.ones((5, 2)), "kernel": jnp.ones((2, 2))}
+    with jax.numpy_dtype_promotion("standard"):
+        for transformation in (optax.adamw(0.1), optax.adagrad(0.1), optax.chain(optim.l2_sp(0.1), optax.adam(0.1))):
+            state = transformation.init(params)
+            assert _layout._elementwise(jax.make_jaxpr(transformation.update)(params, state, params))
+
+
 @pytest.mark.parametrize("penalty", [optim.l2_sp, optim.ewc])
 def test_a_penalty_before_clipping_mixes_no_rows(penalty):
     """The trial changed a row of the parameters but not where the pull goes to, and so the norm."""

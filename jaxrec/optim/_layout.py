@@ -13,6 +13,10 @@ from jaxrec._types import Params
 
 _ROWS = 272  # of a table in the small copy on which a transformation is tried
 _STEPS = (0, *(10**power for power in range(7)))  # at which it may be tried, since a rate may begin at 0
+_ELEMENTWISE = frozenset(
+    "abs add and clamp convert_element_type copy cos div eq exp expm1 ge gt integer_pow is_finite le log log1p "
+    "logistic lt max min mul ne neg not or pow rsqrt select_n sign sin sqrt square sub tanh".split()
+)
 
 Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
@@ -87,7 +91,8 @@ def _check_rows(
 ) -> bool:
     """Tries the transformation on a small copy of the tree: raises if it mixes rows, returns whether it is linear.
 
-    Two updates of tables whose first half has no gradient must be the same as two updates of the other half alone.
+    One that remembers rows, and so is not linear, need not be tried where its program shows that it mixes none. Two
+    updates of tables whose first half has no gradient must be the same as two updates of the other half alone.
     The copy, of the given shapes, keeps the tables' width and more than 128 rows in each half, since some
     transformations treat small arrays apart. The trial is most of what a first training costs beside its own program,
     so the updates are compiled for tables of two heights alone; all else is NumPy's work, which compiles nothing.
@@ -101,8 +106,13 @@ def _check_rows(
     params = random()
     for path in tables:
         params[path][rows[0]] = 0.0  # see _refuse_mixing; in the state too, where it keeps the parameters
+    like = jax.eval_shape(transformation.init, _tree.unflatten(params))
+    _refuse_accumulation(like, tables)
+    update = functools.partial(optax.with_extra_args_support(transformation).update, value=jnp.ones((), jnp.float32))
+    tree = _tree.unflatten(params)
+    if any(owner is not None for owner in owners) and _elementwise(jax.make_jaxpr(update)(tree, like, tree)):
+        return False
     state = jax.jit(transformation.init)(_tree.unflatten(params))
-    _refuse_accumulation(state, tables)
     leaves, treedef = jax.tree.flatten(state)
     part_state = treedef.unflatten(
         [leaf if owner is None else np.asarray(leaf)[rows] for leaf, owner in zip(leaves, owners, strict=True)]
@@ -111,10 +121,9 @@ def _check_rows(
 
     @jax.jit
     def compiled(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, jax.Array]:
-        update = optax.with_extra_args_support(transformation).update
-        tree, value = _tree.unflatten(params), jnp.ones((), jnp.float32)
-        _, state = update(_tree.unflatten(grads), state, tree, value=value)
-        updates: Any = update(_tree.unflatten(grads), state, tree, value=value)[0]
+        tree = _tree.unflatten(params)
+        _, state = update(_tree.unflatten(grads), state, tree)
+        updates: Any = update(_tree.unflatten(grads), state, tree)[0]
         return {path: leaf for path, leaf in _tree.flatten(updates).items() if path in tables}
 
     def second(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -147,6 +156,23 @@ def _check_rows(
                 for path in tables
             )
     return linear
+
+
+def _elementwise(program: Any) -> bool:
+    """Whether it is plain from the closed jaxpr that each number of an array comes of those in its place and scalars.
+
+    So it is with most transformations, and compiling the trial takes longer than all else before a first step.
+    """
+
+    def plain(equation: Any) -> bool:
+        name = equation.primitive.name
+        if name in ("jit", "pjit"):
+            return _elementwise(equation.params["jaxpr"])
+        if name == "broadcast_in_dim":
+            return not equation.invars[0].aval.ndim
+        return name in _ELEMENTWISE or not any(each.aval.ndim for each in (*equation.invars, *equation.outvars))
+
+    return not any(map(np.ndim, program.consts)) and all(map(plain, program.jaxpr.eqns))
 
 
 def _awake(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> int:
