@@ -15,7 +15,7 @@ from jaxrec import coldstart, data, export, train
 from jaxrec._types import FoldIn
 from jaxrec.data import Batch
 from jaxrec.ranking import _vectors
-from jaxrec.train import _als, _prior
+from jaxrec.train import _als, _als_plan, _prior
 
 
 @pytest.mark.parametrize(("exponent", "drawn", "threads"), [(0.0, False, 1), (1.0, False, 3), (1.0, True, 2)])
@@ -28,7 +28,7 @@ def test_a_sweep_solves_the_regression_of_every_row(exponent, drawn, threads):
     weight = rng.uniform(0.5, 2.0, len(user)).astype(np.float32)
     others = rng.normal(size=(items, dim)).astype(np.float32)
     others[0] = 0.0
-    parts = _als._cut(_als._plan(user, item, users, weight=weight, cells=128), threads)
+    parts = _als_plan._cut(_als_plan.laid_out(user, item, users, weight=weight, cells=128), threads)
     options = {"unobserved": jnp.float32(unobserved), "l2": jnp.float32(l2), "exponent": jnp.float32(exponent)}
     start = jnp.asarray(rng.normal(size=(users, dim)), jnp.float32)
     prior = rng.normal(size=(users, dim)).astype(np.float32) if drawn else None
@@ -229,7 +229,7 @@ def test_the_folding_is_saved(with_content, tmp_path):
 
 def test_rows_longer_than_a_block_make_the_block_longer():
     row, other = np.full(100, 3, np.int32), np.arange(100, dtype=np.int32)
-    plan = _als._plan(row, other, 5, weight=np.ones(100, np.float32), cells=16)
+    plan = _als_plan.laid_out(row, other, 5, weight=np.ones(100, np.float32), cells=16)
     assert plan.other.shape[0] == 1 and float(plan.weight.sum()) == 100.0
     assert plan.row[0, 0] == 3 and plan.count[0, 0] == 100.0 and (np.asarray(plan.row)[0, 1:] == 5).all()
 
@@ -304,7 +304,7 @@ def test_options_and_data_that_do_not_fit_are_refused(parts, rated_parts):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_laid_out(parts, monkeypatch, options, message):
-    monkeypatch.setattr(_als, "_plan", None)
+    monkeypatch.setattr(_als, "laid_out", None)
     with pytest.raises(ValueError, match=message):
         train.fit_als(parts.train, validation=parts.validation, **options)
 

@@ -20,9 +20,10 @@ from jaxrec._rows import rows_at
 from jaxrec._types import Array, Features, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
 from jaxrec.data._batches import weighing
-from jaxrec.data._counting import counted, grouped
+from jaxrec.data._counting import counted
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
+from jaxrec.train._als_plan import Plan, filled, laid_out, parts_of
 from jaxrec.train._choices import check_rows
 from jaxrec.train._implicit import need_implicit
 from jaxrec.train._judge import Judge, Metric
@@ -30,23 +31,9 @@ from jaxrec.train._prior import Priors
 from jaxrec.train._step import check_params
 
 _NUMBERS = 2**18  # of the vectors gathered at once: they should stay in the cache over all steps
-_AT_ONCE, _GATHERED = 16, 2**29  # most threads, and numbers that they gather where one row alone fills blocks
 _PADDED = 2**22  # most numbers by which a table is lengthened so that what one side compiles serves both
 _LOOKED_AT, _LEAST_SCORE = 4096, 1e-6  # vectors that have only begun to grow have some 1e-4
 _CONTENT_L2, _JOINT = 0.3, ("item",)
-
-
-class _Plan(NamedTuple):
-    """One side's interactions in chunks of equal length, and the chunks in blocks of equal number.
-
-    An entity has as many chunks as it needs, all in one block. ``slot`` is its place in the block.
-    """
-
-    other: Array  # int32 [blocks, chunks, length]: table rows of the other side, 0 where padded
-    weight: Array  # float32 of that shape, 0 where padded
-    slot: Array  # int32 [blocks, chunks]
-    row: Array  # int32 [blocks, chunks]: table row of each slot, past the end for slots not in use
-    count: Array  # float32 [blocks, chunks]: interactions of each slot
 
 
 def fit_als(
@@ -185,20 +172,17 @@ def fit_als(
         tables = _drawn(heights, np.flatnonzero(met["item"]), dim, seed)
     else:
         tables = {side: _begun(params[side]["embedding"], met[side]) for side in heights}
-    lay_out = functools.partial(_plan, weight=weight, cells=max(_NUMBERS // dim, 64))
+    lay_out = functools.partial(laid_out, weight=weight, cells=max(_NUMBERS // dim, 64))
     found = _threads.spread(lay_out, [user, item], [item, user], list(heights.values()), threads=2)
     if mesh is None:
-        plans = dict(zip(heights, _parts(found, dim), strict=True))
+        plans = dict(zip(heights, parts_of(found, dim), strict=True))
     else:
         plans = dict(zip(heights, found, strict=True))
-        plans = {side: _filled(plan, _sharded.rounded(len(plan.row), mesh)) for side, plan in plans.items()}
+        plans = {side: filled(plan, _sharded.rounded(len(plan.row), mesh)) for side, plan in plans.items()}
         plans = _sharded.placed(plans, _sharded.by_rows(mesh))
         tables = _sharded.placed(tables, _sharded.everywhere(mesh))
-    options = {
-        "unobserved": jnp.float32(unobserved),
-        "l2": jnp.float32(l2),
-        "exponent": jnp.float32(exponent),
-    }
+    options = {"unobserved": unobserved, "l2": l2, "exponent": exponent}
+    options = jax.device_put({name: np.float32(value) for name, value in options.items()})  # jnp.float32 compiles
     priors = Priors(train, dim, options, content_l2, joint, mesh) if content else None
     blank = Recommender(
         model if priors is None else priors.model,
@@ -283,69 +267,6 @@ def _ending(model: MatrixFactorization, tables: dict[str, jax.Array], features: 
     return with_unknown_rows(model, params, features)
 
 
-def _plan(row: np.ndarray, other: np.ndarray, rows: int, *, weight: np.ndarray, cells: int) -> _Plan:
-    count = np.bincount(row, minlength=rows)
-    present = np.flatnonzero(count)
-    length = int(np.clip(2 ** np.round(np.log2(np.mean(count[present]))), 8, 64))
-    chunks = -(-count[present] // length)
-    per_block = max(cells // length, 1 << (int(chunks.max()) - 1).bit_length())
-    end = np.cumsum(chunks)
-    begins = [0]  # of each block the first entity; it takes in whoever is next until somebody does not fit
-    while begins[-1] < len(present):
-        full = end[begins[-1]] - chunks[begins[-1]] + per_block
-        begins.append(int(np.searchsorted(end, full, side="right")))
-    block = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-    place = end - chunks - (end - chunks)[begins[:-1]][block]
-    chunk = block * per_block + place  # of an entity the first, over all blocks
-    shape = (len(begins) - 1, per_block)
-    order = grouped(row)
-    used = count[present]
-    cell = np.repeat(chunk * length - (np.cumsum(used) - used), used) + np.arange(len(row))
-    others, weights = (
-        np.zeros(shape[0] * per_block * length, np.int32),
-        np.zeros(shape[0] * per_block * length, np.float32),
-    )
-    others[cell], weights[cell] = other[order], weight[order]
-    # A slot is the place of its first chunk; padded chunks belong to the last slot, to which they add nothing.
-    slot = np.full(shape[0] * per_block, per_block - 1, np.int32)
-    slot[np.repeat(chunk - (end - chunks), chunks) + np.arange(end[-1])] = np.repeat(place, chunks)
-    of_slot, size = np.full(shape, rows, np.int32), np.zeros(shape, np.float32)
-    of_slot[block, place], size[block, place] = present, used
-    arrays = others.reshape(*shape, length), weights.reshape(*shape, length), slot.reshape(shape), of_slot, size
-    return _Plan(*arrays)
-
-
-def _filled(plan: _Plan, blocks: int) -> _Plan:
-    """With empty blocks behind."""
-    missing = blocks - len(plan.row)
-    if not missing:
-        return plan
-    filled = _Plan(*(np.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1))) for part in plan))
-    filled.row[len(plan.row) :] = np.iinfo(np.int32).max
-    return filled
-
-
-def _at_once(plan: _Plan, dim: int) -> int:
-    """How many blocks are worked on side by side."""
-    return max(min(_threads.useful(_AT_ONCE), _GATHERED // (plan.other[0].size * dim)), 1)
-
-
-def _parts(plans: list[_Plan], dim: int) -> list[list[_Plan]]:
-    """Each plan cut for so many threads, and filled up where that makes both sides' parts of one shape."""
-    parts = [_cut(plan, _at_once(plan, dim)) for plan in plans]
-    if len({plan.other.shape[1:] for plan in plans}) == 1:
-        most = max(len(part.row) for cut in parts for part in cut)
-        parts = [[_filled(part, most) for part in cut] for cut in parts]
-    return jax.device_put(parts)  # ``jnp.asarray`` compiles a copy for every shape
-
-
-def _cut(plan: _Plan, number: int) -> list[_Plan]:
-    """At most ``number`` parts of as many blocks each, none of them empty blocks alone."""
-    size = -(-len(plan.row) // number)
-    parts = [_Plan(*(array[start : start + size] for array in plan)) for start in range(0, len(plan.row), size)]
-    return [_filled(part, size) for part in parts]
-
-
 class _Task(NamedTuple):
     """What the vectors of one side are fitted to."""
 
@@ -367,7 +288,7 @@ def _whole(others: jax.Array, unobserved: jax.Array) -> tuple[jax.Array, jax.Arr
     return unobserved * (others.T @ others), (jnp.abs(others).sum(axis=1) > 0).sum().astype(jnp.float32)
 
 
-def _sweep(table: jax.Array, parts: list[_Plan], task: _Task, *, steps: int) -> Float[jax.Array, "rows dim"]:
+def _sweep(table: jax.Array, parts: list[Plan], task: _Task, *, steps: int) -> Float[jax.Array, "rows dim"]:
     """Every vector of one side anew, the other side being fixed."""
     solved = _threads.spread(lambda part: _solved(table, part, task, steps=steps), parts, threads=len(parts))
     return _written(table, [part.row for part in parts], solved)
@@ -381,13 +302,11 @@ def _written(table: jax.Array, rows: list[jax.Array], solved: list[jax.Array]) -
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "mesh"), donate_argnums=(0,))
-def _sweep_shards(
-    table: jax.Array, plan: _Plan, task: _Task, *, steps: int, mesh: Mesh
-) -> Float[jax.Array, "rows dim"]:
+def _sweep_shards(table: jax.Array, plan: Plan, task: _Task, *, steps: int, mesh: Mesh) -> Float[jax.Array, "rows dim"]:
     """``_sweep`` with the blocks of the plan cut over devices."""
     axis = mesh.axis_names[0]
 
-    def of_shard(table: jax.Array, plan: _Plan, task: _Task) -> tuple[jax.Array, jax.Array]:
+    def of_shard(table: jax.Array, plan: Plan, task: _Task) -> tuple[jax.Array, jax.Array]:
         """Its own rows and zeros elsewhere, added up: sums of one number and zeros are exact."""
         mine = jnp.zeros(table.shape[0], jnp.int32).at[plan.row].set(1, mode="drop")
         solved = _solved(table, plan, task, steps=steps)
@@ -403,7 +322,7 @@ def _sweep_shards(
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 @exact
-def _solved(table: jax.Array, plan: _Plan, task: _Task, *, steps: int) -> Float[jax.Array, "blocks chunks dim"]:
+def _solved(table: jax.Array, plan: Plan, task: _Task, *, steps: int) -> Float[jax.Array, "blocks chunks dim"]:
     """The vector of every slot, from a few steps of conjugate gradients that begin at its row of ``table``."""
     others, gram, num_others, options, prior = task
     tiny = jnp.finfo(jnp.float32).tiny
