@@ -69,7 +69,8 @@ def write(
     features: dict[str, Any], side: Side, fitted: Sequence[FittedFeature], index: np.ndarray, frame: pd.DataFrame
 ) -> None:
     """Features of the frame's entities into the arrays, which a longer list of known labels than any before widens."""
-    dense, present, codes = side_arrays(fitted, frame, among=len(features[f"{side}_row"]))
+    everybody = max(map(len, features[f"{side}_codes"].values()), default=0)
+    dense, present, codes = side_arrays(fitted, frame, among=everybody)
     if dense is not None:
         features[f"{side}_dense"][index] = dense
     if features[f"{side}_present"] is not None:  # an encoder that an older version saved has none
