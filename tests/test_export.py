@@ -238,16 +238,32 @@ def test_packing_refuses_what_it_does_not_know():
 
 SCRIPT = """
 import json, sys
-import serve
-artefact = serve.load(".")
-users = json.loads(sys.argv[1])
-lists = artefact.recommend(users, k=6)
-values = json.loads(sys.argv[3]) if artefact.manifest["folds"] == "values" else None
-touched = artefact.recommend([987654321], k=6, touched=[json.loads(sys.argv[2])], values=values)
-scores = artefact.score(users, [row[0][0] for row in lists])
-assert not [name for name in sys.modules if name.split(".")[0] in ("jaxrec", "pandas", "flax", "optax")]
-print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}))
+for line in sys.stdin:
+    folder, users, items, values = json.loads(line)
+    sys.path.insert(0, folder)
+    import serve
+    artefact = serve.load(folder)
+    lists = artefact.recommend(users, k=6)
+    values = values if artefact.manifest["folds"] == "values" else None
+    touched = artefact.recommend([987654321], k=6, touched=[items], values=values)
+    scores = artefact.score(users, [row[0][0] for row in lists])
+    assert not [name for name in sys.modules if name.split(".")[0] in ("jaxrec", "pandas", "flax", "optax")]
+    print(json.dumps({"lists": lists, "touched": touched, "scores": scores.tolist()}), flush=True)
 """
+
+
+@pytest.fixture(scope="session")
+def served():
+    """What an artefact says in a process without jaxrec, one for all of them, since starting takes seconds."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-I", "-c", SCRIPT], **pipes) as process:
+
+        def ask(folder, users, items, values):
+            process.stdin.write(json.dumps([str(folder), users, items, values]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield ask
 
 
 def trained(name, train):
@@ -296,7 +312,7 @@ def model_of(name, train):
         ("rated mixture", "rated"),
     ],
 )
-def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, tmp_path):
+def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, rated_parts, served, tmp_path):
     train = (parts if kind == "implicit" else rated_parts).train
     recommender = trained(name, train)
     jaxrec.save(recommender, tmp_path / "file")
@@ -313,12 +329,7 @@ def test_an_artefact_recommends_as_in_process_without_jaxrec(name, kind, parts, 
     users = [2, 1, *recommender.encoder.users.ids[:20].tolist()]
     users = list(dict.fromkeys(users))
     values = [[4.0, 2.0]] if kind == "rated" else None
-    output = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.'){SCRIPT}", json.dumps(users),
-         json.dumps(items[5:7]), json.dumps(values)],
-        cwd=tmp_path / "artefact", capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    found = json.loads(output)
+    found = served(tmp_path / "artefact", users, items[5:7], values)
     for listed, (_, rows) in zip(
         found["lists"], jaxrec.recommend(recommender, users, k=6).groupby("user", sort=False), strict=True
     ):
