@@ -134,6 +134,11 @@ def map_with_path(function: Callable[[str, Any], Any], params: Params) -> Params
     return unflatten({path: function(path, leaf) for path, leaf in flatten(params).items()})
 
 
+def under_rule(rule: str, path: str) -> "re.Match[str] | None":
+    """What each ``*`` of a rule of ``rename`` stands for in the path, if the rule covers it."""
+    return re.fullmatch("(.*?)".join(map(re.escape, rule.split("*"))), path)
+
+
 def rename(paths: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
     """New paths by old: of those that a rule covers, the rule's right side with what its ``*`` stood for.
 
@@ -146,9 +151,8 @@ def rename(paths: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
     for old, new in rules.items():
         if old.count("*") != new.count("*"):
             raise ValueError(f"Expected a rule with as many '*' on the right as on the left, got {old!r} to {new!r}.")
-        left = re.compile("(.*?)".join(map(re.escape, old.split("*"))))
         pieces = new.split("*")
-        covered = {path: matched for path in paths if (matched := left.fullmatch(path))}
+        covered = {path: matched for path in paths if (matched := under_rule(old, path))}
         if not covered:
             raise ValueError(
                 f"The rule {old!r} to {new!r} renames nothing; '*' is the only wildcard. Parameter paths: "

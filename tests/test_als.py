@@ -416,7 +416,9 @@ def test_who_has_no_interactions_has_no_vector(parts):
         for side, index in (("user", rows.user[0]), ("item", rows.item[0])):
             row = getattr(rows.features, f"{side}_row")[index]
             for params in (some, weighing):
-                np.testing.assert_array_equal(params[side]["embedding"][row], 0.0)
+                table, used = np.asarray(params[side]["embedding"]), np.unique(getattr(rows.features, f"{side}_row"))
+                np.testing.assert_array_equal(table[row], 0.0)
+                np.testing.assert_allclose(table[0], table[np.setdiff1d(used, [0, row])].mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(weighing[side]["embedding"], some[side]["embedding"], rtol=1e-4, atol=1e-5)
 
 

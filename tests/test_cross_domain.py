@@ -108,6 +108,11 @@ class TestStack:
         assert stacked.schema.item_features == (data.Categorical("domain"),)
         assert (stacked.items["domain"] == stacked.items["item"].str.split("/").str[0]).all()
 
+    def test_ids_that_could_never_match_are_refused(self, domains, films):
+        items = pd.DataFrame({"item": films.interactions["item"].unique().astype(str)})
+        with refuses(TypeError, "Expected ids of one type, got int, str"):
+            transfer.stack({**domains, "films": films._replace(items=items)})
+
     def test_by_users(self, domains):
         stacked = transfer.stack(domains, side="user")
         assert stacked.interactions["user"].iloc[-1].startswith("films/")
@@ -294,6 +299,14 @@ class TestRegression:
         np.testing.assert_allclose(vectors(found, cold) @ np.asarray(items).T, expected, atol=1e-5)
         unknown = np.asarray(user_vectors(found, np.zeros(1, np.int32))) @ np.asarray(items).T
         np.testing.assert_allclose(unknown[0], y.mean(), atol=1e-5)
+        wide = transfer.resize(found, found.model.dim + 2)
+        nobody = np.arange(len(wide.encoder.users) + 1, dtype=np.int32)[[0, -1]]
+        everything = np.arange(len(wide.encoder.items) + 1, dtype=np.int32)  # 0 and those without a row as well
+        before, after = (
+            np.asarray(user_vectors(each, nobody)) @ np.asarray(item_vectors(each, everything)).T
+            for each in (found, wide)
+        )
+        np.testing.assert_allclose(after, before, atol=1e-5)
 
     def test_the_width_follows_what_is_shared(self, domains, films):
         books, there = encoded(domains["books"]), encoded(films)

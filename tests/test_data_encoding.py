@@ -11,6 +11,7 @@ from helpers import refuses, untyped
 
 from jaxrec import data, transfer
 from jaxrec.data._counting import distinct, grouped
+from jaxrec.data._features import FittedFeature
 from jaxrec.data._sides import capacity_for
 
 BIG = 2**40 + 5
@@ -467,6 +468,11 @@ def test_floats_that_go_with_others_may_be_whole():
     for refused in (data.Vocabulary.fit, data.Vocabulary.fit([1, 2]).encode, lambda ids: data.Vocabulary.fit([1], ids)):
         with pytest.raises(TypeError, match="got floats such as 1999.0"):
             refused([1999.0])
+
+
+def test_labels_of_nobody_are_constant():
+    with pytest.raises(ValueError, match="'a' is constant"):
+        FittedFeature.fit(data.Labels("a", "|"), pd.DataFrame({"a": []}))
 
 
 @pytest.mark.parametrize(

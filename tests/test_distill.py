@@ -48,13 +48,6 @@ def test_a_student_comes_closer_to_its_teacher(parts, teacher):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=5e-3), without.params, plain.params)
 
 
-def test_who_has_no_example_is_unknown(parts, teacher):
-    some = parts.train.subset(parts.train.user != parts.train.user[0])
-    model = models.MatrixFactorization.for_data(some, dim=2)
-    row = transfer.distill(teacher, some, model=model, **OPTIONS | {"epochs": 1}).encoder.features.user_row
-    np.testing.assert_array_equal(np.flatnonzero(row), np.unique(some.user))
-
-
 def test_the_temperature_counts(parts, teacher):
     model = models.MatrixFactorization.for_data(parts.train, dim=2, bias=False)
     found = [

@@ -765,6 +765,8 @@ def test_an_artefact_turns_targets_far_from_0_back(scale, world, tmp_path):
     expected = jaxrec.predict(recommender, frame)
     assert expected.std() > 1
     np.testing.assert_allclose(served.score(frame["user"], frame["item"]), expected, rtol=0, atol=0.01)
+    with refuses(ValueError, "Give users= beside items="):
+        served.score(items=frame["item"])
     told = {"touched": [new["item"].tolist()] * 8, "values": [new["when"].tolist()] * 8}
     expected = jaxrec.predict(jaxrec.coldstart.add(recommender, interactions=new), new)
     np.testing.assert_allclose(served.score(new["user"], new["item"], **told), expected, rtol=0, atol=0.01)

@@ -201,15 +201,20 @@ MASK = np.linspace(0.0, 1.0, 10, dtype=np.float32).reshape(5, 2)
 )
 def test_only_programs_without_a_doubt_need_no_trial(update, plain):
     program = jax.make_jaxpr(update)(jnp.ones((5, 2)), jnp.float32(3.0))
-    assert _layout._elementwise(program) == plain
+    assert _layout._elementwise(program.jaxpr, []) == plain
 
 
 def test_the_usual_optimisers_need_no_trial():
     params = {"table": jnp.ones((5, 2)), "kernel": jnp.ones((2, 2))}
     with jax.numpy_dtype_promotion("standard"):
         for transformation in (optax.adamw(0.1), optax.adagrad(0.1), optax.chain(optim.l2_sp(0.1), optax.adam(0.1))):
-            state = transformation.init(params)
-            assert _layout._elementwise(jax.make_jaxpr(transformation.update)(params, state, params))
+            assert _layout._numbers(transformation.update, transformation.init, params) is not None
+
+
+def test_a_rate_by_the_number_of_rows_is_refused():
+    by_rows = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g / g.shape[0], grads))
+    with pytest.raises(ValueError, match="depends on rows that the batch did not touch"):
+        optim.row_sparse(optax.chain(optax.trace(0.9), by_rows)).init({"t": jnp.zeros((10, 3))}, ("t",))
 
 
 @pytest.mark.parametrize("penalty", [optim.l2_sp, optim.ewc])

@@ -552,6 +552,10 @@ def test_fisher_is_the_mean_square_of_gradients_of_single_examples(rated_parts):
             expected[path] += np.square(leaf) / 30
     for path, leaf in ours.items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-7, err_msg=path)
+    weight = np.isin(np.arange(200), np.arange(30)).astype(np.float32)  # of 200 rows the same 30 count
+    weighed = dataclasses.replace(rated_parts.train.subset(np.arange(200)), weight=weight)
+    for path, leaf in _tree.flatten(transfer.fisher(rated, weighed)).items():
+        np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-7, err_msg=path)
 
 
 def test_a_row_looked_up_twice_in_an_example_has_one_gradient():

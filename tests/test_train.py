@@ -415,7 +415,7 @@ def test_rows_that_weigh_nothing_move_nothing_and_are_known_all_the_same(parts):
 
 
 @pytest.mark.parametrize("how", ["weight", "subset"])
-def test_who_has_no_example_is_unknown_and_no_part_of_the_mean(parts, how):
+def test_who_has_no_example_is_given_the_unknowns_row_and_no_part_of_the_mean(parts, how):
     rows = parts.train
     there = (rows.user != rows.user[0]) & (rows.item != rows.item[0])
     some = rows.subset(there) if how == "subset" else dataclasses.replace(rows, weight=there.astype(np.float32))
@@ -423,17 +423,21 @@ def test_who_has_no_example_is_unknown_and_no_part_of_the_mean(parts, how):
     options: dict[str, Any] = {"epochs": 1, "batch_size": 64}
     for verb in (jaxrec.fit, lambda *args, **options: train.sweep(*args, [{}], **options).recommenders[0]):
         found = verb(model, some, **options)
+        assert found.encoder is some.encoder
         for side, index in (("user", rows.user), ("item", rows.item)):
-            row, table = getattr(found.encoder.features, f"{side}_row"), found.params[side]["embedding"]
-            np.testing.assert_array_equal(np.flatnonzero(row), np.unique(index[there]))
-            np.testing.assert_allclose(table[0], table[row[row > 0]].mean(axis=0), atol=1e-6)
-        assert verb(model, some, params=found.params, **options).encoder is some.encoder  # their rows hold something
-        assert verb(model, rows, **options).encoder is rows.encoder
-    again = jaxrec.fit(model, dataclasses.replace(some, encoder=found.encoder), params=found.params, **options)
-    assert again.encoder is found.encoder
+            row, table = getattr(some.features, f"{side}_row"), np.asarray(found.params[side]["embedding"])
+            met = row[np.unique(index[there])]
+            np.testing.assert_allclose(table[0], table[met].mean(axis=0), atol=1e-6)
+            empty = np.setdiff1d(row, [0, *met])
+            assert len(empty)
+            np.testing.assert_array_equal(table[empty], np.broadcast_to(table[0], (len(empty), 4)))
+    again = jaxrec.fit(model, some, params=found.params, **options).params["user"]["embedding"]
+    begun = found.params["user"]["embedding"][some.features.user_row[rows.user[0]]]
+    np.testing.assert_allclose(again[some.features.user_row[rows.user[0]]], begun)  # what is given is kept
     with_history = models.TwoTower.for_data(rows, dim=4, hidden=(), history=3)
-    met = _choices.without_empty_rows(some, with_history).features
-    assert met.user_row[rows.user[0]] == 0 and (met.item_row[rows.item[0]] > 0) == (how == "weight")  # as history
+    empty = _choices.empty_rows(with_history, some)
+    assert "user" in empty and ("item" in empty) == (how == "subset")  # an item of weight 0 is in a history
+    assert not _choices.empty_rows(model, rows)
 
 
 def test_the_last_batch_is_padded_not_dropped(rated_parts):

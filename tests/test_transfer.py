@@ -162,6 +162,9 @@ def test_leaves_are_renamed_on_the_way():
         ValueError, match="'head/\\*' to 'tail/\\*' leads to no leaf of the target. Its paths: customer/"
     ):
         transfer.copy(ours, theirs, rows=rows, rename={"user/*": "customer/*", "head/*": "tail/*"})
+    ours, theirs = {"size [cm]": ours["head"], **ours}, {"size": theirs["new"]}
+    params, _ = transfer.copy(ours, theirs, rename={"size [cm]/*": "size/*"})
+    assert params["size"]["kernel"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
 # Freezing
@@ -241,9 +244,8 @@ def test_patterns_and_a_frozen_value_steer_adapt(source, target):
     assert whole.recommender.log == () and len(jaxrec.recommend(whole.recommender, k=3))
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("side", "other"), [("user", "item"), ("item", "user")])
-def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other, masked):
+def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other):
     pairs = pd.DataFrame([(user, item) for user in range(8) for item in range(8)], columns=["user", "item"])
     frames = {name: pd.DataFrame({name: range(8)}) for name in ("user", "item")}
     few = pairs[(pairs["user"] < 5) & (pairs["item"] < 5)]
@@ -251,8 +253,6 @@ def test_who_is_cold_and_of_whom_nothing_was_copied_is_the_unknown(side, other, 
         data.encode(data.Parts(rows, None, None), data.Schema(), users=frames["user"], items=frames["item"]).train
         for rows in (pairs, few)
     )
-    if masked:
-        theirs = dataclasses.replace(ours, weight=np.isin(pairs.index, few.index).astype(np.float32))
     known = jaxrec.fit(models.MatrixFactorization.for_data(ours, dim=3), ours, epochs=1)
     found = transfer.adapt(known, theirs, patterns=f"{other}/*", epochs=1).recommender
     index = {name: found.encoder.vocabulary(name).encode([7])[0] for name in ("user", "item")}
@@ -481,6 +481,19 @@ def test_kernels_are_not_copied_onto_numbers_of_another_scale(world):
     with refuses(ValueError, "user feature Numeric.*'zscore'.*the target's is Numeric.*None.*like=source.encoder"):
         transfer.adapt(source, raw, freeze="*")
     assert transfer.adapt(source, raw, patterns="item/*", freeze="*").copied.paths("copied")
+
+
+@pytest.mark.parametrize("verb", [transfer.adapt, transfer.distill])
+def test_targets_of_another_scale_are_refused(verb, rated_world):
+    frame, schema = rated_world.target.interactions, rated_world.target.schema
+    plain, scaled = (
+        data.encode(data.Parts(frame, None, None), dataclasses.replace(schema, target_scale=scale)).train
+        for scale in (None, "zscore")
+    )
+    model = models.MatrixFactorization.for_data(plain, dim=3)
+    source = jaxrec.fit(model, plain, epochs=1)
+    with refuses(ValueError, "target_scale=None, and the training part has 'rating' with target_scale='zscore'"):
+        verb(source, scaled, epochs=1)
 
 
 def test_kernels_beside_the_sides_read_features_by_position_too(world):

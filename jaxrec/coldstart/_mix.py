@@ -50,8 +50,7 @@ def mix(parts: Sequence[Recommender], weight: np.ndarray | Sequence[Any], *, few
                 raise ValueError(
                     f"Expected recommenders whose {side.removesuffix('_row')}s have the same rows in their tables, got "
                     f"{first!r} and {other!r}. What coldstart.meta_learn gives knows no user (item) by its own row: "
-                    "mix it with others of its kind. fit gives none to whom it had no example of: encode a training "
-                    "part in which everybody has a row of weight above 0."
+                    "mix it with others of its kind."
                 )
         if first.link != "rank" and not _values.same(first.encoder.target, other.encoder.target):
             raise ValueError(

@@ -45,7 +45,7 @@ class FittedFeature:
             raise type(error)(f"Labels in the column {feature.column!r}: {error}") from None
         lengths = np.array([len(of_one) for of_one in labels], np.int64)
         _need_room(feature.column, lengths, frame, len(frame))
-        if varies and len(vocabulary) < 2 and (lengths == lengths[0]).all():  # whether there is one says something
+        if varies and len(vocabulary) < 2 and (lengths == lengths[:1]).all():  # whether there is one says something
             raise ValueError(_constant(feature.column, str(vocabulary)))
         return cls(feature, int(lengths.max()), vocabulary=vocabulary)
 

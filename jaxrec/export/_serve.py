@@ -135,6 +135,8 @@ class Artefact:
             raise ValueError("This artefact's scores do not depend on touched=. Leave it out.")
         rows = np.zeros((0, width), np.float32) if context is None else self._context(context, width)
         if users is None:
+            if self._users and items:
+                raise ValueError("Give users= beside items=, None for one of whom nothing is known.")
             users = [None] * len(rows if items is None else items)
         told: dict = self._told(users, touched, values)
         sizes = {len(told["user"])}

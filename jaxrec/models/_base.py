@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -377,22 +378,35 @@ def normal(key: Key[jax.Array, ""], shape: tuple[int, ...], scale: float | jax.A
     return jax.lax.fori_loop(0, -(-shape[0] // size), filled, jnp.zeros(shape, jnp.float32))
 
 
-def with_unknown_rows(model: Model, params: Params, features: Features, *, in_place: bool = False) -> Params:
+def with_unknown_rows(
+    model: Model,
+    params: Params,
+    features: Features,
+    *,
+    empty: Mapping[str, np.ndarray] | None = None,
+    in_place: bool = False,
+) -> Params:
     """``params`` with the unknown's row of each table set to the mean of the rows in use, where the model wants it.
 
     The mean vector is the best single guess for somebody unknown (it minimises the expected squared error of
-    the vector). Tables that are not in ``params`` (because they are frozen) are left out. ``in_place``: those given are
-    used up, which saves a copy of each.
+    the vector). Tables that are not in ``params`` (because they are frozen) are left out. Rows that are ``empty``, by
+    side, are not in the mean: nothing was learned of their entities, which are given the unknown's. ``in_place``: the
+    tables given are used up, which saves a copy of each.
     """
-    if model.unknown == "zero":
+    empty = {} if empty is None else empty
+    if model.unknown == "zero" and not empty:
         return params
-    leaves = _tree.flatten(params)
+    leaves, changed = _tree.flatten(params), {}
     rows = {"user": features.user_row, "item": features.item_row}
-    changed = {
-        path: (_put_unknown if in_place else _set_unknown)(leaves[path], jnp.asarray(rows[numbering]))
-        for path, numbering in model.tables.items()
-        if path in leaves and numbering in rows
-    }
+    for path, numbering in model.tables.items():
+        if path not in leaves or numbering not in rows:
+            continue
+        table, row = leaves[path], rows[numbering]
+        if numbering in empty:
+            row = np.where(np.isin(row, empty[numbering]), 0, row)
+        if model.unknown != "zero":
+            table = (_put_unknown if in_place else _set_unknown)(table, jnp.asarray(row))
+        changed[path] = table.at[empty[numbering]].set(table[0]) if numbering in empty else table
     return _tree.replace(params, changed)
 
 

@@ -109,9 +109,11 @@ def _check_rows(
     like = jax.eval_shape(transformation.init, _tree.unflatten(params))
     _refuse_accumulation(like, tables)
     update = functools.partial(optax.with_extra_args_support(transformation).update, value=jnp.ones((), jnp.float32))
-    tree = _tree.unflatten(params)
-    if any(owner is not None for owner in owners) and _elementwise(jax.make_jaxpr(update)(tree, like, tree)):
-        return False
+    if any(owner is not None for owner in owners):
+        part = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
+        numbers = [_numbers(update, transformation.init, _tree.unflatten(each)) for each in (params, part)]
+        if numbers[0] is not None and numbers[0] == numbers[1]:  # else it may look at how many rows there are
+            return False
     state = jax.jit(transformation.init)(_tree.unflatten(params))
     leaves, treedef = jax.tree.flatten(state)
     part_state = treedef.unflatten(
@@ -158,21 +160,31 @@ def _check_rows(
     return linear
 
 
-def _elementwise(program: Any) -> bool:
-    """Whether it is plain from the closed jaxpr that each number of an array comes of those in its place and scalars.
+def _numbers(update: Any, init: Any, params: Params) -> list[float] | None:
+    """The numbers in an update's program; None unless each element of an array plainly comes of those in its place and
+    of scalars.
 
     So it is with most transformations, and compiling the trial takes longer than all else before a first step.
     """
+    program = jax.make_jaxpr(update)(params, jax.eval_shape(init, params), params)
+    found = [np.asarray(const).tolist() for const in program.consts]
+    return found if not any(map(np.ndim, program.consts)) and _elementwise(program.jaxpr, found) else None
 
-    def plain(equation: Any) -> bool:
-        name = equation.primitive.name
+
+def _elementwise(program: Any, numbers: list[float]) -> bool:
+    for equation in program.eqns:
+        name, variables = equation.primitive.name, (*equation.invars, *equation.outvars)
+        numbers += [each.val for each in equation.invars if hasattr(each, "val")]
         if name in ("jit", "pjit"):
-            return _elementwise(equation.params["jaxpr"])
-        if name == "broadcast_in_dim":
-            return not equation.invars[0].aval.ndim
-        return name in _ELEMENTWISE or not any(each.aval.ndim for each in (*equation.invars, *equation.outvars))
-
-    return not any(map(np.ndim, program.consts)) and all(map(plain, program.jaxpr.eqns))
+            inner = equation.params["jaxpr"]
+            plain = not any(map(np.ndim, inner.consts)) and _elementwise(inner.jaxpr, numbers)
+        elif name == "broadcast_in_dim":
+            plain = not equation.invars[0].aval.ndim
+        else:
+            plain = name in _ELEMENTWISE or not any(each.aval.ndim for each in variables)
+        if not plain:
+            return False
+    return True
 
 
 def _awake(second: Any, state: Any, params: dict[str, np.ndarray], tables: tuple[str, ...]) -> int:

@@ -82,7 +82,7 @@ def fit_als(
     hardly anyone can have met it: items are folded in by what was observed alone.
 
     Args:
-      train: implicit feedback; weights are confidences, and rows of weight 0 are as if they were not there.
+      train: implicit feedback; weights are confidences, and rows of weight 0 count nowhere.
       dim: width of the vectors.
       epochs: passes over both sides, at most.
       unobserved: weight of a pair that was not observed, positive.
@@ -192,6 +192,9 @@ def fit_als(
         len(train.interactions),
         folding=Folding(fold_user or own, fold_item or Folding.item),
     )
+    rows_of = {"user": np.asarray(features.user_row), "item": np.asarray(features.item_row)}
+    # Whoever has no vector is no part of the mean that the unknown gets.
+    moved = {f"{side}_row": np.where(met[side][row], row, 0) for side, row in rows_of.items()}
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
@@ -206,7 +209,7 @@ def fit_als(
                 priors.refit(side, tables[side].addressable_data(0))
         here = {side: table.addressable_data(0) for side, table in tables.items()}
         if priors is None:
-            params = _ending(model, here, features)
+            params = _ending(model, here, features._replace(**moved))
         else:
             params = priors.params(here)
         jax.block_until_ready(params)

@@ -1,8 +1,6 @@
 """What is trained by where nothing is said, and what does not go together."""
 
-import dataclasses
 import warnings
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -72,16 +70,16 @@ def warn_unless_weighed(loss: losses.Loss, model: Model, batch: Batch, features:
 
 
 def check_rows(model: Model, train: Dataset) -> None:
-    """Every entity that is to be learned of needs a row of the model's tables: row 0, the unknown's, learns nothing."""
+    """Every entity of the training part needs a row of the model's tables: row 0, the unknown's, learns nothing."""
     sizes = train.sizes
     needed = {f"user/{name}": rows for name, rows in sizes.user_codes}
     needed |= {f"item/{name}": rows for name, rows in sizes.item_codes}
-    met = _met(model, train)
-    for side, row in (("user", train.features.user_row), ("item", train.features.item_row)):
+    sides = (("user", train.user, train.features.user_row), ("item", train.item, train.features.item_row))
+    for side, index, row in sides:
         needed[side] = int(row.max()) + 1
-        if side not in met or side not in model.tables.values():
+        if index is None or side not in model.tables.values():
             continue
-        without = np.flatnonzero(met[side] & (row == 0))
+        without = np.flatnonzero((counted(index, len(row)) > 0) & (row == 0))
         if len(without):
             raise ValueError(
                 f"{len(without)} {side}s of the training part have no row in the model's tables, so nothing could be "
@@ -98,33 +96,19 @@ def check_rows(model: Model, train: Dataset) -> None:
             )
 
 
-def without_empty_rows(train: Dataset, model: Model, known: Mapping[str, np.ndarray] | None = None) -> Dataset:
-    """Whoever has a table row and no example has the unknown's row again: one of their own would stay as it was drawn.
-
-    ``known`` masks, by side, entities whose rows hold something all the same; by default a side's of which the model
-    has no table. A dataset in which nobody has an empty row comes back as it is.
-    """
-    changed = {}
-    for side, met in _met(model, train).items():
-        row = np.asarray(getattr(train.features, f"{side}_row"))
-        kept = (side not in model.tables.values()) if known is None else known[side]
-        empty = (row > 0) & ~(met | kept)
-        if empty.any():
-            changed[f"{side}_row"] = np.where(empty, 0, row)
-    if not changed:
-        return train
-    encoder = dataclasses.replace(train.encoder, features=train.features._replace(**changed))
-    return dataclasses.replace(train, encoder=encoder)
-
-
-def _met(model: Model, train: Dataset) -> dict[str, np.ndarray]:
-    """By side, whether an entity is in an example: of a model that reads histories an item may be in that of one."""
-    rows, sides = weighing(train), {}
+def empty_rows(model: Model, train: Dataset) -> dict[str, np.ndarray]:
+    """By side, table rows of those who are in no example, which would stay as they were drawn; sides without are left
+    out. Of a model that reads histories an item may be in that of an example."""
+    rows, found = weighing(train), {}
     for side, index in (("user", train.user), ("item", train.item)):
-        if index is not None:
-            whole = rows is None or (side == "item" and getattr(model, "history", 0))  # histories hold every row
-            sides[side] = counted(index if whole else index[rows], len(getattr(train.features, f"{side}_row"))) > 0
-    return sides
+        if index is None or side not in model.tables.values():
+            continue
+        row = np.asarray(getattr(train.features, f"{side}_row"))
+        whole = rows is None or (side == "item" and getattr(model, "history", 0))  # histories hold every row
+        without = row[counted(index if whole else index[rows], len(row)) == 0]
+        if without.any():
+            found[side] = without[without > 0]
+    return found
 
 
 def chosen_loss(model: Model, train: Dataset, loss: str | losses.Loss | None) -> tuple[str | None, losses.Loss, Link]:

@@ -27,8 +27,8 @@ from jaxrec.train._choices import (
     chosen_loss,
     chosen_negatives,
     chosen_optimizer,
+    empty_rows,
     warn_unless_weighed,
-    without_empty_rows,
 )
 from jaxrec.train._judge import Judge, Metric
 from jaxrec.train._phases import Phases, refreeze
@@ -92,8 +92,7 @@ def fit(
     Args:
       model: for example ``TwoTower.for_data(train)``.
       train: from ``data.encode``; every user and item in it must be known to its encoder. Rows of weight 0
-        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same. Users and
-        items without any example are cold: the recommender's encoder gives them no table row, unless ``params`` does.
+        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same.
       loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
         ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``, which has to weigh
         rows by ``batch.weight``: 0 marks examples that only fill a batch up. By default ``"mse"``
@@ -162,8 +161,6 @@ def fit(
         multiple_of=1 if mesh is None else mesh.size,
     )
     check_rows(model, train)
-    if params is None:
-        train = without_empty_rows(train, model)
     judge = Judge(validation, metric, patience, encoder=train.encoder, link=link)
     blank = Recommender(model, {}, train.encoder, train.interactions, len(train.interactions), link=link)
     features = blank.features if mesh is None else _sharded.placed(blank.features, _sharded.everywhere(mesh))
@@ -201,6 +198,7 @@ def fit(
         mesh=mesh,
         phases=phases,
         restart=started,
+        empty=empty_rows(model, train) if params is None else None,
     )
 
 
@@ -220,12 +218,14 @@ def run_epochs(
     mesh: Mesh | None = None,
     phases: Phases | None = None,
     restart: Callable[[int, TrainState], TrainState] | None = None,
+    empty: Mapping[str, np.ndarray] | None = None,
 ) -> Recommender:
     """``blank`` with the parameters that training ``model`` from ``state`` gives.
 
     ``model`` has the parameters of the recommender's own and may score them in another way. Where a phase begins,
-    ``restart`` makes the state that it goes on with.
+    ``restart`` makes the state that it goes on with. Rows that are ``empty`` are given the unknown's.
     """
+    done = functools.partial(finished, blank, mesh=mesh, empty=empty)
     log: list[dict[str, Any]] = []
     judge.check(blank)
     watched = bool(callbacks) or judge.name is not None
@@ -242,13 +242,13 @@ def run_epochs(
                 raise Diverged(
                     f"{what} in step {int(state.step) + 1} (epoch {epoch}). Training stopped "
                     f"and this exception's `recommender` has the parameters before that step. {_REMEDY}",
-                    blank.replace(params=finished(blank, state, mesh), log=tuple(log)),
+                    blank.replace(params=done(state), log=tuple(log)),
                 )
             row = {"epoch": epoch, "loss": mean, "seconds": time.perf_counter() - start}
             if not watched:  # the parameters of an epoch are a copy, which nobody would look at
                 log.append(row)
                 continue
-            recommender = blank.replace(params=finished(blank, state, mesh), log=tuple(log))
+            recommender = blank.replace(params=done(state), log=tuple(log))
             stop = look(judge, recommender, row) and not (phases is not None and phases.more(epoch))
             log.append(row)
             recommender = recommender.replace(log=tuple(log))
@@ -257,7 +257,7 @@ def run_epochs(
             if stop or any(told):
                 break
     diverged = judge.best is None and not _finite(state.params)
-    final = finished(blank, state, mesh, in_place=True) if judge.best is None else judge.best
+    final = done(state, in_place=True) if judge.best is None else judge.best
     recommender = blank.replace(params=final, log=tuple(log))
     if diverged:
         raise Diverged(
@@ -322,13 +322,21 @@ def _summary(infos: list[EpochInfo]) -> tuple[float, float | None]:
     return float(taken.mean()) if len(taken) else float("nan"), failed
 
 
-def finished(blank: Recommender, state: TrainState, mesh: Mesh | None, *, in_place: bool = False) -> Params:
+def finished(
+    blank: Recommender,
+    state: TrainState,
+    *,
+    mesh: Mesh | None = None,
+    empty: Mapping[str, np.ndarray] | None = None,
+    in_place: bool = False,
+) -> Params:
     """All parameters, with the unknown's rows filled in where they follow the trained ones; of a state that is not
     needed any more ``in_place``."""
     model, params, frozen = blank.model, state.params, state.frozen
     if mesh is not None:
         params, frozen = _sharded.whole(model, params), _sharded.whole(model, frozen)
-    return _tree.merge(with_unknown_rows(model, params, blank.encoder.features, in_place=in_place), frozen)
+    features = blank.encoder.features
+    return _tree.merge(with_unknown_rows(model, params, features, empty=empty, in_place=in_place), frozen)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
 from jaxrec.evaluation._rows import NaNScore
 from jaxrec.models import Model
-from jaxrec.train._choices import check_rows, without_empty_rows
+from jaxrec.train._choices import check_rows, empty_rows
 from jaxrec.train._fit import Diverged, finished
 from jaxrec.train._judge import Judge
 from jaxrec.train._step import TrainState, all_finite, init_state, train_step
@@ -30,6 +30,7 @@ class Source(NamedTuple):
     blank: Recommender
     batches: Batches
     state: TrainState
+    empty: dict[str, np.ndarray]
 
 
 def source_of(
@@ -47,8 +48,6 @@ def source_of(
 ) -> Source:
     train, most = trains[number], max(map(len, trains))
     check_rows(model, train)
-    if params is None:
-        train = without_empty_rows(train, model)
     histories: Any = getattr(model, "histories", "subset")
     batches = Batches(
         train,
@@ -63,7 +62,7 @@ def source_of(
     key_init, key_train = jax.random.split(jax.random.key(seed))  # as fit does
     start = model.init(key_init) if params is None else _tree.copied(params)
     state = init_state(model, start, optimizer, batches.example(), blank.features, key=key_train, freeze=freeze)
-    return Source(blank, batches, state)
+    return Source(blank, batches, state, empty_rows(model, train) if params is None else {})
 
 
 class Runs:
@@ -160,7 +159,7 @@ class Runs:
             return self._final[source, setting]
         place = int(np.flatnonzero(self._kept == setting)[0])
         state = _one(self._state._replace(opt_state=(), slots={}), source, place)
-        return finished(self._sources[source].blank, state, None)
+        return finished(self._sources[source].blank, state, empty=self._sources[source].empty)
 
     def _recommender(self, source: int, setting: int) -> Recommender:
         log = tuple(self.logs[source][setting])

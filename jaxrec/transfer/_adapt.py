@@ -14,14 +14,14 @@ from jaxrec._expect import expect, one_of
 from jaxrec._recommender import Recommender, order_of
 from jaxrec._types import Params
 from jaxrec.data import Dataset, Encoder
+from jaxrec.data._counting import counted
 from jaxrec.data._features import FittedFeature
 from jaxrec.data._schema import Categorical, Labels
-from jaxrec.data._sides import SIDES
 from jaxrec.models import Mixture, Model, SharedSpecific
 from jaxrec.models._base import resized, with_unknown_rows
 from jaxrec.models._shared_specific import DOMAIN
 from jaxrec.train import fit
-from jaxrec.train._choices import check_rows, without_empty_rows
+from jaxrec.train._choices import check_rows
 from jaxrec.transfer._adapters import Adapters, Bottleneck, LowRank
 from jaxrec.transfer._align import Alignment, Rows, align, rows_are_of, together
 from jaxrec.transfer._copy import CopyReport, copy
@@ -106,8 +106,9 @@ def adapt(
       The recommender, the alignment, the copy report and what was frozen.
 
     Raises:
-      ValueError: nothing can be copied, shapes or features differ, a pattern matches nothing, the alignment is of other
-        encoders, ``unmatched`` has no copied row or no features to go by, or a leaf with an adapter is not frozen.
+      ValueError: nothing can be copied, shapes or features differ, the target's scale is not the source's, a pattern
+        matches nothing, the alignment is of other encoders, ``unmatched`` has no copied row or no features to go by, or
+        a leaf with an adapter is not frozen.
     """
     sources = sources_by_name(source)
     expect(train, Dataset, "train")
@@ -121,6 +122,8 @@ def adapt(
     first = next(iter(sources.values()))
     several = isinstance(source, Mapping)
     options = with_loss(first, train, options)
+    for each in sources.values():
+        need_same_scale(each, train)
     if importance is not None and several:
         raise ValueError("importance= belongs to the parameters of one source. Adapt from that one, or leave it out.")
     if importance is not None and adapters is not None:
@@ -139,8 +142,7 @@ def adapt(
         params, report = copy(first.params, fresh, rows=rows, patterns=patterns, rename=rename)
     for name, each in sources.items():
         _check_inputs(each.encoder, train.encoder, report, target, name if several else None)
-    # Whoever was aligned may be copied into no table.
-    train = without_empty_rows(train, target, _begun(train, before, target, report, rows, unmatched))
+    train = _without_empty_rows(train, before, target, report, rows)
     params, report = fill(params, target, train, rows, report, unmatched)
     params = with_unknown_rows(target, params, train.features)  # of tables that are frozen nobody will do it later
     if adapters is not None:
@@ -228,6 +230,17 @@ def kind_of(source: Recommender) -> str:
     return "probabilities" if source.link == "sigmoid" else "targets"
 
 
+def need_same_scale(source: Recommender, train: Dataset) -> None:
+    """Raises where the source's scores would be read as numbers of another scale."""
+    ours, theirs = (encoder.schema for encoder in (source.encoder, train.encoder))
+    if kind_of(source) != "targets" or theirs.target is None or ours.target_scale == theirs.target_scale:
+        return
+    raise ValueError(
+        f"The source predicts {ours.target!r} with target_scale={ours.target_scale!r}, and the training part has "
+        f"{theirs.target!r} with target_scale={theirs.target_scale!r}. Encode both with one scale."
+    )
+
+
 def _alignments(
     sources: Mapping[str, Recommender], target: Encoder, given: Alignment | Mapping[str, Alignment] | None
 ) -> dict[str, Alignment]:
@@ -264,18 +277,23 @@ def _check_alignment(alignment: Alignment, source: Encoder, target: Encoder) -> 
         )
 
 
-def _begun(
-    train: Dataset, before: Encoder, model: Model, report: CopyReport, rows: Mapping[str, Rows], unmatched: Unmatched
-) -> dict[str, np.ndarray]:
-    """By side, whose rows begin with something: copied ones, and the target's own where ``fill`` gives them a start."""
-    known = {}
-    for side in SIDES:
-        row, own = (getattr(encoder.features, f"{side}_row") for encoder in (train.encoder, before))
+def _without_empty_rows(
+    train: Dataset, before: Encoder, model: Model, report: CopyReport, rows: Mapping[str, Rows]
+) -> Dataset:
+    """Whoever was aligned, but copied into no table and is not trained on, has the unknown's row again: one of their
+    own would stay as it was drawn."""
+    features = {}
+    for side, index in (("user", train.user), ("item", train.item)):
+        name = f"{side}_row"
+        row, own = (getattr(encoder.features, name) for encoder in (train.encoder, before))
         copied = [np.asarray(rows[path].target) for path in report.paths("rows copied") if model.tables[path] == side]
-        known[side] = np.isin(row, np.concatenate([*copied, np.zeros(0, np.int32)]))
-        if unmatched != "fresh" or side not in model.tables.values():
-            known[side] |= own > 0
-    return known
+        kept = (own > 0) | np.isin(row, np.concatenate([*copied, np.zeros(0, np.int32)]))
+        if index is not None:
+            kept |= counted(index, len(row)) > 0
+        features[name] = np.where(kept, row, 0)
+    return dataclasses.replace(
+        train, encoder=dataclasses.replace(train.encoder, features=train.features._replace(**features))
+    )
 
 
 def _check_inputs(source: Encoder, target: Encoder, report: CopyReport, model: Model, name: str | None) -> None:

@@ -177,7 +177,7 @@ def need_weight(params: Mapping[str, jax.Array], report: CopyReport) -> None:
 def _renamed(source: Mapping[str, Any], target: Mapping[str, Any], rules: Mapping[str, str]) -> dict[str, str]:
     renamed = _tree.rename(source, rules)
     for old, new in rules.items():
-        if not any(renamed[path] in target for path in renamed if _tree.covers(old, path)):
+        if not any(renamed[path] in target for path in renamed if _tree.under_rule(old, path)):
             raise ValueError(
                 f"The rule {old!r} to {new!r} leads to no leaf of the target. Its paths: {', '.join(target)}."
             )

@@ -15,8 +15,8 @@ from jaxrec.models import Model
 from jaxrec.models._base import resized
 from jaxrec.models._taught import TEACHER, Taught, beside
 from jaxrec.train import fit
-from jaxrec.train._choices import chosen_loss, without_empty_rows
-from jaxrec.transfer._adapt import kind_of, with_loss
+from jaxrec.train._choices import chosen_loss
+from jaxrec.transfer._adapt import kind_of, need_same_scale, with_loss
 from jaxrec.transfer._carry import vectors_of
 
 
@@ -73,10 +73,9 @@ def distill(
         raise ValueError(f"Expected weight >= 0, got {weight}.")
     if not temperature > 0:
         raise ValueError(f"Expected temperature > 0, got {temperature}.")
-    for name in {"freeze", "params"} & set(options):
+    for name in {"freeze", "params", "unfreeze"} & set(options):
         raise ValueError(f"distill takes no {name}=: the student starts anew and learns everything. Use adapt or fit.")
     student = resized(teacher.model, train) if model is None else model
-    train = without_empty_rows(train, student)  # as fit does where no parameters are given
     options = with_loss(teacher, train, options)
     _check_scores(teacher, student, train, options.get("loss"))
     tables: dict[Side, Array] = {side: _table(teacher, train, side) for side in ("user", "item")}
@@ -107,6 +106,7 @@ def _check_scores(teacher: Recommender, student: Model, train: Dataset, loss: An
             f"The teacher's scores are of {given} and those that the loss {name!r} learns of {learned}, so the student "
             f"would be drawn to two numbers at once. Give {remedy}, or another teacher."
         )
+    need_same_scale(teacher, train)
 
 
 def _table(teacher: Recommender, train: Dataset, side: Side) -> np.ndarray:

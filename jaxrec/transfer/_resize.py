@@ -11,7 +11,6 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Params
 from jaxrec.models import MatrixFactorization, TwoTower
-from jaxrec.models._base import with_unknown_rows
 from jaxrec.ranking._vectors import item_vectors, user_vectors
 
 _HISTORY = "user/history/kernel"
@@ -78,7 +77,7 @@ def resize(recommender: Recommender, dim: int, *, noise: float = 0.1, seed: int 
         }
     model = dataclasses.replace(model, dim=dim)
     params = _tree.replace(recommender.params, {path: jnp.asarray(leaf) for path, leaf in changed.items()})
-    return recommender.replace(model=model, params=with_unknown_rows(model, params, recommender.encoder.features))
+    return recommender.replace(model=model, params=params)  # a mean of rows, where row 0 is that, is one still
 
 
 def _of_width(model: MatrixFactorization | TwoTower, params: Params) -> dict[str, dict[str, jax.Array]]:

@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from jaxrec._expect import expect, one_of
-from jaxrec.data import Categorical, Frames
+from jaxrec.data import Categorical, Frames, Vocabulary
 from jaxrec.data._schema import need_columns, weights
 from jaxrec.models._shared_specific import DOMAIN
 
@@ -72,6 +72,7 @@ def stack(
         own, other = (frames.items, frames.users) if side == "item" else (frames.users, frames.items)
         if own is None:
             own = frames.interactions[[column]].drop_duplicates()
+        Vocabulary.fit(rows[column].unique(), own[column].unique())  # refuses types that would hide as strings
         owned.append(own.assign(**{column: qualified(own[column], name), DOMAIN: name}))
         if other is not None:
             shared.append(other)
