@@ -92,7 +92,8 @@ def fit(
     Args:
       model: for example ``TwoTower.for_data(train)``.
       train: from ``data.encode``; every user and item in it must be known to its encoder. Rows of weight 0
-        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same.
+        are no examples (see ``data.Batches``), and belong to the recommender's interactions all the same. Users and
+        items without any example are given the unknown's row, unless ``params`` brings one.
       loss: ``"mse"``, ``"sigmoid_cross_entropy"``, ``"bpr"``, ``"warp"``, ``"softmax"``,
         ``"sampled_softmax"``, ``"in_batch_softmax"``, or a function ``(scores, batch) -> scalar``, which has to weigh
         rows by ``batch.weight``: 0 marks examples that only fill a batch up. By default ``"mse"``
