@@ -160,7 +160,7 @@ def _check_rows(
     return linear
 
 
-def _numbers(update: Any, init: Any, params: Params) -> list[float] | None:
+def _numbers(update: Any, init: Any, params: Params) -> list[Any] | None:
     """The numbers in an update's program; None unless each element of an array plainly comes of those in its place and
     of scalars.
 
@@ -171,10 +171,10 @@ def _numbers(update: Any, init: Any, params: Params) -> list[float] | None:
     return found if not any(map(np.ndim, program.consts)) and _elementwise(program.jaxpr, found) else None
 
 
-def _elementwise(program: Any, numbers: list[float]) -> bool:
+def _elementwise(program: Any, numbers: list[Any]) -> bool:
     for equation in program.eqns:
         name, variables = equation.primitive.name, (*equation.invars, *equation.outvars)
-        numbers += [each.val for each in equation.invars if hasattr(each, "val")]
+        numbers += [np.asarray(each.val).tolist() for each in equation.invars if hasattr(each, "val")]
         if name in ("jit", "pjit"):
             inner = equation.params["jaxpr"]
             plain = not any(map(np.ndim, inner.consts)) and _elementwise(inner.jaxpr, numbers)
