@@ -166,18 +166,21 @@ def _numbers(update: Any, init: Any, params: Params) -> list[Any] | None:
 
     So it is with most transformations, and compiling the trial takes longer than all else before a first step.
     """
+    found: list[Any] = []
     program = jax.make_jaxpr(update)(params, jax.eval_shape(init, params), params)
-    found = [np.asarray(const).tolist() for const in program.consts]
-    return found if not any(map(np.ndim, program.consts)) and _elementwise(program.jaxpr, found) else None
+    return found if _elementwise(program, found) else None
 
 
 def _elementwise(program: Any, numbers: list[Any]) -> bool:
-    for equation in program.eqns:
+    """Of a closed jaxpr, whose numbers are appended."""
+    if any(map(np.ndim, program.consts)):
+        return False
+    numbers += [np.asarray(const).tolist() for const in program.consts]
+    for equation in program.jaxpr.eqns:
         name, variables = equation.primitive.name, (*equation.invars, *equation.outvars)
         numbers += [np.asarray(each.val).tolist() for each in equation.invars if hasattr(each, "val")]
         if name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            plain = not any(map(np.ndim, inner.consts)) and _elementwise(inner.jaxpr, numbers)
+            plain = _elementwise(equation.params["jaxpr"], numbers)
         elif name == "broadcast_in_dim":
             plain = not equation.invars[0].aval.ndim
         else:
