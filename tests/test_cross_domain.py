@@ -110,7 +110,7 @@ class TestStack:
 
     def test_ids_that_could_never_match_are_refused(self, domains, films):
         items = pd.DataFrame({"item": films.interactions["item"].unique().astype(str)})
-        with refuses(TypeError, "Expected ids of one type, got int, str"):
+        with refuses(TypeError, "Expected ids of one type, got a mixture of int, str"):
             transfer.stack({**domains, "films": films._replace(items=items)})
 
     def test_by_users(self, domains):

@@ -485,7 +485,8 @@ def test_kernels_are_not_copied_onto_numbers_of_another_scale(world):
 
 @pytest.mark.parametrize("verb", [transfer.adapt, transfer.distill])
 def test_targets_of_another_scale_are_refused(verb, rated_world):
-    frame, schema = rated_world.target.interactions, rated_world.target.schema
+    frame = rated_world.target.interactions
+    schema = data.Schema(target="rating")
     plain, scaled = (
         data.encode(data.Parts(frame, None, None), dataclasses.replace(schema, target_scale=scale)).train
         for scale in (None, "zscore")

@@ -72,7 +72,7 @@ def stack(
         own, other = (frames.items, frames.users) if side == "item" else (frames.users, frames.items)
         if own is None:
             own = frames.interactions[[column]].drop_duplicates()
-        Vocabulary.fit(rows[column].unique(), own[column].unique())  # refuses types that would hide as strings
+        Vocabulary.fit(frames.interactions[column].unique(), own[column].unique())  # types that would hide as strings
         owned.append(own.assign(**{column: qualified(own[column], name), DOMAIN: name}))
         if other is not None:
             shared.append(other)
