@@ -73,7 +73,7 @@ def test_lists_are_the_sorted_predictions_of_unseen_items(name, request, parts):
         order = sorted((j for j in range(len(items)) if items[j] not in seen), key=lambda j, row=row: -scores[row, j])
         mine = listed[listed["user"] == user]
         assert mine["item"].tolist() == [items[j] for j in order[:8]]
-        np.testing.assert_allclose(mine["score"], scores[row, order[:8]], rtol=1e-5)
+        np.testing.assert_allclose(mine["score"], scores[row, order[:8]], rtol=1e-5, atol=1e-6)
 
 
 def test_excluded_items_are_never_recommended(factorization, parts):
