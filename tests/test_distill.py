@@ -139,6 +139,7 @@ def test_what_is_refused(parts, teacher):
         (teacher, {"weight": -1.0}, "weight >= 0, got -1"),
         (teacher, {"temperature": 0.0}, "temperature > 0, got 0"),
         (teacher, {"freeze": "item/*"}, "takes no freeze="),
+        (teacher, {"unfreeze": {2: "*"}}, "takes no unfreeze="),
         (teacher, {"model": models.SequenceTransformer.for_data(parts.train, dim=8, history=4)}, "for each of the"),
     ):
         with refuses(ValueError, message):

@@ -83,7 +83,7 @@ class Batches:
                     f"{int((index == 0).sum())} of {len(index)} rows have {name} that the encoder does not know. Fit "
                     "the encoder on the frame that is trained on, or extend it."
                 )
-        self._data, self._rows = dataset, weighing(dataset)
+        self._data, self._rows = dataset, rows_that_weigh(dataset)
         self._negatives = negatives or Negatives()
         self._history = history
         self._seed = seed
@@ -301,7 +301,7 @@ class Batches:
         )
 
 
-def weighing(dataset: Dataset) -> np.ndarray | None:
+def rows_that_weigh(dataset: Dataset) -> np.ndarray | None:
     """Numbers of the rows that weigh something; None where all do."""
     if dataset.weight is None or dataset.weight.all():
         return None

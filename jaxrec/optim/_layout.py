@@ -109,9 +109,9 @@ def _check_rows(
     like = jax.eval_shape(transformation.init, _tree.unflatten(params))
     _refuse_accumulation(like, tables)
     update = functools.partial(optax.with_extra_args_support(transformation).update, value=jnp.ones((), jnp.float32))
+    part_params = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
     if any(owner is not None for owner in owners):
-        part = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
-        numbers = [_numbers(update, transformation.init, _tree.unflatten(each)) for each in (params, part)]
+        numbers = [_numbers(update, transformation.init, _tree.unflatten(each)) for each in (params, part_params)]
         if numbers[0] is not None and numbers[0] == numbers[1]:  # else it may look at how many rows there are
             return False
     state = jax.jit(transformation.init)(_tree.unflatten(params))
@@ -119,7 +119,6 @@ def _check_rows(
     part_state = treedef.unflatten(
         [leaf if owner is None else np.asarray(leaf)[rows] for leaf, owner in zip(leaves, owners, strict=True)]
     )
-    part_params = {path: leaf[rows] if path in tables else leaf for path, leaf in params.items()}
 
     @jax.jit
     def compiled(grads: dict[str, Any], state: Any, params: dict[str, Any]) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from jaxrec._recommender import Recommender
 from jaxrec._rows import rows_at
 from jaxrec._types import Array, Features, Folding, ImplicitSquares, Params
 from jaxrec.data import Dataset
-from jaxrec.data._batches import weighing
+from jaxrec.data._batches import rows_that_weigh
 from jaxrec.data._counting import counted
 from jaxrec.models import MatrixFactorization
 from jaxrec.models._base import with_unknown_rows
@@ -157,7 +157,7 @@ def fit_als(
     judge, score = Judge(validation, metric, patience, encoder=train.encoder), 1.0
     known = {"user": int(features.user_row.max()), "item": int(features.item_row.max())}
     assert train.user is not None and train.item is not None
-    some = weighing(train)
+    some = rows_that_weigh(train)
     rows = slice(None) if some is None else some
     user, item = (
         np.asarray(row)[index[rows]]
@@ -192,9 +192,9 @@ def fit_als(
         len(train.interactions),
         folding=Folding(fold_user or own, fold_item or Folding.item),
     )
-    rows_of = {"user": np.asarray(features.user_row), "item": np.asarray(features.item_row)}
     # Whoever has no vector is no part of the mean that the unknown gets.
-    moved = {f"{side}_row": np.where(met[side][row], row, 0) for side, row in rows_of.items()}
+    rows_of = ("user", features.user_row), ("item", features.item_row)
+    moved = features._replace(**{f"{side}_row": np.where(met[side][row], row, 0) for side, row in rows_of})
     log: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
@@ -209,7 +209,7 @@ def fit_als(
                 priors.refit(side, tables[side].addressable_data(0))
         here = {side: table.addressable_data(0) for side, table in tables.items()}
         if priors is None:
-            params = _ending(model, here, features._replace(**moved))
+            params = _ending(model, here, moved)
         else:
             params = priors.params(here)
         jax.block_until_ready(params)

@@ -10,7 +10,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxrec import _tree, losses, optim
 from jaxrec._types import Batch, Features, Link
 from jaxrec.data import Dataset, Negatives
-from jaxrec.data._batches import weighing
+from jaxrec.data._batches import rows_that_weigh
 from jaxrec.data._counting import counted
 from jaxrec.models import Linear, Model
 
@@ -99,7 +99,7 @@ def check_rows(model: Model, train: Dataset) -> None:
 def empty_rows(model: Model, train: Dataset) -> dict[str, np.ndarray]:
     """By side, table rows of those who are in no example, which would stay as they were drawn; sides without are left
     out. Of a model that reads histories an item may be in that of an example."""
-    rows, found = weighing(train), {}
+    rows, found = rows_that_weigh(train), {}
     for side, index in (("user", train.user), ("item", train.item)):
         if index is None or side not in model.tables.values():
             continue

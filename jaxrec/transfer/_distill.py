@@ -55,7 +55,8 @@ def distill(
 
     Raises:
       ValueError: the teacher does not factorise or knows no user or no item of the target, its scores are not what
-        a loss of targets gives, an option is out of range, or the student gives no score for each of a batch's columns.
+        a loss of targets gives or on another ``target_scale``, an option is out of range, or the student gives no score
+        for each of a batch's columns.
 
     References:
       Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, 2015; of rankings: Tang and Wang, Ranking

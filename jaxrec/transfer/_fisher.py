@@ -13,7 +13,7 @@ from jaxrec._expect import expect
 from jaxrec._recommender import Recommender
 from jaxrec._types import Batch, Features, Params
 from jaxrec.data import Batches, Dataset, Negatives
-from jaxrec.data._batches import weighing
+from jaxrec.data._batches import rows_that_weigh
 from jaxrec.models import Model
 from jaxrec.models._base import Gathered, gather, safe_index, scored
 
@@ -61,7 +61,7 @@ def fisher(
             "recommender that fit trains."
         )
     pointwise = dataset.item is None or (dataset.target is not None and recommender.link != "rank")
-    counting = weighing(dataset)
+    counting = rows_that_weigh(dataset)
     examples = min(examples, len(dataset) if counting is None else len(counting))
     batches = Batches(
         dataclasses.replace(dataset, window=None),  # an epoch's order is a permutation of all rows

@@ -37,6 +37,8 @@ def stack(
     Raises:
       ValueError: there is no domain, schemas differ, a domain has no or an impossible weight, a name holds '/', or a
         column is missing.
+      TypeError: a domain's ids are of one type in its interactions and of another in its frame, or floats that were
+        integers.
     """
     one_of(side, ("user", "item"), "side")
     if not domains:
